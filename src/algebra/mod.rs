@@ -1,0 +1,15 @@
+//! The algebra of re-parameterization: an expression over linear operators and its two readings.
+//!
+//! [`fold`] turns an [`Expr`] into one kernel and one bias; [`forward`] runs it branch by branch on
+//! a feature map. The law that holds repfuse together is that the two agree. Nothing here knows a
+//! file or a recipe: operands are whatever has a shape and a label ([`Operand`]).
+
+pub mod expr;
+pub mod fold;
+pub mod forward;
+pub mod geometry;
+pub mod transposed;
+
+pub use expr::{Bn, Conv, Expr, Factor, Operand, Values};
+pub use fold::{Affine, fold};
+pub use geometry::{Geometry, GeometryError, Resolved};

@@ -1,0 +1,101 @@
+//! The command: the only place that prints, shows progress, or decides an exit code.
+
+mod fuse;
+mod inspect;
+mod output;
+mod progress;
+mod recipes;
+mod select;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::numbers;
+use crate::recipe;
+use crate::tensor;
+
+/// Fold re-parameterizable blocks (RepVGG, MobileOne, RepConv and kin) into plain convs, and prove it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "repfuse",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit status: 0 done, 1 the answer is no (nothing to fuse, not equivalent), 2 it could not run."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Fuse(fuse::Args),
+    Verify(verify::Args),
+    Inspect(inspect::Args),
+    Recipes(recipes::Args),
+}
+
+/// What a command found out.
+enum Answer {
+    Yes,
+    No,
+}
+
+/// Runs the command line and returns the exit code.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; anything else could not run.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let answer = match cli.command {
+        Command::Fuse(args) => fuse::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Recipes(args) => recipes::run(&args),
+    };
+    match answer {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        // The reader of our output has seen enough, as `head` does; that is no error.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let cause = |e: &(dyn std::error::Error + 'static)| {
+        if e.downcast_ref::<recipe::Error>()
+            .is_some_and(recipe::Error::is_nothing_to_fuse)
+        {
+            return Some(1);
+        }
+        let interrupted = matches!(e.downcast_ref(), Some(tensor::Error::Interrupted))
+            || matches!(
+                e.downcast_ref(),
+                Some(numbers::Error::Tensor(tensor::Error::Interrupted))
+            );
+        // As a shell reports a process that a SIGINT ended.
+        interrupted.then_some(130)
+    };
+    error.chain().find_map(cause).unwrap_or(2)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

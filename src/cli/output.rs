@@ -1,0 +1,114 @@
+//! Printing: results on stdout, everything else on stderr, and numbers in the units people use.
+
+use std::io::Write as _;
+
+use crate::tensor::plain;
+
+/// Prints a result.
+///
+/// # Errors
+/// When stdout is closed or full.
+pub(super) fn result(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// When stdout is closed or full.
+pub(super) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    result(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Prints a remark.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints an error and its causes.
+pub(super) fn error(error: &anyhow::Error) {
+    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    // Transparent errors repeat what their source says.
+    causes.dedup();
+    note(&format!(
+        "repfuse: {}",
+        causes
+            .iter()
+            .map(|c| printable(c))
+            .collect::<Vec<_>>()
+            .join(": ")
+    ));
+}
+
+/// An error message keeps its line breaks and nothing else that a terminal acts on.
+fn printable(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// Columns aligned to their widest cell, two spaces apart; the last one is not padded.
+pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[c].saturating_sub(cell.chars().count()));
+            line += &if right.contains(&c) {
+                format!("{pad}{cell}  ")
+            } else {
+                format!("{cell}{pad}  ")
+            };
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// `12.3 MB`.
+pub(super) fn bytes(n: u64) -> String {
+    scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])
+}
+
+/// `12.3 M`.
+pub(super) fn count(n: u64) -> String {
+    scaled(n as f64, &["", "k", "M", "G"])
+}
+
+fn scaled(n: f64, units: &[&str]) -> String {
+    let mut value = n;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 99.95 { 0 } else { 1 };
+    format!("{value:.digits$} {}", units[unit])
+        .trim_end()
+        .to_owned()
+}
+
+/// `1e-5`, `3e-3`: a small number as it is written in a recipe.
+pub(super) fn small(x: f64) -> String {
+    format!("{x:e}")
+}
+
+/// `one block`, `3 blocks`.
+pub(super) fn plural(n: usize, what: &str) -> String {
+    if n == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{n} {what}s")
+    }
+}

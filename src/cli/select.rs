@@ -1,0 +1,131 @@
+//! What every command asks first: which file, which recipe, which eps.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::output;
+use crate::numbers::EpsWeight;
+use crate::recipe::{self, EpsSource, Options, Plan, Recipe};
+use crate::tensor::{Checkpoint, Float};
+
+/// Which blocks of which recipe.
+#[derive(Debug, clap::Args)]
+pub(super) struct Select {
+    /// The recipe: a built-in name, or the path of a JSON file [default: detect]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(super) recipe: Option<String>,
+    /// The eps of every batch norm, instead of the recipe's
+    #[arg(long, value_name = "E", value_parser = eps)]
+    pub(super) bn_eps: Option<f64>,
+    /// Fuse only blocks whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(super) only: Vec<String>,
+    /// Leave blocks as they are whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(super) skip: Vec<String>,
+}
+
+fn eps(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(eps) if eps > 0.0 && eps < 1.0 => Ok(eps),
+        _ => Err("expected a small positive number such as 1e-5".to_owned()),
+    }
+}
+
+impl Select {
+    /// Plans a file by the chosen recipe, or by the one that is detected.
+    pub(super) fn plan(
+        &self,
+        checkpoint: &Checkpoint,
+        dtype: Option<Float>,
+    ) -> anyhow::Result<Plan> {
+        let options = Options {
+            bn_eps: self.bn_eps,
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            dtype,
+        };
+        let plan = match &self.recipe {
+            Some(name) => recipe::plan(checkpoint.tensors(), &named(name)?, &options)?,
+            None => {
+                let recipes = recipe::builtin()?;
+                let detected = recipe::detect(checkpoint.tensors(), &recipes)?;
+                recipe::plan(checkpoint.tensors(), detected.recipe, &options)?
+            }
+        };
+        Ok(plan)
+    }
+}
+
+/// The recipe of a name, or in a file.
+pub(super) fn named(name: &str) -> anyhow::Result<Recipe> {
+    if !is_path(name) {
+        return Ok(recipe::source(name)?.0);
+    }
+    let text = std::fs::read_to_string(name).map_err(|source| recipe::Error::Unreadable {
+        path: name.to_owned(),
+        source,
+    })?;
+    Ok(recipe::parse(&text, name)?)
+}
+
+fn is_path(name: &str) -> bool {
+    name.ends_with(".json") || name.contains(std::path::MAIN_SEPARATOR)
+}
+
+/// Opens a checkpoint.
+pub(super) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(path).map_err(anyhow::Error::from)
+}
+
+/// The eps, where it comes from, and how much it matters for this file.
+pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String> {
+    let weight = weight?;
+    let eps = plan.eps.map(output::small).unwrap_or_default();
+    let source = match plan.eps_source {
+        EpsSource::Recipe => format!("recipe {}", plan.recipe),
+        EpsSource::User => "--bn-eps".to_owned(),
+    };
+    let matters = match weight.largest {
+        x if x >= 0.001 => format!("{:.1} %", 100.0 * x),
+        x => format!("{:.1e}", x),
+    };
+    let mut line = format!(
+        "{eps} from {source}; {} would change a scale by up to {matters}",
+        output::small(weight.other)
+    );
+    if let Some(note) = plan
+        .eps_note
+        .as_ref()
+        .filter(|_| plan.eps_source == EpsSource::Recipe)
+    {
+        line += &format!("\n{:12}{note}", "");
+    }
+    Some(line)
+}
+
+/// The destination's directory must be there before work starts.
+pub(super) fn check_destination(path: &Path) -> anyhow::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let meta = std::fs::metadata(&parent).with_context(|| {
+        format!(
+            "cannot write to {}",
+            crate::tensor::quoted(&parent.display().to_string())
+        )
+    })?;
+    anyhow::ensure!(
+        meta.is_dir(),
+        "{} is not a directory",
+        crate::tensor::quoted(&parent.display().to_string())
+    );
+    anyhow::ensure!(
+        !path.is_dir(),
+        "{} is a directory; expected the name of a file",
+        crate::tensor::quoted(&path.display().to_string())
+    );
+    Ok(())
+}

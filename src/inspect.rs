@@ -1,0 +1,132 @@
+//! What is in a file: blocks, other convs, totals. Only the header is read.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::algebra::geometry::four_dims;
+use crate::recipe::{self, Options, Plan, Recipe};
+use crate::tensor::{Checkpoint, Tensor};
+
+/// Whether a file is to be fused or has been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Every block has its branches.
+    Training,
+    /// Blocks have been fused.
+    Deploy,
+    /// Some have and some have not, or both forms of a block are there.
+    Mixed,
+    /// No known family.
+    Unknown,
+}
+
+/// How a conv connects channels, as far as its weight tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Every input channel reaches every output channel, or the groups cannot be seen.
+    Dense,
+    /// Each output channel sees the channels of its group.
+    Grouped,
+    /// Each output channel sees one input channel.
+    Depthwise,
+    /// 1×1: no pixel sees its neighbours.
+    Pointwise,
+}
+
+/// What is known about a file from its header.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Training or deploy form.
+    pub form: Form,
+    /// The plan, if a recipe fits.
+    pub plan: Option<Plan>,
+    /// Why no recipe fits, otherwise.
+    pub trouble: Option<recipe::Error>,
+    /// Convs outside blocks.
+    pub convs: Vec<(Tensor, Class)>,
+    /// Elements by element type.
+    pub dtypes: BTreeMap<String, u64>,
+    /// All floating-point elements.
+    pub parameters: u64,
+}
+
+/// Inspects a file by one recipe, or by all of them.
+///
+/// # Errors
+/// When a built-in recipe cannot be read; that no recipe fits is part of the answer.
+pub fn inspect(
+    checkpoint: &Checkpoint,
+    recipe: Option<&Recipe>,
+    options: &Options,
+) -> Result<Inspection, recipe::Error> {
+    let index = checkpoint.tensors();
+    let recipes = recipe.map_or_else(recipe::builtin, |r| Ok(vec![r.clone()]))?;
+    let planned = match recipe {
+        Some(recipe) => recipe::plan(index, recipe, options),
+        None => recipe::detect(index, &recipes)
+            .and_then(|found| recipe::plan(index, found.recipe, options)),
+    };
+    let deployed = recipes.iter().any(|r| recipe::deployed(r, index).is_some())
+        || checkpoint
+            .metadata()
+            .iter()
+            .any(|(key, _)| key.starts_with(crate::fuse::METADATA_PREFIX));
+    let form = match (&planned, deployed) {
+        (Ok(_), false) => Form::Training,
+        (Ok(_), true) => Form::Mixed,
+        (Err(_), true) => Form::Deploy,
+        (Err(_), false) => Form::Unknown,
+    };
+    let in_blocks: HashSet<&str> = match &planned {
+        Ok(plan) => plan
+            .blocks
+            .iter()
+            .flat_map(|b| &b.consumed)
+            .map(Tensor::name)
+            .collect(),
+        Err(_) => HashSet::new(),
+    };
+    let outside = index.values().filter(|t| !in_blocks.contains(t.name()));
+    let convs = outside
+        .filter_map(|t| Some((t.clone(), class_of(t)?)))
+        .collect();
+    let mut dtypes = BTreeMap::new();
+    for tensor in index.values() {
+        *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.len() as u64;
+    }
+    let parameters = index
+        .values()
+        .filter(|t| t.dtype().float().is_some())
+        .map(|t| t.len() as u64)
+        .sum();
+    let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
+    Ok(Inspection {
+        form,
+        plan,
+        trouble,
+        convs,
+        dtypes,
+        parameters,
+    })
+}
+
+/// The class of a conv weight, or `None` for what is none.
+///
+/// Groups are not stored. One input channel per group is depthwise; beyond that a weight alone does not tell.
+pub fn class_of(tensor: &Tensor) -> Option<Class> {
+    let shape = tensor.shape();
+    if shape.len() != 4 || !tensor.name().ends_with("weight") {
+        return None;
+    }
+    let [out, per_group, kh, kw] = four_dims(shape)?;
+    Some(class(out, per_group, [kh, kw], 1))
+}
+
+/// The class of a conv of which the groups are known.
+pub fn class(out: usize, per_group: usize, kernel: [usize; 2], groups: usize) -> Class {
+    match (per_group, kernel) {
+        (1, _) if out > 1 => Class::Depthwise,
+        _ if groups > 1 => Class::Grouped,
+        (_, [1, 1]) => Class::Pointwise,
+        _ => Class::Dense,
+    }
+}

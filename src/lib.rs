@@ -1,0 +1,12 @@
+//! Fold re-parameterizable blocks of a checkpoint into plain convs, and prove that nothing changed.
+
+pub mod algebra;
+pub mod cli;
+pub mod describe;
+pub mod fuse;
+pub mod inspect;
+pub mod numbers;
+pub mod recipe;
+pub mod tensor;
+pub mod values;
+pub mod verify;

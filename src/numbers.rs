@@ -1,0 +1,170 @@
+//! Numbers that cannot be folded or stored: found, named, and placed.
+
+use crate::algebra::{Expr, Values};
+use crate::recipe::{Block, Fused, Plan};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, plain};
+use crate::values::Reader;
+
+/// A number that stands in the way.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error("{tensor} is {value} at {index:?}; a variance must be finite and not negative")]
+    Variance {
+        tensor: String,
+        index: Vec<usize>,
+        value: f64,
+    },
+    #[error("{tensor} is {value} at {index:?}; a branch must be finite")]
+    NotFinite {
+        tensor: String,
+        index: Vec<usize>,
+        value: f64,
+    },
+    #[error("the fused `{tensor}` is {value:e} at {index:?}, beyond the largest {dtype} {largest:e}; store it with --dtype f32{}", if *dtype == Float::F16 { " or bf16" } else { "" })]
+    Overflow {
+        tensor: String,
+        index: Vec<usize>,
+        value: f64,
+        dtype: Float,
+        largest: f64,
+    },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+/// How much the eps of the batch norms matters for a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpsWeight {
+    /// The eps it is compared with: 1e-3, or 1e-5 where the recipe has about 1e-3.
+    pub other: f64,
+    /// The largest relative change of a channel's scale `1/√(var + eps)` if that were the eps.
+    pub largest: f64,
+    /// The variance at which it is that large.
+    pub var: f64,
+    /// The batch norm's `running_var`.
+    pub tensor: String,
+}
+
+/// Checks every variance of the plan and weighs its eps. Nothing but `running_var` is read.
+///
+/// # Errors
+/// When a variance makes its square root meaningless, or cannot be read.
+pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWeight>, Error> {
+    let mut reader = Reader::new(checkpoint, 1 << 16);
+    let mut heaviest: Option<EpsWeight> = None;
+    for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
+        let mut norms = Vec::new();
+        fused.expr.expr().visit(&mut |node| {
+            if let Expr::Bn(bn) = node {
+                norms.push(bn);
+            }
+        });
+        for bn in norms {
+            let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
+            for (i, var) in reader
+                .vector(&bn.var, 0, bn.var.len())?
+                .into_iter()
+                .enumerate()
+            {
+                if !(var >= 0.0 && var.is_finite() && var + bn.eps > 0.0) {
+                    return Err(Error::Variance {
+                        tensor: bn.var.to_string(),
+                        index: place(&bn.var, i),
+                        value: var,
+                    });
+                }
+                let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
+                if heaviest.as_ref().is_none_or(|h| change > h.largest) {
+                    heaviest = Some(EpsWeight {
+                        other,
+                        largest: change,
+                        var,
+                        tensor: bn.var.name().to_owned(),
+                    });
+                }
+            }
+        }
+        reader.forget();
+    }
+    Ok(heaviest)
+}
+
+/// Says why channel `o` of a fused conv has no finite value in its type.
+pub(crate) fn explain(
+    checkpoint: &Checkpoint,
+    fused: &Fused,
+    o: usize,
+    row: &[f64],
+    bias: f64,
+) -> Error {
+    let mut reader = Reader::new(checkpoint, 1 << 16);
+    for leaf in fused.expr.expr().leaves() {
+        match first_not_finite(&mut reader, leaf) {
+            Ok(Some((i, value))) => {
+                return Error::NotFinite {
+                    tensor: leaf.to_string(),
+                    index: place(leaf, i),
+                    value,
+                };
+            }
+            Ok(None) => {}
+            Err(error) => return error.into(),
+        }
+    }
+    let dtype = fused.dtype;
+    let stored = |x: &f64| dtype.round(*x).is_finite();
+    let (end, index, value) = match row.iter().position(|x| !stored(x)) {
+        Some(i) => {
+            let mut index = place_in(&fused.geometry().weight_shape()[1..], i);
+            index.insert(0, o);
+            ("weight", index, row[i])
+        }
+        None => ("bias", vec![o], bias),
+    };
+    Error::Overflow {
+        tensor: plain(&format!("{}.{end}", fused.module)),
+        index,
+        value,
+        dtype,
+        largest: dtype.largest(),
+    }
+}
+
+fn first_not_finite(
+    reader: &mut Reader<'_>,
+    leaf: &Tensor,
+) -> Result<Option<(usize, f64)>, TensorError> {
+    let mut buffer = vec![0.0; leaf.len().min(1 << 14)];
+    let mut first = 0;
+    while first < leaf.len() {
+        let part = (leaf.len() - first).min(buffer.len());
+        reader.read(leaf, first, &mut buffer[..part])?;
+        if let Some(i) = buffer[..part].iter().position(|x| !x.is_finite()) {
+            return Ok(Some((first + i, buffer[i])));
+        }
+        first += part;
+    }
+    Ok(None)
+}
+
+fn place(tensor: &Tensor, flat: usize) -> Vec<usize> {
+    place_in(tensor.shape(), flat)
+}
+
+/// The index of a flat position in a row-major shape.
+pub fn place_in(shape: &[usize], flat: usize) -> Vec<usize> {
+    let mut rest = flat;
+    let mut index: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|&n| (rest % n.max(1), rest /= n.max(1)).0)
+        .collect();
+    index.reverse();
+    index
+}
+
+/// The names of a block for messages.
+pub fn block_label(block: &Block) -> String {
+    plain(&block.name)
+}

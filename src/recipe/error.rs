@@ -1,0 +1,81 @@
+//! Why a checkpoint cannot be planned.
+
+use crate::algebra::GeometryError;
+use crate::tensor::quoted;
+
+/// A recipe that is wrong, or a checkpoint that does not fit one.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error("recipe {}{}: {message}", quoted(origin), if path.is_empty() { String::new() } else { format!(", at {}", quoted(path)) })]
+    Recipe {
+        origin: String,
+        path: String,
+        message: String,
+    },
+    #[error("cannot read the recipe {}", quoted(path))]
+    Unreadable {
+        path: String,
+        source: std::io::Error,
+    },
+    #[error("there is no recipe {}{}; `repfuse recipes` lists them, and a path ending in `.json` names your own", quoted(name), match near { Some(near) => format!(", did you mean `{near}`?"), None => String::new() })]
+    Unknown { name: String, near: Option<String> },
+    #[error("no block of a known family is in this file{}", list(near))]
+    NoBlock { near: Vec<String> },
+    #[error("no block of recipe `{recipe}` is in this file{}", list(near))]
+    NoBlockOf { recipe: String, near: Vec<String> },
+    #[error(
+        "nothing to fuse: the file is already in deploy form ({tensor} is what `{recipe}` writes)"
+    )]
+    Deployed { tensor: String, recipe: String },
+    #[error("the recipes `{}` fit equally well; choose one with --recipe", recipes.join("` and `"))]
+    Ambiguous { recipes: Vec<String> },
+    #[error(
+        "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
+    )]
+    NoneSelected { blocks: usize },
+    #[error("{} is not a glob for --only or --skip", quoted(glob))]
+    Glob {
+        glob: String,
+        source: globset::Error,
+    },
+    #[error("block {}: {message}", quoted(block))]
+    Block { block: String, message: String },
+    #[error("block {}: shapes do not fit", quoted(block))]
+    Shapes {
+        block: String,
+        source: GeometryError,
+    },
+    #[error("{tensor} belongs to a block of recipe `{recipe}` that is not whole{}", if missing.is_empty() { String::new() } else { format!(": {missing} is missing") })]
+    Orphan {
+        tensor: String,
+        recipe: String,
+        missing: String,
+    },
+    #[error(
+        "two tensors would be written as {}: {first} and {second}",
+        quoted(name)
+    )]
+    Clash {
+        name: String,
+        first: String,
+        second: String,
+    },
+}
+
+impl Error {
+    /// Whether this is an answer (there is nothing to fuse) rather than a failure to find one.
+    pub fn is_nothing_to_fuse(&self) -> bool {
+        matches!(
+            self,
+            Error::NoBlock { .. }
+                | Error::NoBlockOf { .. }
+                | Error::Deployed { .. }
+                | Error::NoneSelected { .. }
+        )
+    }
+}
+
+fn list(near: &[String]) -> String {
+    near.iter().map(|line| format!("\n  {line}")).collect()
+}

@@ -1,0 +1,393 @@
+//! From a template and the names in a file to an expression over its tensors.
+//!
+//! The rule throughout: *malformed must never read as absent*. A branch of which any tensor is there must be
+//! there whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use super::model::{BATCH_COUNT, Groups, NORM, Size, Template, Window};
+use super::pattern::{Captures, Pattern};
+use crate::algebra::geometry::{dilated, four_dims, keeps_width};
+use crate::algebra::{Bn, Conv, Expr, Factor};
+use crate::tensor::{Tensor, quoted};
+
+/// The tensors of a file by name.
+pub(super) type Index = BTreeMap<String, Tensor>;
+
+/// What a template has become.
+#[derive(Debug)]
+pub(super) struct Expanded {
+    /// The expression.
+    pub expr: Expr<Tensor>,
+    /// Every tensor the expression stands for, with the counters of its batch norms.
+    pub claimed: Vec<Tensor>,
+    /// Whether the expression holds a bare identity, which no file shows.
+    pub assumes_identity: bool,
+}
+
+/// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone.
+///
+/// # Errors
+/// A sentence that names the tensor that is missing.
+pub(super) fn expand(
+    template: &Template,
+    captures: &Captures,
+    index: &Index,
+    eps: &dyn Fn(Option<f64>) -> f64,
+) -> Result<Expanded, String> {
+    let mut expander = Expander {
+        index,
+        eps,
+        claimed: Vec::new(),
+        assumes_identity: false,
+    };
+    let expr = expander.one(template, captures)?;
+    Ok(Expanded {
+        expr,
+        claimed: expander.claimed,
+        assumes_identity: expander.assumes_identity,
+    })
+}
+
+/// The tensors that a pattern can stand for, among those whose names begin with what is known of it.
+pub(super) fn names<'a, 'p>(
+    index: &'a Index,
+    pattern: &'p Pattern,
+    captures: &'p Captures,
+) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+    let (start, _) = pattern.known_start(captures);
+    let range = index.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
+    range
+        .take_while(move |(name, _)| name.starts_with(&start))
+        .filter_map(move |(name, tensor)| Some((tensor, pattern.matches(name, captures)?)))
+}
+
+/// Every tensor that a pattern matches, whatever its captures stand for.
+pub(super) fn anywhere<'a, 'p>(
+    index: &'a Index,
+    pattern: &'p Pattern,
+) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+    names(index, pattern, &NOTHING_BOUND)
+}
+
+static NOTHING_BOUND: Captures = Captures::new();
+
+struct Expander<'a> {
+    index: &'a Index,
+    eps: &'a dyn Fn(Option<f64>) -> f64,
+    claimed: Vec<Tensor>,
+    assumes_identity: bool,
+}
+
+impl Expander<'_> {
+    fn find(&self, pattern: &Pattern, captures: &Captures) -> Option<Tensor> {
+        self.index.get(&pattern.fill(captures)?).cloned()
+    }
+
+    fn claim(&mut self, pattern: &Pattern, captures: &Captures) -> Result<Tensor, String> {
+        let tensor = self.find(pattern, captures).ok_or_else(|| {
+            format!(
+                "{} is missing",
+                quoted(&pattern.fill(captures).unwrap_or_default())
+            )
+        })?;
+        self.claimed.push(tensor.clone());
+        Ok(tensor)
+    }
+
+    fn one(&mut self, template: &Template, captures: &Captures) -> Result<Expr<Tensor>, String> {
+        let mut terms = self.terms(template, captures, &[])?;
+        match (terms.pop(), terms.is_empty()) {
+            (Some(term), true) => Ok(term),
+            (None, _) => Err(format!(
+                "none of its branches is there: {} is missing",
+                self.wanted(template, captures)
+            )),
+            (Some(last), false) => Ok(Expr::Sum(terms.into_iter().chain([last]).collect())),
+        }
+    }
+
+    /// A template's terms: one, or none for an absent `optional`, or many for an `each`.
+    fn terms(
+        &mut self,
+        template: &Template,
+        captures: &Captures,
+        beside: &[Expr<Tensor>],
+    ) -> Result<Vec<Expr<Tensor>>, String> {
+        Ok(match template {
+            Template::Optional(x) if **x == Template::Identity => {
+                // Decided from the branches beside it: it is there where the block keeps its width.
+                let there = keeps_width(beside);
+                self.assumes_identity |= there;
+                if there {
+                    vec![Expr::Identity]
+                } else {
+                    Vec::new()
+                }
+            }
+            Template::Optional(x) if !self.any_there(x, captures) => Vec::new(),
+            Template::Optional(x) => self.terms(x, captures, beside)?,
+            Template::Each(x) => {
+                let mut terms = Vec::new();
+                for captures in self.values(x, captures)? {
+                    terms.extend(self.terms(x, &captures, beside)?);
+                }
+                terms
+            }
+            Template::Sum(xs) => match self.sum(xs, captures)? {
+                terms if terms.is_empty() => {
+                    return Err(format!(
+                        "none of its branches is there: {} is missing",
+                        self.wanted(template, captures)
+                    ));
+                }
+                mut terms if terms.len() == 1 => std::mem::take(&mut terms),
+                terms => vec![Expr::Sum(terms)],
+            },
+            Template::Seq(xs) => {
+                let mut steps = Vec::new();
+                for x in xs {
+                    steps.extend(self.terms(x, captures, &[])?);
+                }
+                match steps.len() {
+                    0 => {
+                        return Err(format!(
+                            "none of its steps is there: {} is missing",
+                            self.wanted(template, captures)
+                        ));
+                    }
+                    1 => steps,
+                    _ => vec![Expr::Seq(steps)],
+                }
+            }
+            leaf => vec![self.leaf(leaf, captures)?],
+        })
+    }
+
+    fn sum(&mut self, xs: &[Template], captures: &Captures) -> Result<Vec<Expr<Tensor>>, String> {
+        let is_last =
+            |x: &Template| matches!(x, Template::Optional(inner) if **inner == Template::Identity);
+        let mut terms = Vec::new();
+        // An optional identity looks at the other branches, wherever the recipe writes it.
+        for x in xs
+            .iter()
+            .filter(|x| !is_last(x))
+            .chain(xs.iter().filter(|x| is_last(x)))
+        {
+            let more = self.terms(x, captures, &terms)?;
+            terms.extend(more);
+        }
+        Ok(terms)
+    }
+
+    fn leaf(&mut self, template: &Template, captures: &Captures) -> Result<Expr<Tensor>, String> {
+        Ok(match template {
+            Template::Conv {
+                weight,
+                bias,
+                dilation,
+                groups,
+                transposed,
+            } => {
+                let weight = self.claim(weight, captures)?;
+                let bias = match bias {
+                    Some(bias) if self.find(bias, captures).is_some() => {
+                        Some(self.claim(bias, captures)?)
+                    }
+                    _ => None,
+                };
+                let groups = match groups {
+                    Some(Groups::Is(n)) => Some(*n),
+                    Some(Groups::Depthwise) => weight.shape().first().copied(),
+                    None => None,
+                };
+                let dilation = [size(&dilation[0], captures)?, size(&dilation[1], captures)?];
+                if four_dims(weight.shape()).is_some_and(|[_, _, kh, kw]| {
+                    dilated([kh, kw], dilation).is_none_or(|e| e.iter().any(|n| *n > MAX_EXTENT))
+                }) {
+                    return Err(format!(
+                        "{weight} {:?} at dilation {dilation:?} covers more than {MAX_EXTENT} taps",
+                        weight.shape()
+                    ));
+                }
+                Expr::Conv(Conv {
+                    weight,
+                    bias,
+                    dilation,
+                    groups,
+                    transposed: *transposed,
+                })
+            }
+            Template::Bn {
+                module,
+                affine_optional,
+                eps,
+            } => self.bn(module, *affine_optional, *eps, captures)?,
+            Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
+            Template::Scale(Factor::Tensor(t)) => {
+                Expr::Scale(Factor::Tensor(self.claim(t, captures)?))
+            }
+            Template::Shift(t) => Expr::Shift(self.claim(t, captures)?),
+            Template::Mean(Window::Is(window)) => Expr::Mean(*window),
+            Template::Mean(Window::Of(weight)) => {
+                let name = weight.fill(captures).unwrap_or_default();
+                match self.index.get(&name).map(|t| four_dims(t.shape())) {
+                    None => {
+                        return Err(format!(
+                            "{} is missing, whose kernel an average pooling is as large as",
+                            quoted(&name)
+                        ));
+                    }
+                    Some(None) => {
+                        return Err(format!(
+                            "{} has no kernel that an average pooling could be as large as",
+                            quoted(&name)
+                        ));
+                    }
+                    Some(Some([_, _, kh, kw])) => Expr::Mean([kh.max(1), kw.max(1)]),
+                }
+            }
+            // `terms` has dealt with everything else.
+            _ => {
+                self.assumes_identity = true;
+                Expr::Identity
+            }
+        })
+    }
+
+    fn bn(
+        &mut self,
+        module: &Pattern,
+        affine_optional: bool,
+        own_eps: Option<f64>,
+        captures: &Captures,
+    ) -> Result<Expr<Tensor>, String> {
+        let parts = NORM.map(|end| module.with_end(&format!(".{end}")));
+        let missing: Vec<&str> = NORM
+            .iter()
+            .zip(&parts)
+            .filter(|(_, p)| self.find(p, captures).is_none())
+            .map(|(end, _)| *end)
+            .collect();
+        let affine = match missing[..] {
+            [] => true,
+            ["weight", "bias"] if affine_optional => false,
+            _ => {
+                let module = quoted(&module.fill(captures).unwrap_or_default());
+                return Err(match missing.len() {
+                    4 => format!("the batch norm {module} is missing"),
+                    n => {
+                        let are = if n == 1 { "is" } else { "are" };
+                        format!(
+                            "{module} has {} of the 4 batch-norm tensors; `{}` {are} missing",
+                            4 - n,
+                            missing.join("`, `")
+                        )
+                    }
+                });
+            }
+        };
+        let [weight, bias, mean, var] = &parts;
+        let affine = if affine {
+            Some([self.claim(weight, captures)?, self.claim(bias, captures)?])
+        } else {
+            None
+        };
+        let (mean, var) = (self.claim(mean, captures)?, self.claim(var, captures)?);
+        let count = module.with_end(&format!(".{BATCH_COUNT}"));
+        if self.find(&count, captures).is_some() {
+            self.claim(&count, captures)?;
+        }
+        Ok(Expr::Bn(Bn {
+            mean,
+            var,
+            affine,
+            eps: (self.eps)(own_eps),
+        }))
+    }
+
+    /// Whether any tensor of a template is in the file.
+    fn any_there(&self, template: &Template, captures: &Captures) -> bool {
+        template
+            .tensors()
+            .iter()
+            .any(|p| names(self.index, p, captures).next().is_some())
+    }
+
+    /// The values over which an `each` runs, in the order of the numbers in them.
+    fn values(&self, template: &Template, captures: &Captures) -> Result<Vec<Captures>, String> {
+        let free: BTreeSet<String> = template
+            .captures()
+            .into_iter()
+            .filter(|c| !captures.contains_key(c))
+            .collect();
+        let tensors = template.tensors();
+        let mut found = BTreeSet::new();
+        for pattern in tensors
+            .iter()
+            .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
+        {
+            found.extend(names(self.index, pattern, captures).map(|(_, captures)| captures));
+        }
+        let mut found: Vec<Captures> = found.into_iter().collect();
+        let number = |captures: &Captures, name: &String| {
+            captures
+                .get(name)
+                .and_then(|text| text.parse::<usize>().ok())
+        };
+        found.sort_by_key(|captures| {
+            free.iter()
+                .map(|name| number(captures, name))
+                .collect::<Vec<_>>()
+        });
+        if let ([index], [pattern, ..]) = (&free.iter().collect::<Vec<_>>()[..], &tensors[..])
+            && pattern.is_index(index)
+        {
+            // The indices of a list of modules run from 0; a gap is a branch that was lost.
+            if let Some(gap) = found
+                .iter()
+                .enumerate()
+                .find(|(i, captures)| number(captures, index) != Some(*i))
+            {
+                let mut lost = captures.clone();
+                lost.insert((*index).clone(), gap.0.to_string());
+                return Err(format!(
+                    "{} is missing, but later branches are there",
+                    quoted(&pattern.fill(&lost).unwrap_or_default())
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How an error names what a template asks for first.
+    fn wanted(&self, template: &Template, captures: &Captures) -> String {
+        let first = template.tensors().into_iter().next();
+        first.map_or_else(
+            || "a tensor".to_owned(),
+            |p| quoted(&p.fill(captures).unwrap_or_else(|| p.text().to_owned())),
+        )
+    }
+}
+
+/// Kernels that cover more taps than this in one direction are mistakes.
+const MAX_EXTENT: usize = 1024;
+
+fn size(size: &Size, captures: &Captures) -> Result<usize, String> {
+    match size {
+        Size::Is(n) => Ok(*n),
+        Size::Captured(pattern) => {
+            let text = pattern.fill(captures).unwrap_or_default();
+            text.parse()
+                .ok()
+                .filter(|n| (1..=MAX_EXTENT).contains(n))
+                .ok_or_else(|| {
+                    format!(
+                        "{} is not a dilation; expected a number from 1 to {MAX_EXTENT}",
+                        quoted(&text)
+                    )
+                })
+        }
+    }
+}

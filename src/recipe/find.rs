@@ -1,0 +1,139 @@
+//! Which blocks of a recipe are in a file, and which recipe a file is of.
+
+use std::collections::BTreeMap;
+
+use super::error::Error;
+use super::expand::{Index, anywhere};
+use super::model::{BlockRule, Dim, Recipe};
+use super::near::near_misses;
+use super::pattern::{Captures, Pattern};
+use crate::tensor::Tensor;
+
+/// A place in a file where a block of a recipe starts.
+#[derive(Clone, Debug)]
+pub(super) struct Start<'a> {
+    pub(super) rule: &'a BlockRule,
+    pub(super) anchor: &'a Tensor,
+    pub(super) captures: Captures,
+}
+
+/// The recipe that a file is of.
+#[derive(Debug)]
+pub struct Detected<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+}
+
+/// Finds the one recipe whose blocks are in the file.
+///
+/// # Errors
+/// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
+pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, Error> {
+    let fits: Vec<&Recipe> = recipes
+        .iter()
+        .filter(|recipe| found_in(recipe, index))
+        .collect();
+    match fits[..] {
+        [recipe] => Ok(Detected { recipe }),
+        [] => Err(nothing(index, recipes)),
+        _ => Err(Error::Ambiguous {
+            recipes: fits.iter().map(|r| r.name.clone()).collect(),
+        }),
+    }
+}
+
+/// Whether the file has a block of this recipe and the evidence that the recipe asks for.
+pub fn found_in(recipe: &Recipe, index: &Index) -> bool {
+    let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
+    recipe
+        .blocks
+        .iter()
+        .any(|rule| anchors(rule, index).any(|start| shapes_fit(&start, index).is_ok()))
+        && recipe.when.iter().all(there)
+        && !recipe.unless.iter().any(there)
+}
+
+/// Every place where a block starts, in the order of the recipe's rules and then of the names.
+pub(super) fn starts<'a>(recipe: &'a Recipe, index: &'a Index) -> impl Iterator<Item = Start<'a>> {
+    recipe
+        .blocks
+        .iter()
+        .flat_map(|rule| anchors(rule, index))
+        .filter(|start| shapes_fit(start, index).is_ok())
+}
+
+/// Every tensor that matches one of a rule's anchors.
+pub(super) fn anchors<'a>(
+    rule: &'a BlockRule,
+    index: &'a Index,
+) -> impl Iterator<Item = Start<'a>> {
+    let start = move |(anchor, captures)| Start {
+        rule,
+        anchor,
+        captures,
+    };
+    rule.at
+        .iter()
+        .flat_map(move |pattern| anywhere(index, pattern).map(start))
+}
+
+/// Checks the shapes that the rule's `where` asks for.
+///
+/// # Errors
+/// A sentence on the first that does not fit.
+pub(super) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String> {
+    let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
+    for (pattern, shape) in &start.rule.shapes {
+        let name = pattern.fill(&start.captures).unwrap_or_default();
+        match (index.get(&name), shape) {
+            (None, None) => {}
+            (Some(tensor), None) => return Err(format!("{tensor} is there")),
+            (None, Some(_)) => return Err(format!("{} is missing", crate::tensor::quoted(&name))),
+            (Some(tensor), Some(shape)) => {
+                let found = tensor.shape();
+                let fits = found.len() == shape.len()
+                    && shape
+                        .iter()
+                        .zip(found)
+                        .all(|(dim, n)| fits(dim, *n, &mut letters));
+                if !fits {
+                    return Err(format!("{tensor} has shape {found:?}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> bool {
+    match dim {
+        Dim::Any => true,
+        Dim::Odd => n % 2 == 1,
+        Dim::Is(expected) => n == *expected,
+        Dim::Same(letter) => *letters.entry(letter).or_insert(n) == n,
+    }
+}
+
+/// Why there is nothing to fuse: the deploy form, or names that almost fit.
+pub(super) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
+    for recipe in recipes {
+        if let Some(tensor) = deployed(recipe, index) {
+            return Error::Deployed {
+                tensor: tensor.to_string(),
+                recipe: recipe.name.clone(),
+            };
+        }
+    }
+    Error::NoBlock {
+        near: near_misses(index, recipes),
+    }
+}
+
+/// A tensor that only the recipe's deploy form has.
+pub fn deployed<'a>(recipe: &Recipe, index: &'a Index) -> Option<&'a Tensor> {
+    recipe
+        .deploy
+        .iter()
+        .find_map(|pattern| anywhere(index, pattern).next())
+        .map(|(tensor, _)| tensor)
+}

@@ -1,0 +1,46 @@
+//! Recipes: which tensors of a checkpoint form a block, which expression it is, and what its fused conv is called.
+//!
+//! This is where the algebra and the tensors meet. A recipe is data; no line of Rust knows a family. Planning reads
+//! names and shapes only, never a tensor's bytes.
+
+mod builtin;
+mod error;
+mod expand;
+mod find;
+mod model;
+mod near;
+mod operand;
+mod parse;
+mod pattern;
+mod plan;
+
+pub use builtin::{builtin, names, source};
+pub use error::Error;
+pub use find::{Detected, deployed, detect, found_in};
+pub use model::Recipe;
+pub use parse::recipe as parse;
+pub use plan::{Block, EpsSource, Fused, Options, Plan, Planned, What, plan};
+
+/// The candidate that `word` is probably a slip for.
+pub(crate) fn closest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let best = candidates.map(|c| (distance(word, c), c)).min()?;
+    (best.0 <= 1 + word.len() / 4).then_some(best.1)
+}
+
+/// The number of letters to insert, delete or replace to get from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,201 @@
+//! What a recipe says, once its JSON has been read.
+
+use std::collections::BTreeSet;
+
+use super::pattern::Pattern;
+use crate::algebra::Factor;
+
+/// A family of re-parameterizable blocks, in tensor names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// What `--recipe` calls it.
+    pub name: String,
+    /// One line on what it covers.
+    pub about: String,
+    /// The paper or project it comes from.
+    pub cite: String,
+    /// The eps of its batch norms, which no file stores.
+    pub eps: Option<f64>,
+    /// Who else uses the same names with another eps.
+    pub eps_note: Option<String>,
+    /// Detection: each must match some tensor.
+    pub when: Vec<Pattern>,
+    /// Detection: none may match a tensor.
+    pub unless: Vec<Pattern>,
+    /// Path segments of the training form that must not be left over.
+    pub owns: Vec<String>,
+    /// Names that only the deploy form has.
+    pub deploy: Vec<Pattern>,
+    /// Tensors and modules that only training needs.
+    pub drop: Vec<Pattern>,
+    /// Tensors and modules that are copied under another name.
+    pub rename: Vec<(Pattern, Pattern)>,
+    /// The blocks, tried in this order.
+    pub blocks: Vec<BlockRule>,
+}
+
+/// One kind of block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockRule {
+    /// Every tensor that matches one of these starts a block.
+    pub at: Vec<Pattern>,
+    /// Tensors that must be there with a shape, or (`None`) must not be there.
+    pub shapes: Vec<(Pattern, Option<Vec<Dim>>)>,
+    /// Output modules and what each is fused from.
+    pub fuse: Vec<(Pattern, Template)>,
+    /// Tensors and modules of this block that are not written.
+    pub drop: Vec<Pattern>,
+    /// Tensors and modules of this block that are copied under another name.
+    pub rename: Vec<(Pattern, Pattern)>,
+    /// Tensors that are written with their own shape and one number everywhere.
+    pub set: Vec<(Pattern, f64)>,
+}
+
+/// One number of a shape in `where`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// This number.
+    Is(usize),
+    /// The same number wherever the letter stands in the block.
+    Same(String),
+    /// An odd number.
+    Odd,
+    /// Any number.
+    Any,
+}
+
+/// An expression with name patterns at its leaves, and sugar that is gone once names are known.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a recipe has a few dozen of them"
+)]
+pub enum Template {
+    /// A convolution.
+    Conv {
+        /// The weight's name.
+        weight: Pattern,
+        /// The bias's name; the tensor may be absent.
+        bias: Option<Pattern>,
+        /// Distance between taps.
+        dilation: [Size; 2],
+        /// Declared groups.
+        groups: Option<Groups>,
+        /// Whether it is a transposed conv.
+        transposed: bool,
+    },
+    /// A batch norm.
+    Bn {
+        /// The module's name, without `.weight` and the like.
+        module: Pattern,
+        /// Whether weight and bias may both be absent.
+        affine_optional: bool,
+        /// An eps of its own.
+        eps: Option<f64>,
+    },
+    /// A multiplication.
+    Scale(Factor<Pattern>),
+    /// An addition per channel.
+    Shift(Pattern),
+    /// Average pooling, over a window or over the extent of a weight's kernel.
+    Mean(Window),
+    /// A bare identity.
+    Identity,
+    /// One after the other.
+    Seq(Vec<Template>),
+    /// Branches added up.
+    Sum(Vec<Template>),
+    /// There if its tensors are there; for a bare identity, if the block keeps its width.
+    Optional(Box<Template>),
+    /// One term for every value of the captures that the block has not bound.
+    Each(Box<Template>),
+}
+
+/// A number, or the digits of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// A number.
+    Is(usize),
+    /// The number that this pattern of one capture stands for.
+    Captured(Pattern),
+}
+
+/// Declared groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// This many.
+    Is(usize),
+    /// One input channel per group.
+    Depthwise,
+}
+
+/// The window of an average pooling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// `[height, width]`.
+    Is([usize; 2]),
+    /// The kernel extent of this weight.
+    Of(Pattern),
+}
+
+/// The four vectors of a batch norm, by the ends of their names.
+pub(super) const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+
+/// The counter that belongs to a batch norm and no deploy form needs.
+pub(super) const BATCH_COUNT: &str = "num_batches_tracked";
+
+impl Template {
+    /// The names of all tensors that the template may use, as patterns.
+    ///
+    /// A batch norm's counter is not among them: alone it is no evidence of a branch.
+    pub fn tensors(&self) -> Vec<Pattern> {
+        match self {
+            Template::Conv { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).cloned().collect()
+            }
+            Template::Bn { module, .. } => NORM
+                .iter()
+                .map(|end| module.with_end(&format!(".{end}")))
+                .collect(),
+            Template::Scale(Factor::Tensor(t)) | Template::Shift(t) => vec![t.clone()],
+            Template::Scale(Factor::Number(_)) | Template::Mean(_) | Template::Identity => {
+                Vec::new()
+            }
+            Template::Seq(xs) | Template::Sum(xs) => {
+                xs.iter().flat_map(Template::tensors).collect()
+            }
+            Template::Optional(x) | Template::Each(x) => x.tensors(),
+        }
+    }
+
+    /// The names of all captures in it.
+    pub fn captures(&self) -> BTreeSet<String> {
+        let mut names: BTreeSet<String> = self
+            .tensors()
+            .iter()
+            .flat_map(|p| p.captures().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        self.visit(&mut |node| match node {
+            Template::Conv { dilation, .. } => {
+                for size in dilation {
+                    if let Size::Captured(p) = size {
+                        names.extend(p.captures().map(str::to_owned));
+                    }
+                }
+            }
+            Template::Mean(Window::Of(p)) => names.extend(p.captures().map(str::to_owned)),
+            _ => {}
+        });
+        names
+    }
+
+    /// Calls `f` on this node and every node below it.
+    pub fn visit<'a>(&'a self, f: &mut impl FnMut(&'a Template)) {
+        f(self);
+        match self {
+            Template::Seq(xs) | Template::Sum(xs) => xs.iter().for_each(|x| x.visit(f)),
+            Template::Optional(x) | Template::Each(x) => x.visit(f),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What a file almost is: for the error when no block is found, and for tensors that belong to half a block.
+
+use std::collections::BTreeSet;
+
+use super::expand::{Index, anywhere, names};
+use super::find::{anchors, shapes_fit};
+use super::model::Recipe;
+use super::pattern::Captures;
+use crate::tensor::{Tensor, quoted};
+
+/// How many near misses an error names.
+const SHOWN: usize = 3;
+
+/// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
+pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
+    let mut lines = BTreeSet::new();
+    for recipe in recipes {
+        for tensor in index.values() {
+            if let Some((place, missing)) =
+                owner(recipe, tensor, index).filter(|(_, missing)| !missing.is_empty())
+            {
+                lines.insert(format!(
+                    "{} looks like `{}` but {missing} is missing",
+                    quoted(&place),
+                    recipe.name
+                ));
+                break;
+            }
+        }
+    }
+    for recipe in recipes {
+        for rule in &recipe.blocks {
+            // Without shapes to check, an anchor alone is too weak a sign to be named.
+            let miss = anchors(rule, index)
+                .filter(|_| !rule.shapes.is_empty())
+                .find_map(|start| Some((shapes_fit(&start, index).err()?, start)));
+            if let Some((reason, start)) =
+                miss.filter(|_| recipe.unless.is_empty() && recipe.when.is_empty())
+            {
+                let place = start
+                    .captures
+                    .values()
+                    .next()
+                    .filter(|path| !path.is_empty())
+                    .cloned();
+                let place = place.unwrap_or_else(|| start.anchor.name().to_owned());
+                lines.insert(format!(
+                    "{} looks like `{}` but {reason}",
+                    quoted(&place),
+                    recipe.name
+                ));
+            } else if let Some(start) = anchors(rule, index)
+                .find(|start| !rule.shapes.is_empty() && shapes_fit(start, index).is_ok())
+            {
+                let absent = recipe
+                    .when
+                    .iter()
+                    .find(|p| anywhere(index, p).next().is_none());
+                if let Some(pattern) = absent {
+                    lines.insert(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
+                }
+            }
+        }
+    }
+    lines.into_iter().take(SHOWN).collect()
+}
+
+/// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).
+pub(super) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(String, String)> {
+    let name = tensor.name();
+    let segments: Vec<&str> = name.split('.').collect();
+    let at = segments
+        .iter()
+        .position(|segment| recipe.owns.iter().any(|owned| owned == segment))?;
+    let place = segments[..at].join(".");
+    let missing = recipe.blocks.iter().find_map(|rule| {
+        let prefix = rule
+            .at
+            .first()?
+            .captures()
+            .find(|c| c.starts_with('p'))?
+            .to_owned();
+        let captures = Captures::from([(prefix, place.clone())]);
+        let wanted = rule
+            .at
+            .iter()
+            .find(|p| names(index, p, &captures).next().is_none())?;
+        let wanted = wanted
+            .fill(&captures)
+            .unwrap_or_else(|| wanted.known_start(&captures).0 + "…");
+        Some(quoted(&wanted))
+    });
+    Some((place, missing.unwrap_or_default()))
+}

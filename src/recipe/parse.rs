@@ -1,0 +1,539 @@
+//! Reading a recipe's JSON, with the path to every mistake.
+
+use serde_json::{Map, Value};
+
+use super::error::Error;
+use super::model::{BlockRule, Dim, Groups, Recipe, Size, Template, Window};
+use super::pattern::Pattern;
+use crate::algebra::Factor;
+
+/// What is wrong at which place of the JSON.
+struct Mistake {
+    path: String,
+    message: String,
+}
+
+type Parsed<T> = Result<T, Mistake>;
+
+/// Reads a recipe. `origin` names it in errors: a file's path or a built-in recipe.
+///
+/// # Errors
+/// Names the place in the JSON, what is wrong there, and the remedy.
+pub fn recipe(text: &str, origin: &str) -> Result<Recipe, Error> {
+    let mistake = |path: &str, message: String| Error::Recipe {
+        origin: origin.to_owned(),
+        path: path.to_owned(),
+        message,
+    };
+    let value: Value =
+        serde_json::from_str(text).map_err(|e| mistake("", format!("not valid JSON: {e}")))?;
+    parse_recipe(&At {
+        path: String::new(),
+        value: &value,
+    })
+    .map_err(|m| mistake(&m.path, m.message))
+}
+
+/// A value and the path to it.
+struct At<'a> {
+    path: String,
+    value: &'a Value,
+}
+
+impl<'a> At<'a> {
+    fn wrong<T>(&self, message: impl Into<String>) -> Parsed<T> {
+        Err(Mistake {
+            path: self.path.clone(),
+            message: message.into(),
+        })
+    }
+
+    fn expected<T>(&self, what: &str) -> Parsed<T> {
+        let found = match self.value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
+            Value::Object(_) => "an object",
+        };
+        self.wrong(format!("found {found}; expected {what}"))
+    }
+
+    fn key(&self, key: &str, value: &'a Value) -> At<'a> {
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
+        At { path, value }
+    }
+
+    fn object(&self, what: &str) -> Parsed<&'a Map<String, Value>> {
+        self.value
+            .as_object()
+            .map_or_else(|| self.expected(what), Ok)
+    }
+
+    /// An object whose keys are all among `known`.
+    fn object_of(&self, what: &str, known: &[&str]) -> Parsed<&'a Map<String, Value>> {
+        let map = self.object(what)?;
+        for key in map.keys() {
+            if !known.contains(&key.as_str()) {
+                let hint = super::closest(key, known.iter().copied()).map_or_else(
+                    || format!("expected one of `{}`", known.join("`, `")),
+                    |k| format!("did you mean `{k}`?"),
+                );
+                return self.wrong(format!(
+                    "unknown key {}; {hint}",
+                    crate::tensor::quoted(key)
+                ));
+            }
+        }
+        Ok(map)
+    }
+
+    fn get(&self, key: &str) -> Option<At<'a>> {
+        self.value.get(key).map(|value| self.key(key, value))
+    }
+
+    fn need(&self, key: &str) -> Parsed<At<'a>> {
+        self.get(key)
+            .map_or_else(|| self.wrong(format!("the key `{key}` is missing")), Ok)
+    }
+
+    fn entries(&self, what: &str) -> Parsed<Vec<(Pattern, At<'a>)>> {
+        self.object(what)?
+            .iter()
+            .map(|(key, value)| Ok((self.pattern_of(key)?, self.key(key, value))))
+            .collect()
+    }
+
+    fn items(&self, what: &str) -> Parsed<Vec<At<'a>>> {
+        let Some(items) = self.value.as_array() else {
+            return self.expected(what);
+        };
+        Ok(items
+            .iter()
+            .enumerate()
+            .map(|(i, value)| At {
+                path: format!("{}[{i}]", self.path),
+                value,
+            })
+            .collect())
+    }
+
+    fn string(&self) -> Parsed<&'a str> {
+        self.value
+            .as_str()
+            .map_or_else(|| self.expected("a string"), Ok)
+    }
+
+    fn number(&self) -> Parsed<f64> {
+        self.value
+            .as_f64()
+            .map_or_else(|| self.expected("a number"), Ok)
+    }
+
+    fn eps(&self) -> Parsed<f64> {
+        match self.number()? {
+            eps if eps > 0.0 && eps < 1.0 => Ok(eps),
+            eps => self.wrong(format!(
+                "an eps of {eps} makes no sense; expected a small positive number such as 1e-5"
+            )),
+        }
+    }
+
+    fn boolean(&self) -> Parsed<bool> {
+        self.value
+            .as_bool()
+            .map_or_else(|| self.expected("true or false"), Ok)
+    }
+
+    /// A count of channels, groups or taps.
+    fn count(&self) -> Parsed<usize> {
+        match self.value.as_u64() {
+            Some(n) if (1..=MAX_COUNT).contains(&n) => Ok(n as usize),
+            _ => self.expected(&format!("a whole number from 1 to {MAX_COUNT}")),
+        }
+    }
+
+    fn pattern_of(&self, text: &str) -> Parsed<Pattern> {
+        Pattern::parse(text).or_else(|message| self.wrong(message))
+    }
+
+    fn pattern(&self) -> Parsed<Pattern> {
+        self.pattern_of(self.string()?)
+    }
+
+    fn patterns(&self) -> Parsed<Vec<Pattern>> {
+        self.items("an array of patterns")?
+            .iter()
+            .map(At::pattern)
+            .collect()
+    }
+}
+
+/// Windows, dilations and groups beyond this are mistakes.
+const MAX_COUNT: u64 = 1 << 16;
+
+fn list<'a, T>(
+    at: &At<'a>,
+    key: &str,
+    parse: impl Fn(&At<'a>) -> Parsed<Vec<T>>,
+) -> Parsed<Vec<T>> {
+    at.get(key).map_or(Ok(Vec::new()), |at| parse(&at))
+}
+
+fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
+    at.entries("an object: old name to new name")?
+        .into_iter()
+        .map(|(from, to)| Ok((from, to.pattern()?)))
+        .collect()
+}
+
+fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
+    at.object_of(
+        "an object with `name`, `about`, `cite` and `blocks`",
+        &[
+            "name", "about", "cite", "eps", "eps_note", "when", "unless", "owns", "deploy", "drop",
+            "rename", "blocks",
+        ],
+    )?;
+    let recipe = Recipe {
+        name: at.need("name")?.string()?.to_owned(),
+        about: at.need("about")?.string()?.to_owned(),
+        cite: at
+            .get("cite")
+            .map_or(Ok(String::new()), |at| at.string().map(str::to_owned))?,
+        eps: at.get("eps").map(|at| at.eps()).transpose()?,
+        eps_note: at
+            .get("eps_note")
+            .map(|at| at.string().map(str::to_owned))
+            .transpose()?,
+        when: list(at, "when", At::patterns)?,
+        unless: list(at, "unless", At::patterns)?,
+        owns: list(at, "owns", |at| {
+            at.items("an array of path segments")?
+                .iter()
+                .map(|at| Ok(at.string()?.to_owned()))
+                .collect()
+        })?,
+        deploy: list(at, "deploy", At::patterns)?,
+        drop: list(at, "drop", At::patterns)?,
+        rename: list(at, "rename", renames)?,
+        blocks: at
+            .need("blocks")?
+            .items("an array of blocks")?
+            .iter()
+            .map(parse_block)
+            .collect::<Parsed<_>>()?,
+    };
+    let name = at.need("name")?;
+    if recipe.name.is_empty()
+        || !recipe
+            .name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+    {
+        return name.wrong(format!(
+            "{} is not a recipe name; expected lowercase letters, digits, `-` and `.`",
+            crate::tensor::quoted(&recipe.name)
+        ));
+    }
+    if recipe.blocks.is_empty() {
+        return at
+            .need("blocks")?
+            .wrong("a recipe needs at least one block");
+    }
+    for (from, to) in &recipe.rename {
+        all_bound(
+            &at.need("rename")?,
+            to.captures(),
+            &from.captures().collect::<Vec<_>>(),
+        )?;
+    }
+    if recipe.eps.is_none() {
+        let mut needs_eps = false;
+        for (_, template) in recipe.blocks.iter().flat_map(|block| &block.fuse) {
+            template.visit(&mut |node| needs_eps |= matches!(node, Template::Bn { eps: None, .. }));
+        }
+        if needs_eps {
+            return at.wrong("the key `eps` is missing; no file stores the eps of a batch norm, so the recipe must (1e-5 is PyTorch's default)");
+        }
+    }
+    Ok(recipe)
+}
+
+fn all_bound<'p>(
+    at: &At<'_>,
+    captures: impl Iterator<Item = &'p str>,
+    bound: &[&str],
+) -> Parsed<()> {
+    for name in captures {
+        if !bound.contains(&name) {
+            return at.wrong(format!(
+                "`{{{name}}}` is not bound; use a capture of `at`, or `each` for one term per value"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
+    at.object_of(
+        "an object with `at` and `fuse`",
+        &["at", "where", "fuse", "drop", "rename", "set"],
+    )?;
+    let anchor = at.need("at")?;
+    let block = BlockRule {
+        at: match anchor.value {
+            Value::String(_) => vec![anchor.pattern()?],
+            _ => anchor.patterns()?,
+        },
+        shapes: list(at, "where", parse_shapes)?,
+        fuse: at
+            .need("fuse")?
+            .entries("an object: output module to expression")?
+            .into_iter()
+            .map(|(module, at)| Ok((module, parse_template(&at)?)))
+            .collect::<Parsed<_>>()?,
+        drop: list(at, "drop", At::patterns)?,
+        rename: list(at, "rename", renames)?,
+        set: list(at, "set", |at| {
+            at.entries("an object: tensor to number")?
+                .into_iter()
+                .map(|(name, at)| Ok((name, at.number()?)))
+                .collect()
+        })?,
+    };
+    let (Some(first), false) = (block.at.first(), block.fuse.is_empty()) else {
+        let empty = if block.at.is_empty() { "at" } else { "fuse" };
+        return at.need(empty)?.wrong(format!(
+            "`{empty}` is empty; a block needs a tensor to start at and an output"
+        ));
+    };
+    // Only what every alternative binds is bound.
+    let bound: Vec<&str> = first
+        .captures()
+        .filter(|name| block.at.iter().all(|p| p.captures().any(|c| c == *name)))
+        .collect();
+    let shapes = block.shapes.iter().map(|(p, _)| ("where", p));
+    let drops = block.drop.iter().map(|p| ("drop", p));
+    let renames = block
+        .rename
+        .iter()
+        .flat_map(|(from, to)| [("rename", from), ("rename", to)]);
+    let sets = block.set.iter().map(|(p, _)| ("set", p));
+    for (key, pattern) in shapes.chain(drops).chain(renames).chain(sets) {
+        all_bound(&at.need(key)?, pattern.captures(), &bound)?;
+    }
+    for (module, template) in &block.fuse {
+        let fuse = at.need("fuse")?;
+        all_bound(&fuse, module.captures(), &bound)?;
+        check_bound(
+            &At {
+                path: format!("{}.{}", fuse.path, module.text()),
+                value: fuse.value,
+            },
+            template,
+            &bound,
+        )?;
+    }
+    Ok(block)
+}
+
+/// Captures outside an `each` must be bound; inside, at least one tensor must bind all that are free.
+fn check_bound(at: &At<'_>, template: &Template, bound: &[&str]) -> Parsed<()> {
+    match template {
+        Template::Seq(xs) | Template::Sum(xs) => {
+            xs.iter().try_for_each(|x| check_bound(at, x, bound))
+        }
+        Template::Optional(x) => check_bound(at, x, bound),
+        Template::Each(x) => {
+            let captures = x.captures();
+            let free: Vec<&str> = captures
+                .iter()
+                .map(String::as_str)
+                .filter(|c| !bound.contains(c))
+                .collect();
+            if free.is_empty() {
+                return at.wrong("`each` has no capture of its own to run over; use `optional`, or a capture that `at` does not bind");
+            }
+            if !x
+                .tensors()
+                .iter()
+                .any(|p| free.iter().all(|c| p.captures().any(|name| name == *c)))
+            {
+                return at.wrong(format!(
+                    "no tensor in `each` has all of `{{{}}}` in its name",
+                    free.join("}`, `{")
+                ));
+            }
+            let all: Vec<&str> = bound.iter().copied().chain(free).collect();
+            check_bound(at, x, &all)
+        }
+        leaf => all_bound(at, leaf.captures().iter().map(String::as_str), bound),
+    }
+}
+
+fn parse_shapes(at: &At<'_>) -> Parsed<Vec<(Pattern, Option<Vec<Dim>>)>> {
+    let shape = |at: At<'_>| match at.value {
+        Value::Null => Ok(None),
+        _ => at
+            .items(
+                "a shape such as [\"o\", \"i\", 3, 3], or null for a tensor that must not be there",
+            )?
+            .iter()
+            .map(parse_dim)
+            .collect::<Parsed<Vec<_>>>()
+            .map(Some),
+    };
+    at.entries("an object: tensor to shape")?
+        .into_iter()
+        .map(|(name, at)| Ok((name, shape(at)?)))
+        .collect()
+}
+
+fn parse_dim(at: &At<'_>) -> Parsed<Dim> {
+    match at.value {
+        Value::Number(_) => Ok(Dim::Is(at.count()?)),
+        Value::String(text) => Ok(match text.as_str() {
+            "_" => Dim::Any,
+            "odd" => Dim::Odd,
+            letter if letter.len() == 1 && letter.bytes().all(|b| b.is_ascii_lowercase()) => {
+                Dim::Same(letter.to_owned())
+            }
+            _ => return at.expected("a number, a letter, \"odd\" or \"_\""),
+        }),
+        _ => at.expected("a number, a letter, \"odd\" or \"_\""),
+    }
+}
+
+const KINDS: [&str; 9] = [
+    "conv", "bn", "scale", "shift", "mean", "seq", "sum", "optional", "each",
+];
+
+fn parse_template(at: &At<'_>) -> Parsed<Template> {
+    if let Value::String(word) = at.value {
+        return match word.as_str() {
+            "identity" => Ok(Template::Identity),
+            _ => at.wrong(format!(
+                "unknown expression {}; the only one without an object is \"identity\"",
+                crate::tensor::quoted(word)
+            )),
+        };
+    }
+    let map = at.object("an expression: \"identity\" or an object such as {\"conv\": …}")?;
+    let known: Vec<&str> = KINDS
+        .iter()
+        .copied()
+        .chain(["dilation", "groups", "transposed", "eps", "affine"])
+        .collect();
+    at.object_of("an expression", &known)?;
+    let kinds: Vec<&str> = KINDS
+        .iter()
+        .copied()
+        .filter(|kind| map.contains_key(*kind))
+        .collect();
+    let [kind] = kinds[..] else {
+        return at.wrong(format!(
+            "found {} of `{}` in one expression; expected exactly one",
+            kinds.len(),
+            KINDS.join("`, `")
+        ));
+    };
+    let options: &[&str] = match kind {
+        "conv" => &["conv", "dilation", "groups", "transposed"],
+        "bn" => &["bn", "eps", "affine"],
+        _ => &KINDS,
+    };
+    at.object_of("an expression", options)?;
+    let inside = at.need(kind)?;
+    let terms = || {
+        inside
+            .items("an array of expressions")
+            .and_then(|items| match items.is_empty() {
+                true => inside.wrong(format!(
+                    "an empty `{kind}`; expected at least one expression"
+                )),
+                false => items.iter().map(parse_template).collect::<Parsed<Vec<_>>>(),
+            })
+    };
+    Ok(match kind {
+        "conv" => parse_conv(at, &inside)?,
+        "bn" => Template::Bn {
+            module: inside.pattern()?,
+            affine_optional: match at.get("affine") {
+                None => false,
+                Some(at) if at.value == "optional" => true,
+                Some(at) => return at.expected("\"optional\""),
+            },
+            eps: at.get("eps").map(|at| at.eps()).transpose()?,
+        },
+        "scale" => Template::Scale(match inside.value {
+            Value::Number(_) => Factor::Number(inside.number()?),
+            _ => Factor::Tensor(inside.pattern()?),
+        }),
+        "shift" => Template::Shift(inside.pattern()?),
+        "mean" => Template::Mean(match inside.value {
+            Value::String(_) => Window::Of(inside.pattern()?),
+            _ => Window::Is(pair(&inside, At::count)?),
+        }),
+        "seq" => Template::Seq(terms()?),
+        "sum" => Template::Sum(terms()?),
+        "optional" => Template::Optional(Box::new(parse_template(&inside)?)),
+        _ => Template::Each(Box::new(parse_template(&inside)?)),
+    })
+}
+
+fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
+    let (weight, bias) = match inside.value {
+        Value::String(_) => {
+            let module = inside.pattern()?;
+            (module.with_end(".weight"), Some(module.with_end(".bias")))
+        }
+        _ => {
+            inside.object_of(
+                "a module, or an object with `weight` and `bias`",
+                &["weight", "bias"],
+            )?;
+            (
+                inside.need("weight")?.pattern()?,
+                inside.get("bias").map(|at| at.pattern()).transpose()?,
+            )
+        }
+    };
+    Ok(Template::Conv {
+        weight,
+        bias,
+        dilation: at
+            .get("dilation")
+            .map_or(Ok([Size::Is(1), Size::Is(1)]), |at| pair(&at, parse_size))?,
+        groups: match at.get("groups") {
+            None => None,
+            Some(at) if at.value == "depthwise" => Some(Groups::Depthwise),
+            Some(at) => Some(Groups::Is(at.count()?)),
+        },
+        transposed: at.get("transposed").map_or(Ok(false), |at| at.boolean())?,
+    })
+}
+
+fn parse_size(at: &At<'_>) -> Parsed<Size> {
+    match at.value {
+        Value::String(_) => Ok(Size::Captured(at.pattern()?)),
+        _ => Ok(Size::Is(at.count()?)),
+    }
+}
+
+/// One value for both axes, or `[height, width]`.
+fn pair<'a, T: Clone>(at: &At<'a>, parse: impl Fn(&At<'a>) -> Parsed<T>) -> Parsed<[T; 2]> {
+    if !at.value.is_array() {
+        let both = parse(at)?;
+        return Ok([both.clone(), both]);
+    }
+    match at.items("[height, width]")?.as_slice() {
+        [height, width] => Ok([parse(height)?, parse(width)?]),
+        _ => at.expected("[height, width]"),
+    }
+}

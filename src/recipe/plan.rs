@@ -1,0 +1,504 @@
+//! The plan: what becomes of every tensor of a file, decided from names and shapes alone.
+//!
+//! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::error::Error;
+use super::expand::{Index, expand};
+use super::find::{Start, deployed, nothing, starts};
+use super::model::{BlockRule, Recipe};
+use super::near::owner;
+use super::pattern::{Captures, Pattern};
+use crate::algebra::geometry::resolve;
+use crate::algebra::{Expr, Geometry, Resolved};
+use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
+
+/// What a user may decide about a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The eps of every batch norm, instead of the recipe's.
+    pub bn_eps: Option<f64>,
+    /// Globs on block names: only these are fused. Empty means all.
+    pub only: Vec<String>,
+    /// Globs on block names: these are not fused.
+    pub skip: Vec<String>,
+    /// The element type of fused tensors, instead of that of the block's conv weights.
+    pub dtype: Option<Float>,
+}
+
+/// Where the eps of the batch norms comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EpsSource {
+    /// The recipe states it.
+    Recipe,
+    /// The user does.
+    User,
+}
+
+/// What becomes of every tensor.
+#[derive(Debug)]
+pub struct Plan {
+    /// The name of the recipe.
+    pub recipe: String,
+    /// The eps of the batch norms, if the recipe has any.
+    pub eps: Option<f64>,
+    /// Who decided it.
+    pub eps_source: EpsSource,
+    /// Who else uses these names with another eps.
+    pub eps_note: Option<String>,
+    /// The blocks that are fused.
+    pub blocks: Vec<Block>,
+    /// The names of the blocks that are left as they are, by the user's wish.
+    pub skipped: Vec<String>,
+    /// Every tensor of the output.
+    pub outputs: Vec<Planned>,
+    /// Tensors that are dropped by name, without a part in any fused tensor.
+    pub dropped: Vec<Tensor>,
+}
+
+/// One block.
+#[derive(Debug)]
+pub struct Block {
+    /// The path that its names share, or the output's name if there is none.
+    pub name: String,
+    /// What it writes.
+    pub fused: Vec<Fused>,
+    /// The tensors that went into it, or that it makes superfluous.
+    pub consumed: Vec<Tensor>,
+    /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
+    pub assumes_identity: bool,
+}
+
+/// One fused conv.
+#[derive(Debug)]
+pub struct Fused {
+    /// The output's module; its tensors are `<module>.weight` and `<module>.bias`.
+    pub module: String,
+    /// What it is fused from.
+    pub expr: Resolved<Tensor>,
+    /// The element type in which it is stored.
+    pub dtype: Float,
+}
+
+/// A tensor of the output and where its bytes come from.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What is written.
+    pub output: Output,
+    /// Where it comes from.
+    pub what: What,
+}
+
+/// Where the bytes of an output tensor come from.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A tensor of the input, byte for byte.
+    Copy(Tensor),
+    /// The weight of a fused conv: the numbers of block and conv in the plan.
+    Weight(usize, usize),
+    /// Its bias.
+    Bias(usize, usize),
+    /// One number everywhere.
+    Fill(f64),
+}
+
+impl Fused {
+    /// The shapes of the fused conv.
+    pub fn geometry(&self) -> &Geometry {
+        self.expr.geometry()
+    }
+}
+
+/// Plans a file by a recipe.
+///
+/// # Errors
+/// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
+pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
+    let select = Select::new(options)?;
+    let mut ledger = Ledger::new(index, recipe, options);
+    for start in starts(recipe, index) {
+        let name = start.anchor.name();
+        if !ledger.taken.contains_key(name)
+            && !recipe.drop.iter().any(|p| covers(p, name).is_some())
+        {
+            ledger.block(&start, &select)?;
+        }
+    }
+    if ledger.blocks.is_empty() {
+        return Err(match (ledger.skipped.len(), deployed(recipe, index)) {
+            (0, Some(tensor)) => Error::Deployed {
+                tensor: tensor.to_string(),
+                recipe: recipe.name.clone(),
+            },
+            (0, None) => match nothing(index, std::slice::from_ref(recipe)) {
+                Error::NoBlock { near } => Error::NoBlockOf {
+                    recipe: recipe.name.clone(),
+                    near,
+                },
+                other => other,
+            },
+            (blocks, _) => Error::NoneSelected { blocks },
+        });
+    }
+    ledger.finish()
+}
+
+struct Select {
+    only: Vec<GlobMatcher>,
+    skip: Vec<GlobMatcher>,
+}
+
+impl Select {
+    fn new(options: &Options) -> Result<Select, Error> {
+        let compile = |globs: &[String]| -> Result<Vec<GlobMatcher>, Error> {
+            let one = |glob: &String| {
+                let built = GlobBuilder::new(glob).build();
+                built
+                    .map(|g| g.compile_matcher())
+                    .map_err(|source| Error::Glob {
+                        glob: glob.clone(),
+                        source,
+                    })
+            };
+            globs.iter().map(one).collect()
+        };
+        Ok(Select {
+            only: compile(&options.only)?,
+            skip: compile(&options.skip)?,
+        })
+    }
+
+    fn takes(&self, name: &str) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|g| g.is_match(name)))
+            && !self.skip.iter().any(|g| g.is_match(name))
+    }
+}
+
+struct Ledger<'a> {
+    index: &'a Index,
+    recipe: &'a Recipe,
+    options: &'a Options,
+    /// What has been decided about a tensor: taken by a block, or kept by the user's wish.
+    taken: HashMap<String, Fate>,
+    used_names: HashSet<String>,
+    blocks: Vec<Block>,
+    skipped: Vec<String>,
+    renamed: BTreeMap<String, String>,
+    filled: Vec<(Tensor, f64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// A part of the block with this number.
+    Fused(usize),
+    /// Of a block that the user left out.
+    Kept,
+    /// Written with one number everywhere.
+    Filled,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(index: &'a Index, recipe: &'a Recipe, options: &'a Options) -> Ledger<'a> {
+        Ledger {
+            index,
+            recipe,
+            options,
+            taken: HashMap::new(),
+            used_names: HashSet::new(),
+            blocks: Vec::new(),
+            skipped: Vec::new(),
+            renamed: BTreeMap::new(),
+            filled: Vec::new(),
+        }
+    }
+
+    fn block(&mut self, start: &Start<'_>, select: &Select) -> Result<(), Error> {
+        let Start { rule, captures, .. } = start;
+        let name = self.name_of(rule, captures);
+        let fail = |message: String| Error::Block {
+            block: name.clone(),
+            message,
+        };
+        let eps = |own: Option<f64>| {
+            self.options
+                .bn_eps
+                .or(own)
+                .or(self.recipe.eps)
+                .unwrap_or(f64::NAN)
+        };
+        let (mut fused, mut consumed, mut assumes_identity) = (Vec::new(), Vec::new(), false);
+        for (module, template) in &rule.fuse {
+            let expanded = expand(template, captures, self.index, &eps).map_err(fail)?;
+            let expr = resolve(expanded.expr).map_err(|source| Error::Shapes {
+                block: name.clone(),
+                source,
+            })?;
+            let dtype = self
+                .options
+                .dtype
+                .map_or_else(|| stored_type(expr.expr()), Ok)
+                .map_err(fail)?;
+            fused.push(Fused {
+                module: module.fill(captures).unwrap_or_default(),
+                expr,
+                dtype,
+            });
+            consumed.extend(expanded.claimed);
+            assumes_identity |= expanded.assumes_identity;
+        }
+        for pattern in &rule.drop {
+            consumed
+                .extend(below(self.index, &pattern.fill(captures).unwrap_or_default()).cloned());
+        }
+        consumed.sort_by(|a, b| a.name().cmp(b.name()));
+        consumed.dedup_by(|a, b| a.name() == b.name());
+        let selected = select.takes(&name);
+        let fate = if selected {
+            Fate::Fused(self.blocks.len())
+        } else {
+            Fate::Kept
+        };
+        for tensor in &consumed {
+            if let Some(other) = self.taken.insert(tensor.name().to_owned(), fate) {
+                let of = match other {
+                    Fate::Fused(i) => format!("block {}", quoted(&self.blocks[i].name)),
+                    _ => "another block".to_owned(),
+                };
+                return Err(fail(format!(
+                    "{tensor} is a part of {of} too; a tensor can be fused once"
+                )));
+            }
+        }
+        if !selected {
+            self.skipped.push(name);
+            return Ok(());
+        }
+        for (from, to) in &rule.rename {
+            self.rename(
+                &from.fill(captures).unwrap_or_default(),
+                &to.fill(captures).unwrap_or_default(),
+            );
+        }
+        for (pattern, value) in &rule.set {
+            let filled = pattern
+                .fill(captures)
+                .and_then(|name| self.index.get(&name));
+            if let Some(tensor) = filled {
+                self.taken.insert(tensor.name().to_owned(), Fate::Filled);
+                self.filled.push((tensor.clone(), *value));
+            }
+        }
+        self.blocks.push(Block {
+            name,
+            fused,
+            consumed,
+            assumes_identity,
+        });
+        Ok(())
+    }
+
+    /// The dotted path that the block's names share; the first output's module if that is empty or taken.
+    fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
+        let path = captures
+            .iter()
+            .find(|(capture, _)| capture.starts_with('p'))
+            .map(|(_, path)| path.clone());
+        let module = rule
+            .fuse
+            .first()
+            .and_then(|(module, _)| module.fill(captures))
+            .unwrap_or_default();
+        let name = path
+            .filter(|path| !path.is_empty() && !self.used_names.contains(path))
+            .unwrap_or(module);
+        self.used_names.insert(name.clone());
+        name
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        for tensor in below(self.index, from) {
+            self.renamed.insert(
+                tensor.name().to_owned(),
+                format!("{to}{}", &tensor.name()[from.len()..]),
+            );
+        }
+    }
+
+    fn finish(mut self) -> Result<Plan, Error> {
+        let mut dropped = Vec::new();
+        let mut outputs = Vec::new();
+        for tensor in self.index.values() {
+            let name = tensor.name();
+            match self.taken.get(name) {
+                Some(Fate::Fused(_) | Fate::Filled) => {}
+                Some(Fate::Kept) => outputs.push(copy(tensor, name.to_owned())),
+                None if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) => {
+                    dropped.push(tensor.clone())
+                }
+                None => {
+                    if let Some((_, missing)) = owner(self.recipe, tensor, self.index) {
+                        return Err(Error::Orphan {
+                            tensor: tensor.to_string(),
+                            recipe: self.recipe.name.clone(),
+                            missing,
+                        });
+                    }
+                    let to = self
+                        .renamed
+                        .remove(name)
+                        .or_else(|| renamed(&self.recipe.rename, name))
+                        .unwrap_or_else(|| name.to_owned());
+                    outputs.push(copy(tensor, to));
+                }
+            }
+        }
+        for (tensor, value) in &self.filled {
+            if tensor.dtype().float().is_none() {
+                return Err(Error::Block {
+                    block: tensor.name().to_owned(),
+                    message: format!(
+                        "{tensor} is {}; only a floating-point tensor can be set to {value}",
+                        tensor.dtype()
+                    ),
+                });
+            }
+            outputs.push(Planned {
+                what: What::Fill(*value),
+                ..copy(tensor, tensor.name().to_owned())
+            });
+        }
+        for (b, block) in self.blocks.iter().enumerate() {
+            for (f, fused) in block.fused.iter().enumerate() {
+                let shape = fused.geometry().weight_shape();
+                outputs.push(planned(
+                    format!("{}.weight", fused.module),
+                    fused.dtype,
+                    shape,
+                    What::Weight(b, f),
+                ));
+                outputs.push(planned(
+                    format!("{}.bias", fused.module),
+                    fused.dtype,
+                    vec![fused.geometry().out],
+                    What::Bias(b, f),
+                ));
+            }
+        }
+        self.refuse_clashes(&outputs)?;
+        Ok(Plan {
+            recipe: self.recipe.name.clone(),
+            eps: self.options.bn_eps.or(self.recipe.eps),
+            eps_source: if self.options.bn_eps.is_some() {
+                EpsSource::User
+            } else {
+                EpsSource::Recipe
+            },
+            eps_note: self.recipe.eps_note.clone(),
+            blocks: self.blocks,
+            skipped: self.skipped,
+            outputs,
+            dropped,
+        })
+    }
+
+    fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {
+        let mut seen: HashMap<&str, &Planned> = HashMap::new();
+        for planned in outputs {
+            if let Some(other) = seen.insert(&planned.output.name, planned) {
+                let [first, second] = [other, planned].map(|p| match &p.what {
+                    What::Copy(tensor) => format!("a copy of {tensor}"),
+                    What::Weight(b, _) | What::Bias(b, _) => {
+                        format!("a fused tensor of block {}", quoted(&self.blocks[*b].name))
+                    }
+                    What::Fill(_) => "a tensor that the recipe sets".to_owned(),
+                });
+                return Err(Error::Clash {
+                    name: planned.output.name.clone(),
+                    first,
+                    second,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A block is stored in the type of its conv weights, the widest if they differ.
+fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
+    let mut found: Option<Float> = None;
+    for leaf in expr.leaves() {
+        if leaf.dtype().float().is_none() {
+            return Err(format!(
+                "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
+                leaf.dtype()
+            ));
+        }
+    }
+    for conv in expr.convs() {
+        let float = conv.weight.dtype().float();
+        found = match (found, float) {
+            (Some(a), Some(b)) => Some(a.wider(b)),
+            (a, b) => a.or(b),
+        };
+    }
+    Ok(found.unwrap_or(Float::F32))
+}
+
+fn planned(name: String, dtype: Float, shape: Vec<usize>, what: What) -> Planned {
+    let byte_len = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
+    Planned {
+        output: Output {
+            name,
+            dtype: Dtype::from(dtype),
+            shape,
+            byte_len,
+        },
+        what,
+    }
+}
+
+fn copy(tensor: &Tensor, name: String) -> Planned {
+    let output = Output {
+        name,
+        dtype: tensor.dtype().clone(),
+        shape: tensor.shape().to_vec(),
+        byte_len: tensor.byte_len(),
+    };
+    Planned {
+        output,
+        what: What::Copy(tensor.clone()),
+    }
+}
+
+/// A tensor of this name, or the tensors of the module of this name.
+fn below<'a>(index: &'a Index, module: &str) -> impl Iterator<Item = &'a Tensor> {
+    let inside = format!("{module}.");
+    let range = index.range::<str, _>((
+        std::ops::Bound::Included(inside.as_str()),
+        std::ops::Bound::Unbounded,
+    ));
+    let tensors = range
+        .take_while(move |(name, _)| name.starts_with(&inside))
+        .map(|(_, tensor)| tensor);
+    index.get(module).into_iter().chain(tensors)
+}
+
+/// If a pattern names this tensor or a module above it: the length of that name, and the captures.
+fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
+    let ends = name
+        .match_indices('.')
+        .map(|(at, _)| at)
+        .chain([name.len()]);
+    ends.into_iter()
+        .find_map(|end| Some((end, pattern.matches(&name[..end], &Captures::new())?)))
+}
+
+fn renamed(rules: &[(Pattern, Pattern)], name: &str) -> Option<String> {
+    rules.iter().find_map(|(from, to)| {
+        let (end, captures) = covers(from, name)?;
+        Some(to.fill(&captures)? + &name[end..])
+    })
+}

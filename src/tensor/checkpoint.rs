@@ -1,0 +1,231 @@
+//! A checkpoint: named tensors with a dtype, a shape, and bytes on demand.
+//!
+//! Reads are positioned and never through a memory map: a file truncated while it is read is an error
+//! rather than a crash, and memory use does not grow with the file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::dtype::Dtype;
+use super::error::{Error, quoted};
+use super::header::{self, Header};
+
+/// A file of tensors, opened; only its header has been read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    file: File,
+    file_len: u64,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: Vec<(String, String)>,
+}
+
+/// One tensor of a checkpoint; cloning it is cheap.
+#[derive(Clone, PartialEq)]
+pub struct Tensor(Arc<Info>);
+
+#[derive(PartialEq)]
+struct Info {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Where its bytes begin in the file.
+    offset: u64,
+    byte_len: u64,
+}
+
+impl Tensor {
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> &Dtype {
+        &self.0.dtype
+    }
+
+    /// Whether this is the very same tensor of the very same checkpoint.
+    pub fn is(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// The number of bytes.
+    pub fn byte_len(&self) -> u64 {
+        self.0.byte_len
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+
+    /// Whether the tensor has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Display for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&quoted(self.name()))
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} {} {:?}", self.dtype(), self.shape())
+    }
+}
+
+impl Checkpoint {
+    /// Opens a safetensors file and reads its header.
+    ///
+    /// # Errors
+    /// When the file cannot be read or its header does not describe it exactly.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
+        let path = path.into();
+        let io = |what| {
+            let path = path.clone();
+            move |source| Error::Io { what, path, source }
+        };
+        let format = |reason: String| Error::Format {
+            path: path.clone(),
+            reason,
+        };
+        let file = File::open(&path).map_err(io("open"))?;
+        let stat = file.metadata().map_err(io("read"))?;
+        if stat.is_dir() {
+            return Err(format("it is a directory".to_owned()));
+        }
+        let file_len = stat.len();
+        let mut prefix = [0; 8];
+        if file_len < 8 {
+            return Err(format(format!(
+                "it has {file_len} bytes; a header needs at least 8"
+            )));
+        }
+        read_exact_at(&file, &mut prefix, 0).map_err(io("read"))?;
+        let header_len = u64::from_le_bytes(prefix);
+        if header_len > file_len - 8 {
+            return Err(format(format!(
+                "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
+                file_len - 8
+            )));
+        }
+        if header_len > header::MAX_HEADER {
+            return Err(format(format!(
+                "its header has {header_len} bytes; the format allows {}",
+                header::MAX_HEADER
+            )));
+        }
+        let mut json = vec![0; header_len as usize];
+        read_exact_at(&file, &mut json, 8).map_err(io("read"))?;
+        let data = 8 + header_len;
+        let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
+        let tensors = entries.into_iter().map(|e| {
+            let info = Info {
+                byte_len: e.end - e.start,
+                offset: data + e.start,
+                dtype: e.dtype,
+                shape: e.shape,
+                name: e.name.clone(),
+            };
+            (e.name, Tensor(Arc::new(info)))
+        });
+        Ok(Checkpoint {
+            tensors: tensors.collect(),
+            metadata,
+            path,
+            file,
+            file_len,
+        })
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size of the file in bytes.
+    pub fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// Every tensor by name, in the order of the names.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The metadata strings, in the order of the file.
+    pub fn metadata(&self) -> &[(String, String)] {
+        &self.metadata
+    }
+
+    /// Fills `out` with the tensor's bytes from byte `at` on.
+    ///
+    /// # Errors
+    /// When the file cannot be read, for one because it has been truncated meanwhile.
+    pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
+        debug_assert!(at + out.len() as u64 <= tensor.byte_len());
+        read_exact_at(&self.file, out, tensor.0.offset + at).map_err(|source| Error::Io {
+            what: "read",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Whether `path` leads to this very file, by whatever name.
+    pub fn is_same_file(&self, path: &Path) -> bool {
+        match (self.path.canonicalize(), path.canonicalize()) {
+            (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn same_inode(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn same_inode(_: &Path, _: &Path) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! Element types: their sizes, and the four floating-point formats that arithmetic is done on.
+//!
+//! Everything is computed in f64 and rounded once, to nearest even, when it is stored.
+
+use std::fmt;
+
+use half::{bf16, f16};
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+
+/// The element type of a stored tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// One that the safetensors format defines.
+    Known(safetensors::Dtype),
+    /// Any other name. Such a tensor can be copied, and nothing else.
+    Unknown(String),
+}
+
+/// A floating-point format that weights can be folded from and stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Float {
+    /// bfloat16: 8 bits of precision.
+    Bf16,
+    /// IEEE half precision: 11 bits of precision.
+    F16,
+    /// IEEE single precision: 24 bits of precision.
+    F32,
+    /// IEEE double precision: 53 bits of precision.
+    F64,
+}
+
+impl Dtype {
+    /// The type a header names.
+    pub fn from_name(name: &str) -> Dtype {
+        let parsed: Result<_, serde::de::value::Error> =
+            safetensors::Dtype::deserialize(name.into_deserializer());
+        parsed.map_or_else(|_| Dtype::Unknown(name.to_owned()), Dtype::Known)
+    }
+
+    /// Bits per element, where known.
+    pub fn bits(&self) -> Option<usize> {
+        match self {
+            Dtype::Known(dtype) => Some(dtype.bitsize()),
+            Dtype::Unknown(_) => None,
+        }
+    }
+
+    /// The floating-point format, if arithmetic is defined for this type.
+    pub fn float(&self) -> Option<Float> {
+        match self {
+            Dtype::Known(safetensors::Dtype::F64) => Some(Float::F64),
+            Dtype::Known(safetensors::Dtype::F32) => Some(Float::F32),
+            Dtype::Known(safetensors::Dtype::F16) => Some(Float::F16),
+            Dtype::Known(safetensors::Dtype::BF16) => Some(Float::Bf16),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dtype::Known(dtype) => write!(f, "{dtype}"),
+            Dtype::Unknown(name) => f.write_str(&super::error::plain(name)),
+        }
+    }
+}
+
+impl From<Float> for Dtype {
+    fn from(float: Float) -> Dtype {
+        Dtype::Known(match float {
+            Float::F64 => safetensors::Dtype::F64,
+            Float::F32 => safetensors::Dtype::F32,
+            Float::F16 => safetensors::Dtype::F16,
+            Float::Bf16 => safetensors::Dtype::BF16,
+        })
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Float::F64 => "f64",
+            Float::F32 => "f32",
+            Float::F16 => "f16",
+            Float::Bf16 => "bf16",
+        })
+    }
+}
+
+impl Float {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Float::F64 => 8,
+            Float::F32 => 4,
+            Float::F16 | Float::Bf16 => 2,
+        }
+    }
+
+    /// The unit roundoff `u`: rounding a normal number `x` moves it by at most `u·|x|`.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Float::F64 => 2f64.powi(-53),
+            Float::F32 => 2f64.powi(-24),
+            Float::F16 => 2f64.powi(-11),
+            Float::Bf16 => 2f64.powi(-8),
+        }
+    }
+
+    /// The largest finite value.
+    pub fn largest(self) -> f64 {
+        match self {
+            Float::F64 => f64::MAX,
+            Float::F32 => f64::from(f32::MAX),
+            Float::F16 => f16::MAX.to_f64(),
+            Float::Bf16 => bf16::MAX.to_f64(),
+        }
+    }
+
+    /// Half the distance between subnormal numbers: rounding a subnormal moves it by at most this.
+    pub fn half_subnormal(self) -> f64 {
+        match self {
+            Float::F64 => f64::from_bits(1),
+            Float::F32 => 2f64.powi(-150),
+            Float::F16 => 2f64.powi(-25),
+            Float::Bf16 => 2f64.powi(-134),
+        }
+    }
+
+    /// The narrowest format that holds every value of both.
+    pub fn wider(self, other: Float) -> Float {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Float::F16, Float::Bf16) | (Float::Bf16, Float::F16) => Float::F32,
+            (a, b) => a.max(b),
+        }
+    }
+
+    /// Decodes little-endian bytes; `out` decides how many.
+    pub fn decode(self, bytes: &[u8], out: &mut [f64]) {
+        match self {
+            Float::F64 => decode(bytes, out, f64::from_le_bytes),
+            Float::F32 => decode(bytes, out, |b| f64::from(f32::from_le_bytes(b))),
+            Float::F16 => decode(bytes, out, |b| f16::from_le_bytes(b).to_f64()),
+            Float::Bf16 => decode(bytes, out, |b| {
+                f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+            }),
+        }
+    }
+
+    /// Rounds once, to nearest even, and appends little-endian bytes. Returns whether every stored value is finite.
+    pub fn encode(self, values: &[f64], out: &mut Vec<u8>) -> bool {
+        match self {
+            Float::F64 => encode(values, out, |x| (x.to_le_bytes(), x.is_finite())),
+            Float::F32 => encode(values, out, |x| {
+                let y = x as f32;
+                (y.to_le_bytes(), y.is_finite())
+            }),
+            Float::F16 => encode(values, out, |x| {
+                let y = f16::from_f32(round_to_odd(x));
+                (y.to_le_bytes(), y.is_finite())
+            }),
+            Float::Bf16 => encode(values, out, |x| {
+                let y = bf16::from_f32(round_to_odd(x));
+                (y.to_le_bytes(), y.is_finite())
+            }),
+        }
+    }
+
+    /// The value that [`encode`](Self::encode) would store.
+    pub fn round(self, x: f64) -> f64 {
+        match self {
+            Float::F64 => x,
+            Float::F32 => f64::from(x as f32),
+            Float::F16 => f16::from_f32(round_to_odd(x)).to_f64(),
+            Float::Bf16 => bf16::from_f32(round_to_odd(x)).to_f64(),
+        }
+    }
+}
+
+fn decode<const N: usize>(bytes: &[u8], out: &mut [f64], f: impl Fn([u8; N]) -> f64) {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    out.iter_mut().zip(chunks).for_each(|(x, b)| *x = f(*b));
+}
+
+fn encode<const N: usize>(
+    values: &[f64],
+    out: &mut Vec<u8>,
+    f: impl Fn(f64) -> ([u8; N], bool),
+) -> bool {
+    let start = out.len();
+    out.resize(start + values.len() * N, 0);
+    let (chunks, _) = out[start..].as_chunks_mut::<N>();
+    let mut finite = true;
+    for (x, b) in values.iter().zip(chunks) {
+        let (bytes, fine) = f(*x);
+        *b = bytes;
+        finite &= fine;
+    }
+    finite
+}
+
+/// Rounds to f32 such that a second rounding to a half format gives the same as a single one.
+///
+/// An inexact result takes the neighbour with an odd last bit, so that it can never look like a tie of
+/// the narrower format. (Boldo & Melquiond, "When double rounding is odd", 2005.)
+fn round_to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let back = f64::from(nearest);
+    if back == x || x.is_nan() {
+        return nearest;
+    }
+    let towards_zero = if back.abs() > x.abs() {
+        nearest.to_bits() - 1
+    } else {
+        nearest.to_bits()
+    };
+    f32::from_bits(towards_zero | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nearest even by search among all finite values of a 16-bit format.
+    fn nearest(x: f64, all: &[(f64, u16)]) -> u16 {
+        let at = all.partition_point(|(v, _)| *v < x);
+        let candidates = &all[at.saturating_sub(1)..(at + 1).min(all.len())];
+        let best = candidates
+            .iter()
+            .map(|(v, _)| (v - x).abs())
+            .fold(f64::INFINITY, f64::min);
+        let mut ties = candidates
+            .iter()
+            .filter(|(v, _)| (v - x).abs() == best)
+            .map(|(_, bits)| *bits);
+        let first = ties.next().expect("a candidate");
+        ties.next()
+            .map_or(first, |second| if first & 1 == 0 { first } else { second })
+    }
+
+    fn check(float: Float, to_f64: impl Fn(u16) -> f64) {
+        let mut all: Vec<_> = (0..=u16::MAX)
+            .map(|b| (to_f64(b), b))
+            .filter(|(v, b)| v.is_finite() && *b != 0x8000)
+            .collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut state = 1u64;
+        for i in 0..200_000usize {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let low = all[(state >> 33) as usize % (all.len() - 1)];
+            let high = all[all.partition_point(|(v, _)| *v <= low.0).min(all.len() - 1)];
+            let tie = low.0 / 2.0 + high.0 / 2.0;
+            // A tie, and the doubles next to it: what rounding twice gets wrong.
+            let x = f64::from_bits((tie.to_bits() as i64 + (i % 3) as i64 - 1) as u64);
+            let mut bytes = Vec::new();
+            assert!(float.encode(&[x], &mut bytes));
+            let got = u16::from_le_bytes([bytes[0], bytes[1]]);
+            let want = nearest(x, &all);
+            assert!(
+                got == want || (got == 0x8000 && want == 0),
+                "{float} {x:e}: {got:04x}, nearest is {want:04x}"
+            );
+        }
+    }
+
+    #[test]
+    fn half_formats_are_rounded_once() {
+        check(Float::F16, |b| f16::from_bits(b).to_f64());
+        check(Float::Bf16, |b| bf16::from_bits(b).to_f64());
+    }
+
+    #[test]
+    fn decode_inverts_encode_for_every_half() {
+        for float in [Float::F16, Float::Bf16] {
+            for bits in 0..=u16::MAX {
+                let mut value = [0.0];
+                float.decode(&bits.to_le_bytes(), &mut value);
+                let mut bytes = Vec::new();
+                let finite = float.encode(&value, &mut bytes);
+                assert_eq!(finite, value[0].is_finite());
+                if !value[0].is_nan() {
+                    assert_eq!(bytes, bits.to_le_bytes(), "{float} {bits:04x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn overflow_is_reported() {
+        assert!(!Float::F16.encode(&[65520.0], &mut Vec::new()));
+        assert!(Float::F16.encode(&[65519.99], &mut Vec::new()));
+        assert!(!Float::F32.encode(&[3.5e38], &mut Vec::new()));
+        assert!(!Float::Bf16.encode(&[1e300], &mut Vec::new()));
+    }
+}

@@ -1,0 +1,104 @@
+//! The numbers of a checkpoint, for folding and for running: decoded to f64, a window at a time.
+
+use crate::algebra::Values;
+use crate::tensor::{Checkpoint, Error, Float, Tensor};
+
+/// Reads tensors of a checkpoint through windows, so that reading row after row costs few system calls
+/// and memory does not grow with the tensor.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
+    windows: Vec<Window>,
+    window_bytes: usize,
+    /// Tensors with this many rows are not read ahead beyond the given one.
+    until: Option<(usize, usize)>,
+}
+
+#[derive(Debug)]
+struct Window {
+    tensor: Tensor,
+    float: Float,
+    /// The element at which `bytes` begins.
+    first: usize,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads at least `window_bytes` at once where the tensor has as many.
+    pub fn new(checkpoint: &'a Checkpoint, window_bytes: usize) -> Reader<'a> {
+        Reader {
+            checkpoint,
+            windows: Vec::new(),
+            window_bytes,
+            until: None,
+        }
+    }
+
+    /// From here on, tensors with `rows` rows are read ahead no further than row `until`.
+    pub fn read_ahead_until(&mut self, rows: usize, until: usize) {
+        self.until = Some((rows, until));
+    }
+
+    /// Forgets what has been read, and keeps the buffers.
+    pub fn forget(&mut self) {
+        self.until = None;
+        for window in &mut self.windows {
+            window.bytes.clear();
+        }
+    }
+
+    fn window_of(&mut self, leaf: &Tensor) -> Result<usize, Error> {
+        if let Some(i) = self.windows.iter().position(|w| w.tensor.is(leaf)) {
+            return Ok(i);
+        }
+        let Some(float) = leaf.dtype().float() else {
+            return Err(Error::NotFloat {
+                tensor: leaf.to_string(),
+                found: leaf.dtype().to_string(),
+            });
+        };
+        // A buffer that a former block has left behind serves again.
+        if let Some(i) = self.windows.iter().position(|w| w.bytes.is_empty()) {
+            let window = &mut self.windows[i];
+            (window.tensor, window.float) = (leaf.clone(), float);
+            return Ok(i);
+        }
+        self.windows.push(Window {
+            tensor: leaf.clone(),
+            float,
+            first: 0,
+            bytes: Vec::new(),
+        });
+        Ok(self.windows.len() - 1)
+    }
+}
+
+impl Values<Tensor> for Reader<'_> {
+    type Error = Error;
+
+    fn read(&mut self, leaf: &Tensor, first: usize, out: &mut [f64]) -> Result<(), Error> {
+        let i = self.window_of(leaf)?;
+        let window = &mut self.windows[i];
+        let size = window.float.size();
+        let held = window.first..window.first + window.bytes.len() / size;
+        if first < held.start || first + out.len() > held.end {
+            let rows = leaf.shape().first().copied().unwrap_or(1).max(1);
+            let end = match self.until {
+                Some((of, until)) if of == rows => until.min(rows) * (leaf.len() / rows),
+                _ => leaf.len(),
+            };
+            let len = (self.window_bytes / size)
+                .min(end.saturating_sub(first))
+                .max(out.len());
+            window.bytes.resize(len * size, 0);
+            window.first = first;
+            self.checkpoint
+                .read_at(leaf, (first * size) as u64, &mut window.bytes)?;
+        }
+        let at = (first - window.first) * size;
+        window
+            .float
+            .decode(&window.bytes[at..at + out.len() * size], out);
+        Ok(())
+    }
+}
