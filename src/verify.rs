@@ -2,7 +2,7 @@
 //!
 //! The verdict is not a tolerance picked by feel. For an output `y = K ∗ x + b` whose kernel and bias are stored with
 //! unit roundoff `u`, rounding them moves `y` by at most `u·(|K| ∗ |x| + |b|)`; every difference is measured in units of
-//! that bound, and more than 1 of them is a failure. Nothing is shared with [`fold`](crate::algebra::fold).
+//! that bound, and more than 1 of them is a failure. Nothing is shared with [`fold`](mod@crate::algebra::fold).
 //!
 //! Three kinds of input are tried on every block:
 //!

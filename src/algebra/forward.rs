@@ -1,6 +1,6 @@
 //! The second reading: an expression runs on feature maps branch by branch, as training did.
 //!
-//! Nothing is folded here and no code is shared with [`fold`](super::fold): a batch norm subtracts its
+//! Nothing is folded here and no code is shared with [`fold`](mod@super::fold): a batch norm subtracts its
 //! mean and divides by its root, a conv convolves, a sum adds maps. Outputs are computed for a range of
 //! output channels and for a centred window, which is what [`Expr::Sum`] crops its branches to.
 
