@@ -1,6 +1,6 @@
 //! The algebra of re-parameterization: an expression over linear operators and its two readings.
 //!
-//! [`fold`] turns an [`Expr`] into one kernel and one bias; [`forward`] runs it branch by branch on
+//! [`fold()`] turns an [`Expr`] into one kernel and one bias; [`forward`](forward::forward) runs it branch by branch on
 //! a feature map. The law that holds repfuse together is that the two agree. Nothing here knows a
 //! file or a recipe: operands are whatever has a shape and a label ([`Operand`]).
 

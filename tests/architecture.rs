@@ -1,0 +1,180 @@
+//! The one-way order of the modules, read from the `crate::` paths in `src`.
+//!
+//! `algebra ⟂ tensor → recipe → values, numbers, describe → fuse → verify, inspect → cli → main`
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every module with the modules it may use.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("algebra", &[]),
+    ("tensor", &[]),
+    ("describe", &["algebra"]),
+    ("recipe", &["algebra", "tensor"]),
+    ("values", &["algebra", "tensor", "recipe"]),
+    ("numbers", &["algebra", "tensor", "recipe", "values"]),
+    (
+        "fuse",
+        &["algebra", "tensor", "recipe", "values", "numbers"],
+    ),
+    (
+        "verify",
+        &[
+            "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse",
+        ],
+    ),
+    (
+        "inspect",
+        &["algebra", "tensor", "recipe", "describe", "fuse"],
+    ),
+    (
+        "cli",
+        &[
+            "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse", "verify",
+            "inspect",
+        ],
+    ),
+];
+
+fn rust_files(directory: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            rust_files(&path, into);
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+fn source() -> Vec<(PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    rust_files(&src, &mut files);
+    let text = |path: &PathBuf| fs::read_to_string(path).expect("a readable file");
+    files
+        .iter()
+        .map(|path| {
+            (
+                path.strip_prefix(&src).expect("below src").to_owned(),
+                text(path),
+            )
+        })
+        .collect()
+}
+
+/// The top-level module a file belongs to.
+fn module_of(path: &Path) -> String {
+    let first = path
+        .components()
+        .next()
+        .expect("a component")
+        .as_os_str()
+        .to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The modules named behind `crate::` in code, comments left out.
+fn used(text: &str) -> BTreeSet<String> {
+    let code: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
+    let code = code.join("\n");
+    let names = code.split("crate::").skip(1).map(|rest| {
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+    });
+    names
+        .flatten()
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn modules_use_only_what_lies_below_them() {
+    let mut checked = BTreeSet::new();
+    for (path, text) in source() {
+        let module = module_of(&path);
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let (_, allowed) = MAY_USE.iter().find(|(name, _)| *name == module).unwrap_or_else(|| {
+            panic!("`{module}` has no place in the order; give it one in this test and in ARCHITECTURE.md")
+        });
+        for other in used(&text) {
+            assert!(
+                other == module || allowed.contains(&other.as_str()),
+                "`{}` uses `crate::{other}`, which does not lie below `{module}`",
+                path.display()
+            );
+        }
+        checked.insert(module);
+    }
+    assert_eq!(
+        checked.len(),
+        MAY_USE.len(),
+        "every module in the order exists"
+    );
+}
+
+#[test]
+fn fold_and_forward_share_no_code() {
+    for (file, other) in [
+        ("algebra/fold.rs", "forward"),
+        ("algebra/forward.rs", "fold"),
+    ] {
+        let (_, text) = source()
+            .into_iter()
+            .find(|(path, _)| path == Path::new(file))
+            .expect(file);
+        let imports = text.lines().filter(|line| line.starts_with("use "));
+        for line in imports {
+            assert!(
+                !line.contains(&format!("{other}::")),
+                "`{file}` imports `{other}`: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_the_command_prints_or_exits() {
+    for (path, text) in source() {
+        if module_of(&path) == "cli" || path == Path::new("main.rs") {
+            continue;
+        }
+        for word in [
+            "println!",
+            "eprintln!",
+            "std::io::stdout",
+            "std::io::stderr",
+            "process::exit",
+        ] {
+            assert!(!text.contains(word), "`{}` has `{word}`", path.display());
+        }
+    }
+}
+
+/// Families are data: no recipe's name stands in the code.
+#[test]
+fn no_rust_knows_a_family() {
+    let recipes = repfuse::recipe::names().expect("built-in recipes");
+    assert!(!recipes.is_empty());
+    for (path, text) in source() {
+        let code: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
+        for name in &recipes {
+            let literal = format!("\"{name}\"");
+            assert!(
+                !code.iter().any(|line| line.contains(&literal)),
+                "`{}` knows {literal}",
+                path.display()
+            );
+        }
+    }
+}
