@@ -350,16 +350,18 @@ fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError>
     match passes_input(expr) {
         Some(out) => {
             // Nothing but a bare identity says how wide the input is. A conv whose own input is
-            // narrower than its output is then depthwise or does not belong beside an identity.
+            // narrower than its output is then depthwise, or grouped like a conv further in, or
+            // does not belong beside an identity.
             for conv in heads(expr) {
-                let dims = dims(conv);
-                if conv.groups.is_none() && dims[1] != out && dims[1] != 1 {
+                let [_, per_group, ..] = dims(conv);
+                let declared = conv.groups.is_some() || per_group == out || per_group == 1;
+                if !declared && !has_inner_groups(expr, out, out / per_group) {
                     let (leaf, shape) = (conv.weight.to_string(), conv.weight.shape().to_vec());
                     return Err(E::Identity {
                         leaf,
                         shape,
                         out,
-                        inputs: dims[1],
+                        inputs: per_group,
                     });
                 }
             }
@@ -367,6 +369,19 @@ fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError>
         }
         None => Ok(None),
     }
+}
+
+/// Whether a conv that is not applied to the block's input itself has this many groups.
+fn has_inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize, groups: usize) -> bool {
+    let Ok(expr) = with_groups(expr.clone(), inputs) else {
+        return false;
+    };
+    let heads = heads(&expr);
+    let inner = |conv: &&Conv<T>| !heads.iter().any(|head| std::ptr::eq(*head, *conv));
+    expr.convs()
+        .iter()
+        .filter(|c| inner(c))
+        .any(|conv| conv.groups == Some(groups))
 }
 
 /// What a batch norm, a vector or declared groups at the head of the expression say.

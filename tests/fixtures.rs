@@ -1,0 +1,280 @@
+//! Every recipe against what the authors' own code writes.
+//!
+//! `fixtures/<recipe>/<case>.json` says which project made the pair beside it; `<case>.train.safetensors` is the
+//! training form and `<case>.deploy.safetensors` what the authors' conversion gives. For each: detection finds the
+//! recipe, `fuse` writes the same names and shapes and values, and `verify` accepts both files.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use globset::Glob;
+use repfuse::algebra::Values;
+use repfuse::recipe::{self, Options, Plan};
+use repfuse::tensor::{Checkpoint, Tensor};
+use repfuse::values::Reader;
+use repfuse::verify::{Deployed, verify};
+use repfuse::{fuse, numbers};
+
+/// How far the authors' f32 arithmetic may lie from the exact fold, relative to the largest value of the tensor.
+const AUTHORS: f64 = 2e-6;
+
+struct Case {
+    name: String,
+    recipe: String,
+    detect: bool,
+    leftovers: Vec<String>,
+    train: PathBuf,
+    deploy: PathBuf,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+fn directories() -> Vec<PathBuf> {
+    let entries = fs::read_dir(fixtures())
+        .expect("fixtures")
+        .map(|entry| entry.expect("an entry").path());
+    let mut all: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    all.sort();
+    all
+}
+
+/// The JSON files of a directory, with what they say.
+fn described(directory: &Path) -> Vec<(PathBuf, serde_json::Value)> {
+    let mut all: Vec<PathBuf> = fs::read_dir(directory)
+        .expect("a directory")
+        .map(|e| e.expect("an entry").path())
+        .collect();
+    all.retain(|path| path.extension().is_some_and(|ext| ext == "json"));
+    all.sort();
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("a readable file");
+        let value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        (path, value)
+    };
+    all.into_iter().map(read).collect()
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for directory in directories() {
+        for (path, about) in described(&directory) {
+            let Some(recipe) = about["recipe"].as_str() else {
+                continue;
+            };
+            let leftovers = about["leftovers"].as_array().into_iter().flatten();
+            cases.push(Case {
+                name: path
+                    .strip_prefix(fixtures())
+                    .expect("below")
+                    .with_extension("")
+                    .display()
+                    .to_string(),
+                recipe: recipe.to_owned(),
+                detect: about["detect"]
+                    .as_bool()
+                    .expect("`detect` is true or false"),
+                leftovers: leftovers
+                    .map(|glob| glob.as_str().expect("a glob").to_owned())
+                    .collect(),
+                train: path.with_extension("train.safetensors"),
+                deploy: path.with_extension("deploy.safetensors"),
+            });
+            for key in ["project", "made"] {
+                assert!(
+                    about[key].is_string(),
+                    "{}: `{key}` is missing",
+                    path.display()
+                );
+            }
+            let dated = about["commit"].is_string() || about["version"].is_string();
+            assert!(dated, "{}: neither `commit` nor `version`", path.display());
+        }
+    }
+    cases
+}
+
+fn plan_of(case: &Case, checkpoint: &Checkpoint) -> Result<Plan, String> {
+    let recipes = recipe::builtin().map_err(|e| e.to_string())?;
+    let by_name = recipes
+        .iter()
+        .find(|r| r.name == case.recipe)
+        .ok_or("there is no such recipe")?;
+    let chosen = match (case.detect, recipe::detect(checkpoint.tensors(), &recipes)) {
+        (true, Ok(found)) if found.recipe.name == case.recipe => found.recipe,
+        (true, Ok(found)) => return Err(format!("detected as `{}`", found.recipe.name)),
+        (true, Err(e)) => return Err(format!("not detected: {e}")),
+        (false, Ok(found)) if found.recipe.name == case.recipe => {
+            return Err("detected, but marked otherwise".to_owned());
+        }
+        (false, _) => by_name,
+    };
+    recipe::plan(checkpoint.tensors(), chosen, &Options::default())
+        .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+}
+
+fn values(checkpoint: &Checkpoint, tensor: &Tensor) -> Vec<f64> {
+    Reader::new(checkpoint, 1 << 16)
+        .vector(tensor, 0, tensor.len())
+        .expect("readable values")
+}
+
+fn is_leftover(name: &str, case: &Case) -> bool {
+    name.ends_with("num_batches_tracked")
+        || case.leftovers.iter().any(|glob| {
+            Glob::new(glob)
+                .expect("a glob")
+                .compile_matcher()
+                .is_match(name)
+        })
+}
+
+/// Compares what repfuse wrote with what the authors' code did.
+fn compare(case: &Case, ours: &Checkpoint, theirs: &Checkpoint) -> Result<(), String> {
+    let names = |c: &Checkpoint| -> BTreeSet<String> { c.tensors().keys().cloned().collect() };
+    let (our_names, their_names) = (names(ours), names(theirs));
+    let extra: Vec<_> = our_names
+        .difference(&their_names)
+        .filter(|n| !is_leftover(n, case))
+        .collect();
+    let missing: Vec<_> = their_names
+        .difference(&our_names)
+        .filter(|n| !is_leftover(n, case))
+        .collect();
+    if !(extra.is_empty() && missing.is_empty()) {
+        return Err(format!("extra {extra:?}, missing {missing:?}"));
+    }
+    for name in our_names.intersection(&their_names) {
+        let (a, b) = (&ours.tensors()[name], &theirs.tensors()[name]);
+        if a.shape() != b.shape() {
+            return Err(format!(
+                "`{name}` is {:?}; the authors' is {:?}",
+                a.shape(),
+                b.shape()
+            ));
+        }
+        if a.dtype().float().is_none() {
+            continue;
+        }
+        let (a, b) = (values(ours, a), values(theirs, b));
+        let size = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let off = a
+            .iter()
+            .zip(&b)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0f64, f64::max);
+        if off.is_nan() || off > AUTHORS * size {
+            return Err(format!(
+                "`{name}` is off by {:.1e} of its largest value",
+                off / size
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check(case: &Case) -> Result<(), String> {
+    let open = |path: &Path| Checkpoint::open(path).map_err(|e| e.to_string());
+    let train = open(&case.train)?;
+    let plan = plan_of(case, &train)?;
+    numbers::check_norms(&train, &plan).map_err(|e| e.to_string())?;
+    let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let out = directory.path().join("out.safetensors");
+    let go_on = |_| ControlFlow::Continue(());
+    let written = fuse::fuse(&train, &plan, &out, &fuse::Options::default(), &go_on)
+        .map_err(|e| e.to_string())?;
+    written.finish().map_err(|e| e.to_string())?;
+    let (ours, theirs) = (open(&out)?, open(&case.deploy)?);
+    compare(case, &ours, &theirs)?;
+    for (whose, file) in [("our", &ours), ("the authors'", &theirs)] {
+        let verdict = verify(&train, &plan, Deployed::File(file), &Default::default())
+            .map_err(|e| e.to_string())?;
+        let worst = verdict.blocks.iter().find(|b| !b.accepted);
+        if let Some(block) = worst {
+            return Err(format!(
+                "verify rejects {whose} file: `{}` {} {:?} {:?}",
+                block.module, block.ratio, block.at, block.failure
+            ));
+        }
+        let serious: Vec<_> = verdict
+            .failures
+            .iter()
+            .filter(|f| {
+                !f.split('`')
+                    .nth(1)
+                    .is_some_and(|name| is_leftover(name, case))
+            })
+            .collect();
+        if !serious.is_empty() {
+            return Err(format!("verify rejects {whose} file: {serious:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_recipe_reproduces_its_authors() {
+    let cases = cases();
+    let failed: Vec<String> = cases
+        .iter()
+        .filter_map(|case| check(case).err().map(|e| format!("{}: {e}", case.name)))
+        .collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {} fixtures fail:\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join("\n")
+    );
+    let proven: BTreeSet<&str> = cases.iter().map(|case| case.recipe.as_str()).collect();
+    for name in recipe::names().expect("built-in recipes") {
+        assert!(
+            proven.contains(name.as_str()),
+            "recipe `{name}` has no fixture"
+        );
+    }
+}
+
+/// Sequential pairs with a family's names are never fused by detection.
+#[test]
+fn look_alikes_are_left_alone() {
+    let recipes = recipe::builtin().expect("built-in recipes");
+    let all = described(&fixtures().join("look-alikes"));
+    assert!(!all.is_empty());
+    let fused: Vec<String> = all
+        .iter()
+        .filter_map(|(path, _)| {
+            let file = Checkpoint::open(path.with_extension("safetensors")).expect("a checkpoint");
+            let found = recipe::detect(file.tensors(), &recipes).ok()?;
+            Some(format!("{} as `{}`", path.display(), found.recipe.name))
+        })
+        .collect();
+    assert!(fused.is_empty(), "detected: {fused:?}");
+}
+
+/// Fusing what has been fused finds nothing, or nothing of the same block.
+#[test]
+fn nothing_is_folded_twice() {
+    let recipes = recipe::builtin().expect("built-in recipes");
+    for case in cases() {
+        let deploy = Checkpoint::open(&case.deploy).expect("a checkpoint");
+        if let Ok(found) = recipe::detect(deploy.tensors(), &recipes) {
+            let plan = recipe::plan(deploy.tensors(), found.recipe, &Options::default());
+            let blocks: BTreeMap<_, _> = plan
+                .iter()
+                .flat_map(|p| &p.blocks)
+                .map(|b| (b.name.clone(), b.consumed.len()))
+                .collect();
+            panic!(
+                "{}: the authors' deploy file is taken for `{}`: {blocks:?}",
+                case.name, found.recipe.name
+            );
+        }
+    }
+}
