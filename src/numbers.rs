@@ -21,7 +21,7 @@ pub enum Error {
         index: Vec<usize>,
         value: f64,
     },
-    #[error("the fused `{tensor}` is {value:e} at {index:?}, beyond the largest {dtype} {largest:e}; store it with --dtype f32{}", if *dtype == Float::F16 { " or bf16" } else { "" })]
+    #[error("the fused `{tensor}` is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}; store it with --dtype f32{}", if *dtype == Float::F16 { " or bf16" } else { "" })]
     Overflow {
         tensor: String,
         index: Vec<usize>,

@@ -117,13 +117,14 @@ pub enum GeometryError {
         expected: usize,
     },
     #[error(
-        "{leaf} has shape {shape:?}: {per_group} input channels per group do not divide the {inputs} channels it is applied to"
+        "{leaf} has shape {shape:?}: {per_group} input channels per group do not divide the {inputs} channels {source_of_inputs}"
     )]
     Inputs {
         leaf: String,
         shape: Vec<usize>,
         per_group: usize,
         inputs: usize,
+        source_of_inputs: String,
     },
     #[error(
         "{leaf} has shape {shape:?}: its {out} output channels do not divide into {groups} groups"
@@ -205,7 +206,10 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
         return Err(E::NoConv);
     };
     let (inputs, op, groups_known) = match inputs_of(&expr)? {
-        Some(inputs) => (inputs, walk(&expr, inputs)?, true),
+        Some(inputs) => {
+            let op = walk(&expr, inputs).map_err(|e| name_source(e, &expr))?;
+            (inputs, op, true)
+        }
         None => {
             let (inputs, op) = any_inputs(&expr, &first)?;
             (inputs, op, false)
@@ -344,7 +348,7 @@ fn transposed_alone<T>(expr: &Expr<T>) -> bool {
 
 /// The number of input channels, where a leaf on the block's input or a bare identity tells it.
 fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError> {
-    if let Some(inputs) = told_inputs(expr) {
+    if let Some((inputs, _)) = told_inputs(expr) {
         return Ok(Some(inputs));
     }
     match passes_input(expr) {
@@ -371,6 +375,29 @@ fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError>
     }
 }
 
+/// Names the leaf that tells the width of the input, where a conv at the head does not take that many channels.
+fn name_source<T: Operand>(error: GeometryError, expr: &Expr<T>) -> GeometryError {
+    match (error, told_inputs(expr)) {
+        (
+            E::Inputs {
+                leaf,
+                shape,
+                per_group,
+                inputs,
+                ..
+            },
+            Some((told, by)),
+        ) if told == inputs => E::Inputs {
+            leaf,
+            shape,
+            per_group,
+            inputs,
+            source_of_inputs: format!("of {by}"),
+        },
+        (error, _) => error,
+    }
+}
+
 /// Whether a conv that is not applied to the block's input itself has this many groups.
 fn has_inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize, groups: usize) -> bool {
     let Ok(expr) = with_groups(expr.clone(), inputs) else {
@@ -384,22 +411,19 @@ fn has_inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize, groups: usize) ->
         .any(|conv| conv.groups == Some(groups))
 }
 
-/// What a batch norm, a vector or declared groups at the head of the expression say.
-fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<usize> {
+/// What a batch norm, a vector or declared groups at the head of the expression say, and the leaf that says it.
+fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
     match expr {
-        Expr::Conv(c) if c.transposed => c.weight.shape().first().copied(),
-        Expr::Conv(c) => dims(c)[1].checked_mul(c.groups?),
-        Expr::Bn(b) => Some(b.var.len()),
-        Expr::Scale(Factor::Tensor(t)) | Expr::Shift(t) if t.len() > 1 => Some(t.len()),
+        Expr::Conv(c) if c.transposed => Some((*c.weight.shape().first()?, &c.weight)),
+        Expr::Conv(c) => Some((dims(c)[1].checked_mul(c.groups?)?, &c.weight)),
+        Expr::Bn(b) => Some((b.var.len(), &b.var)),
+        Expr::Scale(Factor::Tensor(t)) | Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
         Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) | Expr::Identity => None,
         Expr::Sum(xs) => xs.iter().find_map(told_inputs),
-        Expr::Seq(xs) => match xs
-            .iter()
-            .position(|x| told_inputs(x).is_some() || x.mixes_channels())
-        {
-            Some(i) => told_inputs(&xs[i]),
-            None => None,
-        },
+        Expr::Seq(xs) => {
+            let tells = |x: &&Expr<T>| told_inputs(x).is_some() || x.mixes_channels();
+            xs.iter().find(tells).and_then(told_inputs)
+        }
     }
 }
 
@@ -540,6 +564,7 @@ fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op, GeometryEr
                 shape,
                 per_group: second,
                 inputs,
+                source_of_inputs: "it is applied to".to_owned(),
             });
         }
         (first, inputs / second, second)

@@ -18,7 +18,7 @@ pub enum Error {
         path: String,
         source: std::io::Error,
     },
-    #[error("there is no recipe {}{}; `repfuse recipes` lists them, and a path ending in `.json` names your own", quoted(name), match near { Some(near) => format!(", did you mean `{near}`?"), None => String::new() })]
+    #[error("there is no recipe {}; {}`repfuse recipes` lists them, and a path ending in `.json` names your own", quoted(name), did_you_mean(near.as_deref()))]
     Unknown { name: String, near: Option<String> },
     #[error("no block of a known family is in this file{}", list(near))]
     NoBlock { near: Vec<String> },
@@ -78,4 +78,9 @@ impl Error {
 
 fn list(near: &[String]) -> String {
     near.iter().map(|line| format!("\n  {line}")).collect()
+}
+
+fn did_you_mean(near: Option<&str>) -> String {
+    near.map(|near| format!("did you mean `{near}`? "))
+        .unwrap_or_default()
 }

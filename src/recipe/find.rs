@@ -26,13 +26,18 @@ pub struct Detected<'a> {
 
 /// Finds the one recipe whose blocks are in the file.
 ///
+/// A recipe whose `when` holds fits better than one that asks for no evidence.
+///
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, Error> {
-    let fits: Vec<&Recipe> = recipes
+    let mut fits: Vec<&Recipe> = recipes
         .iter()
         .filter(|recipe| found_in(recipe, index))
         .collect();
+    if fits.iter().any(|recipe| !recipe.when.is_empty()) {
+        fits.retain(|recipe| !recipe.when.is_empty());
+    }
     match fits[..] {
         [recipe] => Ok(Detected { recipe }),
         [] => Err(nothing(index, recipes)),

@@ -14,7 +14,11 @@ const SHOWN: usize = 3;
 /// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
 pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     let mut lines = BTreeSet::new();
-    for recipe in recipes {
+    let evident = |recipe: &&Recipe| {
+        let there = |pattern| anywhere(index, pattern).next().is_some();
+        recipe.when.iter().all(there) && !recipe.unless.iter().any(there)
+    };
+    for recipe in recipes.iter().filter(evident) {
         for tensor in index.values() {
             if let Some((place, missing)) =
                 owner(recipe, tensor, index).filter(|(_, missing)| !missing.is_empty())
