@@ -3,10 +3,13 @@
 pub mod algebra;
 pub mod cli;
 pub mod describe;
+pub mod engine;
 pub mod fuse;
 pub mod inspect;
+pub mod network;
 pub mod numbers;
 pub mod recipe;
+pub mod run;
 pub mod tensor;
 pub mod values;
 pub mod verify;

@@ -29,6 +29,8 @@ pub enum Error {
         dtype: Float,
         largest: f64,
     },
+    #[error("{0}")]
+    Deployed(String),
     #[error(transparent)]
     Tensor(#[from] TensorError),
 }

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -280,6 +281,78 @@ struct Check<'a> {
     options: &'a Options,
 }
 
+/// The deploy form's weight and bias and the coarser of their types, or what is wrong with them. None in memory.
+fn stored<'a>(
+    fused: &Fused,
+    deployed: Deployed<'a>,
+) -> Result<Option<(&'a Tensor, &'a Tensor, Float)>, String> {
+    let Deployed::File(file) = deployed else {
+        return Ok(None);
+    };
+    let find = |end: &str| {
+        let name = format!("{}.{end}", fused.module);
+        file.get(&name)
+            .ok_or_else(|| format!("{} is missing", quoted(&name)))
+    };
+    let (weight, bias) = (find("weight")?, find("bias")?);
+    let g = fused.geometry();
+    let mut float = Float::F64;
+    for (tensor, expected) in [(weight, g.weight_shape()), (bias, vec![g.out])] {
+        if tensor.shape() != expected {
+            return Err(format!(
+                "{tensor} has shape {:?}; expected {expected:?}",
+                tensor.shape()
+            ));
+        }
+        let Some(of_tensor) = tensor.dtype().float() else {
+            return Err(format!(
+                "{tensor} is {}; expected a floating-point type",
+                tensor.dtype()
+            ));
+        };
+        float = float.min(of_tensor);
+    }
+    Ok(Some((weight, bias, float)))
+}
+
+/// Output channels `rows` of the deploy form: the kernel `[rows, in/groups, kh, kw]`, the bias, and the type they are
+/// stored in. In memory, they are folded and rounded as `fuse` would.
+///
+/// # Errors
+/// When the tensors are missing or of another shape, or cannot be read or folded.
+pub fn deployed_rows(
+    checkpoint: &Checkpoint,
+    fused: &Fused,
+    deployed: Deployed<'_>,
+    rows: Range<usize>,
+) -> Result<(Vec<f64>, Vec<f64>, Float), numbers::Error> {
+    let g = fused.geometry();
+    match (
+        stored(fused, deployed).map_err(numbers::Error::Deployed)?,
+        deployed,
+    ) {
+        (Some((weight, bias, float)), Deployed::File(file)) => {
+            let mut reader = Reader::new(file, 0);
+            let kernel = if g.transposed {
+                transposed::from_stored(&reader.vector(weight, 0, weight.len())?, g)
+            } else {
+                reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
+            };
+            Ok((kernel, reader.vector(bias, rows.start, rows.len())?, float))
+        }
+        _ => {
+            let mut reader = Reader::new(checkpoint, 1 << 18);
+            let (mut kernel, mut bias) =
+                crate::fuse::fold_rows(checkpoint, fused, rows, &mut reader)?;
+            kernel
+                .iter_mut()
+                .chain(&mut bias)
+                .for_each(|x| *x = fused.dtype.round(*x));
+            Ok((kernel, bias, fused.dtype))
+        }
+    }
+}
+
 /// The deploy form's rows that are compared at a time, as operands of the algebra.
 struct Slab {
     geometry: Geometry,
@@ -376,7 +449,7 @@ impl Check<'_> {
             snr_db: f64::NAN,
             at: None,
             impulses: [0, fused.geometry().in_per_group()],
-            failure: self.stored().err(),
+            failure: stored(self.fused, self.deployed).err(),
             accepted: false,
         };
         if verdict.failure.is_some() {
@@ -424,82 +497,16 @@ impl Check<'_> {
         Ok(verdict)
     }
 
-    /// The deploy form's weight and bias and their type, or what is wrong with them.
-    fn stored(&self) -> Result<Option<(&Tensor, &Tensor, Float)>, String> {
-        let Deployed::File(file) = self.deployed else {
-            return Ok(None);
-        };
-        let find = |end: &str| {
-            let name = format!("{}.{end}", self.fused.module);
-            file.get(&name)
-                .ok_or_else(|| format!("{} is missing", quoted(&name)))
-        };
-        let (weight, bias) = (find("weight")?, find("bias")?);
+    fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
         let g = self.fused.geometry();
-        for (tensor, expected) in [(weight, g.weight_shape()), (bias, vec![g.out])] {
-            if tensor.shape() != expected {
-                return Err(format!(
-                    "{tensor} has shape {:?}; expected {expected:?}",
-                    tensor.shape()
-                ));
-            }
-            if tensor.dtype().float().is_none() {
-                return Err(format!(
-                    "{tensor} is {}; expected a floating-point type",
-                    tensor.dtype()
-                ));
-            }
-        }
-        let float = |t: &Tensor| t.dtype().float().unwrap_or(Float::F32);
-        // The coarser of the two types decides what rounding is allowed.
-        Ok(Some((weight, bias, float(weight).min(float(bias)))))
-    }
-
-    /// The rows of the deploy form, and the type they are stored in.
-    fn deploy_rows(&self, rows: &std::ops::Range<usize>) -> Result<(Slab, Float), numbers::Error> {
-        let g = *self.fused.geometry();
-        let (kernel, bias, float) = match (self.stored().unwrap_or(None), self.deployed) {
-            (Some((weight, bias, float)), Deployed::File(file)) => {
-                let mut reader = Reader::new(file, 0);
-                let kernel = if g.transposed {
-                    transposed::from_stored(&reader.vector(weight, 0, weight.len())?, &g)
-                } else {
-                    reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
-                };
-                (kernel, reader.vector(bias, rows.start, rows.len())?, float)
-            }
-            _ => self.fold_in_memory(rows)?,
+        let (kernel, bias, float) =
+            deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?;
+        let slab = Slab {
+            geometry: *g,
+            first: rows.start,
+            kernel,
+            bias,
         };
-        Ok((
-            Slab {
-                geometry: g,
-                first: rows.start,
-                kernel,
-                bias,
-            },
-            float,
-        ))
-    }
-
-    fn fold_in_memory(
-        &self,
-        rows: &std::ops::Range<usize>,
-    ) -> Result<(Vec<f64>, Vec<f64>, Float), numbers::Error> {
-        let (g, float) = (*self.fused.geometry(), self.fused.dtype);
-        let mut reader = Reader::new(self.checkpoint, 1 << 18);
-        let (mut kernel, mut bias) =
-            crate::fuse::fold_rows(self.checkpoint, self.fused, rows.clone(), &mut reader)?;
-        debug_assert_eq!(kernel.len(), rows.len() * g.row_len());
-        kernel
-            .iter_mut()
-            .chain(&mut bias)
-            .for_each(|x| *x = float.round(*x));
-        Ok((kernel, bias, float))
-    }
-
-    fn slab(&self, rows: std::ops::Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
-        let g = self.fused.geometry();
-        let (slab, float) = self.deploy_rows(&rows)?;
         let conv = slab.as_conv();
         let mut reader = Reader::new(self.checkpoint, 0);
         let mut tally = Tally::default();
@@ -576,7 +583,7 @@ struct Compare<'a> {
     conv: &'a Expr<Part>,
     slab: &'a Slab,
     float: Float,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Compare<'_> {

@@ -1,6 +1,6 @@
 //! The one-way order of the modules, read from the `crate::` paths in `src`.
 //!
-//! `algebra ⟂ tensor → recipe → values, numbers, describe → fuse → verify, inspect → cli → main`
+//! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify, inspect → run, network → cli → main`
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("algebra", &[]),
     ("tensor", &[]),
+    ("engine", &[]),
     ("describe", &["algebra"]),
     ("recipe", &["algebra", "tensor"]),
     ("values", &["algebra", "tensor", "recipe"]),
@@ -28,11 +29,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "inspect",
         &["algebra", "tensor", "recipe", "describe", "fuse"],
     ),
+    ("run", &["algebra", "tensor", "engine"]),
+    (
+        "network",
+        &[
+            "algebra", "tensor", "engine", "recipe", "values", "numbers", "verify", "run",
+        ],
+    ),
     (
         "cli",
         &[
             "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse", "verify",
-            "inspect",
+            "inspect", "run", "network",
         ],
     ),
 ];

@@ -17,7 +17,7 @@ mod plan;
 pub use builtin::{builtin, names, source};
 pub use error::Error;
 pub use find::{Detected, deployed, detect, found_in};
-pub use model::Recipe;
+pub use model::{Network, Recipe};
 pub use parse::recipe as parse;
 pub use plan::{Block, EpsSource, Fused, Options, Plan, Planned, What, plan};
 

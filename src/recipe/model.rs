@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::pattern::Pattern;
+use super::pattern::{Captures, Pattern};
 use crate::algebra::Factor;
 
 /// A family of re-parameterizable blocks, in tensor names.
@@ -32,6 +32,41 @@ pub struct Recipe {
     pub rename: Vec<(Pattern, Pattern)>,
     /// The blocks, tried in this order.
     pub blocks: Vec<BlockRule>,
+    /// How the blocks make up a whole network, where they follow one another and nothing else does.
+    pub network: Option<Network>,
+}
+
+/// A network of blocks one after the other: each is a conv with "same" padding (stride 2 where it is larger than
+/// 1×1 and has no identity), squeeze and excitation where its tensors are, and ReLU; then average pooling and a linear head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// Block names, first to last: in the order of the patterns, then of the numbers in them.
+    pub blocks: Vec<Pattern>,
+    /// The two 1×1 convs of squeeze and excitation, below the block's name.
+    pub squeeze: Option<[String; 2]>,
+    /// The linear classifier.
+    pub head: Pattern,
+}
+
+impl Network {
+    /// Where a block stands: the number of its pattern, and the numbers in its name.
+    pub fn place(&self, block: &str) -> Option<(usize, Vec<usize>)> {
+        self.blocks.iter().enumerate().find_map(|(i, pattern)| {
+            let captures = pattern.matches(block, &Captures::new())?;
+            // The captures of one pattern stand in the order of their names: `{i}` before `{j}`.
+            let numbers = captures.values().filter_map(|text| text.parse().ok());
+            Some((i, numbers.collect()))
+        })
+    }
+
+    /// The classifier's module, given the name of any block, which tells the path before both.
+    pub fn head_of(&self, block: &str) -> Option<String> {
+        let captures = self
+            .blocks
+            .iter()
+            .find_map(|pattern| pattern.matches(block, &Captures::new()))?;
+        self.head.fill(&captures)
+    }
 }
 
 /// One kind of block.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::error::Error;
-use super::model::{BlockRule, Dim, Groups, Recipe, Size, Template, Window};
+use super::model::{BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
 use super::pattern::Pattern;
 use crate::algebra::Factor;
 
@@ -197,7 +197,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         "an object with `name`, `about`, `cite` and `blocks`",
         &[
             "name", "about", "cite", "eps", "eps_note", "when", "unless", "owns", "deploy", "drop",
-            "rename", "blocks",
+            "rename", "blocks", "network",
         ],
     )?;
     let recipe = Recipe {
@@ -228,6 +228,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             .iter()
             .map(parse_block)
             .collect::<Parsed<_>>()?,
+        network: at.get("network").map(|at| parse_network(&at)).transpose()?,
     };
     let name = at.need("name")?;
     if recipe.name.is_empty()
@@ -263,6 +264,22 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         }
     }
     Ok(recipe)
+}
+
+fn parse_network(at: &At<'_>) -> Parsed<Network> {
+    at.object_of(
+        "an object with `blocks` and `head`",
+        &["blocks", "squeeze", "head"],
+    )?;
+    let squeeze = |at: At<'_>| match at.items("the names of two convs")?.as_slice() {
+        [down, up] => Ok([down.string()?.to_owned(), up.string()?.to_owned()]),
+        _ => at.expected("the names of two convs"),
+    };
+    Ok(Network {
+        blocks: at.need("blocks")?.patterns()?,
+        squeeze: at.get("squeeze").map(squeeze).transpose()?,
+        head: at.need("head")?.pattern()?,
+    })
 }
 
 fn all_bound<'p>(

@@ -9,7 +9,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::error::Error;
 use super::expand::{Index, expand};
 use super::find::{Start, deployed, nothing, starts};
-use super::model::{BlockRule, Recipe};
+use super::model::{BlockRule, Network, Recipe};
 use super::near::owner;
 use super::pattern::{Captures, Pattern};
 use crate::algebra::geometry::resolve;
@@ -49,6 +49,8 @@ pub struct Plan {
     pub eps_source: EpsSource,
     /// Who else uses these names with another eps.
     pub eps_note: Option<String>,
+    /// How the blocks make up a whole network, if the recipe says so.
+    pub network: Option<Network>,
     /// The blocks that are fused.
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
@@ -397,6 +399,7 @@ impl<'a> Ledger<'a> {
                 EpsSource::Recipe
             },
             eps_note: self.recipe.eps_note.clone(),
+            network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
             outputs,

@@ -1,0 +1,314 @@
+//! Whole networks: the purely sequential ones, which are known from their file and recipe alone.
+//!
+//! Each block is a conv with "same" padding — stride 2 where it is larger than 1×1 and has no identity, for an identity
+//! needs stride 1 and these families give every other block one — then squeeze and excitation where its tensors are,
+//! then ReLU; at the end average pooling and the linear classifier. Training form and deploy form run side by side, block by
+//! block, so that only one block's weights are in memory.
+
+use ndarray::{Array1, Array2, Array4, ArrayView4, Axis};
+
+use crate::algebra::{Expr, Operand, Values};
+use crate::engine::{self, Conv2dGeometry, Element};
+use crate::recipe::{Fused, Plan, What};
+use crate::run::{self, Placement, number, pad, run};
+use crate::tensor::{Checkpoint, Tensor, quoted};
+use crate::values::Reader;
+use crate::verify::{Deployed, deployed_rows};
+
+/// A network whose every layer is known.
+#[derive(Debug)]
+pub struct Sequential<'a> {
+    steps: Vec<Step<'a>>,
+    head: [Tensor; 2],
+}
+
+#[derive(Debug)]
+struct Step<'a> {
+    fused: &'a Fused,
+    stride: usize,
+    /// Weight and bias of the squeezing and of the exciting 1×1 conv.
+    squeeze: Option<[[Tensor; 2]; 2]>,
+}
+
+/// What the two forms of a network make of the same images.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// The pooled features of the training form, `[images, channels]`.
+    pub trained_features: Array2<f64>,
+    /// Its logits, `[images, classes]`.
+    pub trained: Array2<f64>,
+    /// The logits of the deploy form, `[images, classes]`.
+    pub deployed: Array2<f64>,
+}
+
+/// Why a network cannot be run as a whole.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error(
+        "recipe `{0}` does not say how its blocks make up a network; `verify` without --end-to-end checks each of them"
+    )]
+    NoNetwork(String),
+    #[error(
+        "{what} has no place in the network that recipe `{recipe}` describes; it is not known from the file"
+    )]
+    NotSequential { what: String, recipe: String },
+    #[error("{0} is missing, which the network needs")]
+    Missing(String),
+    #[error("{tensor} has shape {found:?}; expected {expected}")]
+    Shape {
+        tensor: String,
+        found: Vec<usize>,
+        expected: String,
+    },
+    #[error("block {}", quoted(block))]
+    Run { block: String, source: run::Error },
+    #[error(transparent)]
+    Numbers(#[from] crate::numbers::Error),
+    #[error(transparent)]
+    Tensor(#[from] crate::tensor::Error),
+}
+
+/// Puts the blocks of a plan in order and finds what lies between them.
+///
+/// # Errors
+/// When the recipe describes no network, or a block or a tensor has no place in it.
+pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequential<'a>, Error> {
+    let network = plan
+        .network
+        .as_ref()
+        .ok_or_else(|| Error::NoNetwork(plan.recipe.clone()))?;
+    let outside = |what: String| Error::NotSequential {
+        what,
+        recipe: plan.recipe.clone(),
+    };
+    let mut placed = Vec::new();
+    for block in &plan.blocks {
+        let place = network
+            .place(&block.name)
+            .ok_or_else(|| outside(format!("block {}", quoted(&block.name))))?;
+        let [fused] = &block.fused[..] else {
+            return Err(outside(format!("block {}", quoted(&block.name))));
+        };
+        placed.push((place, block, fused));
+    }
+    placed.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut used = Vec::new();
+    let mut pair = |module: &str| -> Result<[Tensor; 2], Error> {
+        let find = |end: &str| {
+            let name = format!("{module}.{end}");
+            checkpoint
+                .get(&name)
+                .cloned()
+                .ok_or_else(|| Error::Missing(quoted(&name)))
+        };
+        let tensors = [find("weight")?, find("bias")?];
+        used.extend(tensors.iter().map(|t| t.name().to_owned()));
+        Ok(tensors)
+    };
+    let mut steps = Vec::new();
+    for (_, block, fused) in &placed {
+        let convs = network
+            .squeeze
+            .as_ref()
+            .map(|names| names.clone().map(|name| format!("{}.{name}", block.name)));
+        let squeeze = match convs {
+            Some([down, up]) if checkpoint.get(&format!("{down}.weight")).is_some() => {
+                Some([pair(&down)?, pair(&up)?])
+            }
+            _ => None,
+        };
+        let larger = fused.geometry().extent != [1, 1];
+        let stride = if larger && !has_identity(fused.expr.expr()) {
+            2
+        } else {
+            1
+        };
+        steps.push(Step {
+            fused,
+            stride,
+            squeeze,
+        });
+    }
+    let first = plan
+        .blocks
+        .first()
+        .map(|block| block.name.as_str())
+        .unwrap_or_default();
+    let head = network
+        .head_of(first)
+        .ok_or_else(|| outside(format!("block {}", quoted(first))))?;
+    let head = pair(&head)?;
+    for planned in &plan.outputs {
+        if let What::Copy(tensor) = &planned.what
+            && !used.iter().any(|name| name == tensor.name())
+        {
+            return Err(outside(tensor.to_string()));
+        }
+    }
+    Ok(Sequential { steps, head })
+}
+
+/// Whether a branch without a conv leads from input to output.
+fn has_identity<T>(expr: &Expr<T>) -> bool {
+    matches!(expr, Expr::Sum(branches) if branches.iter().any(|branch| !branch.mixes_channels()))
+}
+
+impl Sequential<'_> {
+    /// The number of channels the images need.
+    pub fn channels(&self) -> usize {
+        self.steps
+            .first()
+            .map_or(0, |step| step.fused.geometry().inputs)
+    }
+
+    /// Runs both forms on `images`, `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// When the images do not fit, or a value cannot be read.
+    pub fn outputs<F: Element>(
+        &self,
+        checkpoint: &Checkpoint,
+        deployed: Deployed<'_>,
+        images: ArrayView4<'_, F>,
+    ) -> Result<Outputs, Error> {
+        let mut reader = Reader::new(checkpoint, 1 << 20);
+        let [mut trained, mut folded] = [images.to_owned(), images.to_owned()];
+        for step in &self.steps {
+            let fused = step.fused;
+            let placement = Placement::same(fused.geometry(), step.stride);
+            let failed = |source: run::Error| Error::Run {
+                block: fused.module.clone(),
+                source,
+            };
+            let padded = pad(trained.view(), &placement).map_err(failed)?;
+            trained = run(
+                fused.expr.expr(),
+                fused.geometry(),
+                padded.view(),
+                placement.stride,
+                &mut reader,
+            )
+            .map_err(failed)?;
+            let padded = pad(folded.view(), &placement).map_err(failed)?;
+            folded = deployed_conv(checkpoint, fused, deployed, padded.view(), placement.stride)?;
+            for maps in [&mut trained, &mut folded] {
+                if let Some(squeeze) = &step.squeeze {
+                    self.excite(maps, squeeze, &mut reader)?;
+                }
+                maps.mapv_inplace(|x| x.max(F::zero()));
+            }
+            reader.forget();
+        }
+        let [trained_features, folded] = [trained, folded].map(|maps| pooled(maps.view()));
+        let weight = matrix(&self.head[0], trained_features.dim().1, &mut reader)?;
+        let bias = Array1::from(reader.vector(&self.head[1], 0, weight.dim().0)?);
+        let logits = |features: &Array2<F>| -> Array2<f64> {
+            let (weight, bias) = (weight.mapv(number::<F>), bias.mapv(number::<F>));
+            (product(features, &weight) + &bias).mapv(wide)
+        };
+        Ok(Outputs {
+            trained: logits(&trained_features),
+            deployed: logits(&folded),
+            trained_features: trained_features.mapv(wide),
+        })
+    }
+
+    /// Multiplies each channel by `sigmoid(up(relu(down(mean))))`.
+    fn excite<F: Element>(
+        &self,
+        maps: &mut Array4<F>,
+        [down, up]: &[[Tensor; 2]; 2],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Error> {
+        let mut dense = |x: &Array2<F>, [weight, bias]: &[Tensor; 2]| -> Result<Array2<F>, Error> {
+            let weight = matrix(weight, x.dim().1, reader)?;
+            let bias = Array1::from(reader.vector(bias, 0, weight.dim().0)?);
+            Ok(product(x, &weight.mapv(number::<F>)) + &bias.mapv(number::<F>))
+        };
+        let squeezed = dense(&pooled(maps.view()), down)?.mapv_into(|x| x.max(F::zero()));
+        let gate = dense(&squeezed, up)?.mapv_into(|x| F::one() / (F::one() + (-x).exp()));
+        for (mut image, gate) in maps.outer_iter_mut().zip(gate.outer_iter()) {
+            for (mut channel, gate) in image.outer_iter_mut().zip(gate) {
+                channel.mapv_inplace(|x| x * *gate);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The deploy form's conv over a padded map.
+///
+/// # Errors
+/// When the maps do not fit, or the weights are missing or cannot be read.
+pub fn deployed_conv<F: Element>(
+    checkpoint: &Checkpoint,
+    fused: &Fused,
+    deployed: Deployed<'_>,
+    padded: ArrayView4<'_, F>,
+    stride: [usize; 2],
+) -> Result<Array4<F>, Error> {
+    let g = fused.geometry();
+    let (kernel, bias, _) = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
+    let shape = (g.out, g.in_per_group(), g.extent[0], g.extent[1]);
+    let kernel = Array4::from_shape_vec(shape, kernel.into_iter().map(number).collect::<Vec<F>>())
+        .unwrap_or_default();
+    let bias: Array1<F> = bias.into_iter().map(number).collect();
+    let geometry = Conv2dGeometry {
+        stride,
+        groups: g.groups,
+        ..Default::default()
+    };
+    let out = engine::conv2d(padded, kernel.view(), Some(bias.view()), &geometry);
+    out.map_err(|e| Error::Run {
+        block: fused.module.clone(),
+        source: e.into(),
+    })
+}
+
+/// A matrix `[out, in]`, which may be stored as a 1×1 conv.
+fn matrix(tensor: &Tensor, inputs: usize, reader: &mut Reader<'_>) -> Result<Array2<f64>, Error> {
+    let shape = tensor.shape();
+    let fits = matches!(*shape, [_, i] | [_, i, 1, 1] if i == inputs);
+    let wrong = || Error::Shape {
+        tensor: tensor.to_string(),
+        found: shape.to_vec(),
+        expected: format!("[_, {inputs}]"),
+    };
+    if !fits {
+        return Err(wrong());
+    }
+    let values = reader.vector(tensor, 0, Operand::len(tensor))?;
+    Array2::from_shape_vec((shape[0], inputs), values).map_err(|_| wrong())
+}
+
+/// `x · weightᵀ`, with the products added up in order.
+fn product<F: Element>(x: &Array2<F>, weight: &Array2<F>) -> Array2<F> {
+    Array2::from_shape_fn((x.dim().0, weight.dim().0), |(n, o)| {
+        let terms = x
+            .row(n)
+            .iter()
+            .zip(weight.row(o))
+            .map(|(a, b)| *a * *b)
+            .collect::<Vec<F>>();
+        terms.into_iter().fold(F::zero(), |sum, term| sum + term)
+    })
+}
+
+fn wide<F: Element>(x: F) -> f64 {
+    x.to_f64().unwrap_or(f64::NAN)
+}
+
+/// The mean of each map, `[images, channels]`.
+fn pooled<F: Element>(maps: ArrayView4<'_, F>) -> Array2<F> {
+    let (images, channels, h, w) = maps.dim();
+    let share = number::<F>(1.0 / (h * w) as f64);
+    let planes = maps.to_shape((images, channels, h * w));
+    planes
+        .map(|planes| {
+            planes.map_axis(Axis(2), |plane| {
+                plane.iter().fold(F::zero(), |sum, x| sum + *x) * share
+            })
+        })
+        .unwrap_or_default()
+}

@@ -1,0 +1,349 @@
+//! A block on whole feature maps, as a network runs it: with padding around the block and a stride.
+//!
+//! The expression is evaluated branch by branch on `[maps, channels, height, width]` through the convolution
+//! [`engine`](crate::engine). Padding and stride belong to the block, not to its branches: the map is padded once for the whole
+//! extent, each branch sees the centre it needs, and the last conv of each branch takes the strides.
+
+use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
+use num_traits::{Float, NumCast};
+
+use crate::algebra::geometry::{dilated, four_dims};
+use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, Operand, Values};
+use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
+use crate::tensor::Tensor;
+
+/// What no weight file stores: how a block lies in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Distance between outputs, `[height, width]`.
+    pub stride: [usize; 2],
+    /// Rows above, rows below, columns left and columns right that are added around the map.
+    pub padding: [[usize; 2]; 2],
+    /// What they hold.
+    pub mode: PaddingMode,
+}
+
+impl Placement {
+    /// As much padding as keeps the size at stride 1, with zeros: what every family here does. Where the
+    /// total is odd, the extra row or column goes to the bottom and the right, as in PyTorch.
+    pub fn same(geometry: &Geometry, stride: usize) -> Placement {
+        let axis = |extent: usize| [(extent - 1) / 2, extent / 2];
+        Placement {
+            stride: [stride; 2],
+            padding: geometry.extent.map(axis),
+            mode: PaddingMode::Zeros,
+        }
+    }
+}
+
+/// Why a block cannot be run on a map.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error("the map has {found} channels; the block takes {expected}")]
+    Channels { found: usize, expected: usize },
+    #[error("a map of {size:?} is smaller than the block's kernel {extent:?} with its padding")]
+    TooSmall {
+        size: [usize; 2],
+        extent: [usize; 2],
+    },
+    #[error("padding mode {mode:?} cannot add {padding} along an axis of {length}")]
+    Padding {
+        mode: PaddingMode,
+        padding: usize,
+        length: usize,
+    },
+    #[error("{0} is a transposed conv, which is not run on maps")]
+    Transposed(String),
+    #[error("an average pooling behind a strided conv is not run on maps")]
+    StridedMean,
+    #[error(transparent)]
+    Conv(#[from] ConvError),
+    #[error(transparent)]
+    Tensor(#[from] crate::tensor::Error),
+}
+
+/// Pads maps on all sides.
+///
+/// # Errors
+/// When the mode cannot fill so wide a border: a reflection must be narrower than the map, a circle no wider.
+pub fn pad<F: Element>(x: ArrayView4<'_, F>, placement: &Placement) -> Result<Array4<F>, Error> {
+    let (maps, channels, h, w) = x.dim();
+    let [rows, columns] = [(h, 0), (w, 1)]
+        .map(|(length, axis)| sources(length, placement.padding[axis], placement.mode));
+    let (rows, columns) = (rows?, columns?);
+    let mut out = Array4::zeros((maps, channels, rows.len(), columns.len()));
+    for (mut to, from) in out.outer_iter_mut().zip(x.outer_iter()) {
+        for (mut to, from) in to.outer_iter_mut().zip(from.outer_iter()) {
+            for (y, row) in rows.iter().enumerate() {
+                for (x, column) in columns.iter().enumerate() {
+                    if let (Some(row), Some(column)) = (row, column) {
+                        to[[y, x]] = from[[*row, *column]];
+                    }
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// For every place along a padded axis: the place it is filled from, or none for zero.
+fn sources(
+    length: usize,
+    [before, after]: [usize; 2],
+    mode: PaddingMode,
+) -> Result<Vec<Option<usize>>, Error> {
+    let widest = match mode {
+        PaddingMode::Zeros => usize::MAX,
+        PaddingMode::Replicate if length > 0 => usize::MAX,
+        PaddingMode::Reflect => length.saturating_sub(1),
+        PaddingMode::Circular | PaddingMode::Replicate => length,
+    };
+    if before.max(after) > widest {
+        return Err(Error::Padding {
+            mode,
+            padding: before.max(after),
+            length,
+        });
+    }
+    let n = length as isize;
+    let source = |i: isize| match mode {
+        _ if (0..n).contains(&i) => Some(i as usize),
+        PaddingMode::Zeros => None,
+        PaddingMode::Replicate => Some(i.clamp(0, n - 1) as usize),
+        PaddingMode::Circular => Some(i.rem_euclid(n) as usize),
+        PaddingMode::Reflect => Some(if i < 0 { -i } else { 2 * (n - 1) - i } as usize),
+    };
+    Ok((-(before as isize)..n + after as isize)
+        .map(source)
+        .collect())
+}
+
+/// Runs a block's expression over maps that have been padded for the whole block.
+///
+/// # Errors
+/// When the maps do not fit the block, or a value cannot be read.
+pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
+    expr: &Expr<Tensor>,
+    geometry: &Geometry,
+    padded: ArrayView4<'_, F>,
+    stride: [usize; 2],
+    values: &mut V,
+) -> Result<Array4<F>, Error> {
+    let (_, channels, h, w) = padded.dim();
+    let extent = geometry.extent;
+    if channels != geometry.inputs {
+        return Err(Error::Channels {
+            found: channels,
+            expected: geometry.inputs,
+        });
+    }
+    if h < extent[0] || w < extent[1] {
+        return Err(Error::TooSmall {
+            size: [h, w],
+            extent,
+        });
+    }
+    Runner { values }.run(expr, padded, extent, stride)
+}
+
+struct Runner<'a, V> {
+    values: &'a mut V,
+}
+
+impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
+    /// Runs a branch in a block that covers `extent`: the branch sees the centre it needs.
+    fn run<F: Element>(
+        &mut self,
+        expr: &Expr<Tensor>,
+        x: ArrayView4<'_, F>,
+        extent: [usize; 2],
+        stride: [usize; 2],
+    ) -> Result<Array4<F>, Error> {
+        let own = extent_of(expr);
+        let x = centre(x, [extent[0] - own[0], extent[1] - own[1]]);
+        match expr {
+            Expr::Conv(conv) => self.conv(conv, x, stride),
+            Expr::Sum(xs) => {
+                let mut branches = xs
+                    .iter()
+                    .map(|branch| self.run(branch, x.view(), own, stride));
+                let first = branches.next().unwrap_or_else(|| Ok(x.to_owned()))?;
+                branches.try_fold(first, |mut sum, branch| {
+                    sum += &branch?;
+                    Ok(sum)
+                })
+            }
+            Expr::Seq(xs) => {
+                let (head, tail) = Expr::split_seq(xs);
+                let Some((first, rest)) = tail.split_first() else {
+                    return Ok(x.to_owned());
+                };
+                let mut y = x.to_owned();
+                for step in head {
+                    y = self.run(step, y.view(), extent_of(step), [1, 1])?;
+                }
+                // A sequence without a conv is strided by its last step.
+                let mixes = first.mixes_channels();
+                y = self.run(
+                    first,
+                    y.view(),
+                    extent_of(first),
+                    if mixes { stride } else { [1, 1] },
+                )?;
+                for step in rest {
+                    if mixes && stride != [1, 1] && extent_of(step) != [1, 1] {
+                        return Err(Error::StridedMean);
+                    }
+                    y = self.run(step, y.view(), extent_of(step), [1, 1])?;
+                }
+                Ok(if mixes { y } else { strided(y.view(), stride) })
+            }
+            Expr::Mean(k) => Ok(strided(mean(x, *k).view(), stride)),
+            diagonal => self.diagonal(diagonal, strided(x, stride)),
+        }
+    }
+
+    fn conv<F: Element>(
+        &mut self,
+        conv: &Conv<Tensor>,
+        x: ArrayView4<'_, F>,
+        stride: [usize; 2],
+    ) -> Result<Array4<F>, Error> {
+        if conv.transposed {
+            return Err(Error::Transposed(conv.weight.to_string()));
+        }
+        let [o, i, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+        let weight =
+            Array4::from_shape_vec((o, i, kh, kw), self.vector(&conv.weight)?).unwrap_or_default();
+        let bias = conv
+            .bias
+            .as_ref()
+            .map(|b| self.vector(b).map(Array1::from))
+            .transpose()?;
+        let geometry = Conv2dGeometry {
+            stride,
+            dilation: conv.dilation,
+            groups: conv.groups.unwrap_or(1),
+            ..Default::default()
+        };
+        Ok(engine::conv2d(
+            x,
+            weight.view(),
+            bias.as_ref().map(|b| b.view()),
+            &geometry,
+        )?)
+    }
+
+    fn diagonal<F: Element>(
+        &mut self,
+        expr: &Expr<Tensor>,
+        mut x: Array4<F>,
+    ) -> Result<Array4<F>, Error> {
+        let channels = x.dim().1;
+        let mut per_channel = |leaf: &Tensor| -> Result<Vec<F>, Error> {
+            let values = self.vector(leaf)?;
+            Ok(if values.len() == 1 {
+                vec![values[0]; channels]
+            } else {
+                values
+            })
+        };
+        let (ones, zeros) = (vec![F::one(); channels], vec![F::zero(); channels]);
+        // As training did: subtract the mean, divide by the root, scale, shift.
+        let (mean, factor, shift) = match expr {
+            Expr::Bn(Bn {
+                mean,
+                var,
+                affine,
+                eps,
+            }) => {
+                let eps: F = number(*eps);
+                let root: Vec<F> = per_channel(var)?
+                    .into_iter()
+                    .map(|v| (v + eps).sqrt())
+                    .collect();
+                let (weight, bias) = match affine {
+                    Some([weight, bias]) => (per_channel(weight)?, per_channel(bias)?),
+                    None => (ones, zeros),
+                };
+                (
+                    per_channel(mean)?,
+                    weight.iter().zip(root).map(|(w, root)| *w / root).collect(),
+                    bias,
+                )
+            }
+            Expr::Scale(Factor::Number(n)) => (zeros.clone(), vec![number(*n); channels], zeros),
+            Expr::Scale(Factor::Tensor(t)) => (zeros.clone(), per_channel(t)?, zeros),
+            Expr::Shift(t) => (zeros, ones, per_channel(t)?),
+            _ => return Ok(x),
+        };
+        for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
+            maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);
+        }
+        Ok(x)
+    }
+
+    fn vector<F: Element>(&mut self, leaf: &Tensor) -> Result<Vec<F>, Error> {
+        let values = self.values.vector(leaf, 0, Operand::len(leaf))?;
+        Ok(values.into_iter().map(number).collect())
+    }
+}
+
+/// A number in the precision of the maps.
+pub fn number<F: Float>(x: f64) -> F {
+    // Both element types hold every f64 approximately, so the cast cannot fail.
+    <F as NumCast>::from(x).unwrap_or_else(F::nan)
+}
+
+fn extent_of(expr: &Expr<Tensor>) -> [usize; 2] {
+    match expr {
+        Expr::Conv(c) => {
+            let [_, _, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
+            dilated([kh, kw], c.dilation).unwrap_or([kh, kw])
+        }
+        Expr::Mean(k) => *k,
+        Expr::Seq(xs) => xs
+            .iter()
+            .map(extent_of)
+            .fold([1, 1], |a, b| [a[0] + b[0] - 1, a[1] + b[1] - 1]),
+        Expr::Sum(xs) => xs
+            .iter()
+            .map(extent_of)
+            .fold([1, 1], |a, b| [a[0].max(b[0]), a[1].max(b[1])]),
+        _ => [1, 1],
+    }
+}
+
+/// The maps without half of `surplus` on each side.
+fn centre<F>(mut x: ArrayView4<'_, F>, surplus: [usize; 2]) -> ArrayView4<'_, F> {
+    for (axis, n) in [(Axis(2), surplus[0]), (Axis(3), surplus[1])] {
+        let end = x.len_of(axis) - (n - n / 2);
+        x.slice_axis_inplace(axis, Slice::from(n / 2..end));
+    }
+    x
+}
+
+fn strided<F: Element>(mut x: ArrayView4<'_, F>, stride: [usize; 2]) -> Array4<F> {
+    for (axis, step) in [(Axis(2), stride[0]), (Axis(3), stride[1])] {
+        x.slice_axis_inplace(axis, Slice::from(..).step_by(step as isize));
+    }
+    x.to_owned()
+}
+
+/// Average pooling with stride 1 and no padding.
+fn mean<F: Element>(x: ArrayView4<'_, F>, k: [usize; 2]) -> Array4<F> {
+    let (maps, channels, h, w) = x.dim();
+    let (h, w) = (h + 1 - k[0], w + 1 - k[1]);
+    let mut sum = Array4::zeros((maps, channels, h, w));
+    for top in 0..k[0] {
+        for left in 0..k[1] {
+            let mut shifted = x.view();
+            shifted.slice_axis_inplace(Axis(2), Slice::from(top..top + h));
+            shifted.slice_axis_inplace(Axis(3), Slice::from(left..left + w));
+            sum += &shifted;
+        }
+    }
+    let weight = number::<F>(1.0 / (k[0] * k[1]) as f64);
+    sum.mapv_into(|x| x * weight)
+}
