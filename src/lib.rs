@@ -6,6 +6,7 @@ pub mod describe;
 pub mod engine;
 pub mod fuse;
 pub mod inspect;
+pub mod maps;
 pub mod network;
 pub mod numbers;
 pub mod recipe;

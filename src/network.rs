@@ -7,6 +7,7 @@
 
 use ndarray::{Array1, Array2, Array4, ArrayView4, Axis};
 
+use crate::algebra::forward::Reading;
 use crate::algebra::{Expr, Operand, Values};
 use crate::engine::{self, Conv2dGeometry, Element};
 use crate::recipe::{Fused, Plan, What};
@@ -187,11 +188,19 @@ impl Sequential<'_> {
                 fused.geometry(),
                 padded.view(),
                 placement.stride,
+                Reading::Value,
                 &mut reader,
             )
             .map_err(failed)?;
             let padded = pad(folded.view(), &placement).map_err(failed)?;
-            folded = deployed_conv(checkpoint, fused, deployed, padded.view(), placement.stride)?;
+            folded = deployed_conv(
+                checkpoint,
+                fused,
+                deployed,
+                padded.view(),
+                placement.stride,
+                Reading::Value,
+            )?;
             for maps in [&mut trained, &mut folded] {
                 if let Some(squeeze) = &step.squeeze {
                     self.excite(maps, squeeze, &mut reader)?;
@@ -247,13 +256,20 @@ pub fn deployed_conv<F: Element>(
     deployed: Deployed<'_>,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
+    reading: Reading,
 ) -> Result<Array4<F>, Error> {
     let g = fused.geometry();
     let (kernel, bias, _) = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
     let shape = (g.out, g.in_per_group(), g.extent[0], g.extent[1]);
-    let kernel = Array4::from_shape_vec(shape, kernel.into_iter().map(number).collect::<Vec<F>>())
-        .unwrap_or_default();
-    let bias: Array1<F> = bias.into_iter().map(number).collect();
+    let kernel = Array4::from_shape_vec(
+        shape,
+        kernel
+            .into_iter()
+            .map(|w| number(reading.of(w)))
+            .collect::<Vec<F>>(),
+    )
+    .unwrap_or_default();
+    let bias: Array1<F> = bias.into_iter().map(|b| number(reading.of(b))).collect();
     let geometry = Conv2dGeometry {
         stride,
         groups: g.groups,

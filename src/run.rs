@@ -7,6 +7,7 @@
 use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
 use num_traits::{Float, NumCast};
 
+use crate::algebra::forward::Reading;
 use crate::algebra::geometry::{dilated, four_dims};
 use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, Operand, Values};
 use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
@@ -128,6 +129,7 @@ pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
     geometry: &Geometry,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
+    reading: Reading,
     values: &mut V,
 ) -> Result<Array4<F>, Error> {
     let (_, channels, h, w) = padded.dim();
@@ -144,10 +146,11 @@ pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
             extent,
         });
     }
-    Runner { values }.run(expr, padded, extent, stride)
+    Runner { reading, values }.run(expr, padded, extent, stride)
 }
 
 struct Runner<'a, V> {
+    reading: Reading,
     values: &'a mut V,
 }
 
@@ -273,10 +276,19 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     bias,
                 )
             }
-            Expr::Scale(Factor::Number(n)) => (zeros.clone(), vec![number(*n); channels], zeros),
+            Expr::Scale(Factor::Number(n)) => (
+                zeros.clone(),
+                vec![number(self.reading.of(*n)); channels],
+                zeros,
+            ),
             Expr::Scale(Factor::Tensor(t)) => (zeros.clone(), per_channel(t)?, zeros),
             Expr::Shift(t) => (zeros, ones, per_channel(t)?),
             _ => return Ok(x),
+        };
+        // A magnitude grows by the mean instead of losing it; everything else is positive already.
+        let mean = match self.reading {
+            Reading::Value => mean,
+            Reading::Magnitude => mean.into_iter().map(|m| -m).collect(),
         };
         for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
             maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);
@@ -286,7 +298,8 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
 
     fn vector<F: Element>(&mut self, leaf: &Tensor) -> Result<Vec<F>, Error> {
         let values = self.values.vector(leaf, 0, Operand::len(leaf))?;
-        Ok(values.into_iter().map(number).collect())
+        let reading = self.reading;
+        Ok(values.into_iter().map(|x| number(reading.of(x))).collect())
     }
 }
 

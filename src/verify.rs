@@ -136,17 +136,7 @@ pub fn verify(
     deployed: Deployed<'_>,
     options: &Options,
 ) -> Result<Verdict, numbers::Error> {
-    let allowance = match deployed {
-        Deployed::File(file)
-            if !file
-                .metadata()
-                .iter()
-                .any(|(key, _)| key.starts_with(METADATA_PREFIX)) =>
-        {
-            Allowance::Arithmetic
-        }
-        _ => Allowance::OneRounding,
-    };
+    let allowance = allowance_of(deployed);
     let convs: Vec<_> = plan
         .blocks
         .iter()
@@ -182,6 +172,29 @@ pub fn verify(
         allowance,
         tolerance: options.tolerance,
     })
+}
+
+/// A file that says repfuse wrote it is held to one rounding.
+pub(crate) fn allowance_of(deployed: Deployed<'_>) -> Allowance {
+    let ours = |file: &Checkpoint| {
+        file.metadata()
+            .iter()
+            .any(|(key, _)| key.starts_with(METADATA_PREFIX))
+    };
+    match deployed {
+        Deployed::File(file) if !ours(file) => Allowance::Arithmetic,
+        _ => Allowance::OneRounding,
+    }
+}
+
+/// What the rounding of a deploy form may add up to beyond the rounding of its stored numbers: this many times the
+/// magnitude of the training form's terms.
+pub(crate) fn slack<T: Operand>(allowance: Allowance, float: Float, expr: &Expr<T>) -> f64 {
+    let unit = match allowance {
+        Allowance::OneRounding => f64::EPSILON,
+        Allowance::Arithmetic => float.unit_roundoff(),
+    };
+    unit * roundings(expr)
 }
 
 /// Everything that is not fused: the same names, and the same bytes.
@@ -625,13 +638,9 @@ impl Compare<'_> {
         let off = |i: usize| (trained.data[i] - deployed.data[i]).abs();
         let within = (0..trained.data.len()).all(|i| off(i) <= bound(i));
         // Only where one rounding does not explain a difference does the arithmetic itself come in.
-        let slack = if within {
+        let beyond = if within {
             None
         } else {
-            let per_unit = match self.check.allowance {
-                Allowance::OneRounding => f64::EPSILON,
-                Allowance::Arithmetic => unit,
-            };
             let terms = forward(
                 expr,
                 g,
@@ -641,14 +650,14 @@ impl Compare<'_> {
                 Reading::Magnitude,
                 reader,
             )?;
-            Some((per_unit * roundings(expr), terms.data))
+            Some((slack(self.check.allowance, self.float, expr), terms.data))
         };
         let height = match input {
             Input::Dense(_) => 1.0,
             Input::Spikes { amplitude, .. } => *amplitude,
         };
         for (i, y) in trained.data.iter().enumerate() {
-            let allowed = bound(i) + slack.as_ref().map_or(0.0, |(unit, terms)| unit * terms[i]);
+            let allowed = bound(i) + beyond.as_ref().map_or(0.0, |(unit, terms)| unit * terms[i]);
             tally.add(off(i), *y, allowed, height, || self.place(input, i, want));
         }
         Ok(())

@@ -37,6 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "maps",
+        &[
+            "algebra", "tensor", "engine", "recipe", "values", "numbers", "verify", "run",
+            "network",
+        ],
+    ),
+    (
         "cli",
         &[
             "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse", "verify",

@@ -52,7 +52,8 @@ pub enum Reading {
 }
 
 impl Reading {
-    fn of(self, x: f64) -> f64 {
+    /// A number as this reading sees it.
+    pub fn of(self, x: f64) -> f64 {
         match self {
             Reading::Value => x,
             Reading::Magnitude => x.abs(),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::error::Error;
 use super::expand::{Index, anywhere};
-use super::model::{BlockRule, Dim, Recipe};
+use super::model::{BlockRule, Dim, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ pub fn found_in(recipe: &Recipe, index: &Index) -> bool {
         .blocks
         .iter()
         .any(|rule| anchors(rule, index).any(|start| shapes_fit(&start, index).is_ok()))
-        && recipe.when.iter().all(there)
+        && recipe.when.iter().all(|any| any.iter().any(there))
         && !recipe.unless.iter().any(there)
 }
 
@@ -84,16 +84,20 @@ pub(super) fn anchors<'a>(
 
 /// Checks the shapes that the rule's `where` asks for.
 ///
+/// A tensor that is missing while the rest of its branch is there, a branch other than the one that the block was found
+/// by, does not make it another block but half of this one: such a start fits, and expanding it names what is missing.
+///
 /// # Errors
 /// A sentence on the first that does not fit.
 pub(super) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String> {
     let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut missing = Vec::new();
     for (pattern, shape) in &start.rule.shapes {
         let name = pattern.fill(&start.captures).unwrap_or_default();
         match (index.get(&name), shape) {
             (None, None) => {}
             (Some(tensor), None) => return Err(format!("{tensor} is there")),
-            (None, Some(_)) => return Err(format!("{} is missing", crate::tensor::quoted(&name))),
+            (None, Some(_)) => missing.push(name),
             (Some(tensor), Some(shape)) => {
                 let found = tensor.shape();
                 let fits = found.len() == shape.len()
@@ -107,7 +111,37 @@ pub(super) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String>
             }
         }
     }
-    Ok(())
+    let lost = |name: &&String| !branch_is_there(start, name, index);
+    match missing.iter().find(lost) {
+        Some(name) => Err(format!("{} is missing", quoted(name))),
+        None => Ok(()),
+    }
+}
+
+/// Whether other tensors of the branch that a tensor belongs to are in the file.
+fn branch_is_there(start: &Start<'_>, name: &str, index: &Index) -> bool {
+    let templates = start.rule.fuse.iter().map(|(_, template)| template);
+    let mut branches = templates.filter_map(|t| branch_of(t, name, &start.captures));
+    let others = branches.next().unwrap_or_default();
+    let found_by = others.iter().any(|other| other == start.anchor.name());
+    !found_by && others.iter().any(|other| index.contains_key(other))
+}
+
+/// The names of all tensors of the innermost sum or sequence that a tensor is a direct part of.
+fn branch_of(template: &Template, name: &str, captures: &Captures) -> Option<Vec<String>> {
+    let names = |t: &Template| -> Vec<String> {
+        let patterns = t.tensors();
+        patterns.iter().filter_map(|p| p.fill(captures)).collect()
+    };
+    match template {
+        Template::Optional(x) | Template::Each(x) => branch_of(x, name, captures),
+        Template::Seq(xs) | Template::Sum(xs) => {
+            let deeper = xs.iter().find_map(|x| branch_of(x, name, captures));
+            let here = || xs.iter().any(|x| names(x).iter().any(|n| n == name));
+            deeper.or_else(|| here().then(|| names(template)))
+        }
+        _ => None,
+    }
 }
 
 fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> bool {

@@ -18,8 +18,8 @@ pub struct Recipe {
     pub eps: Option<f64>,
     /// Who else uses the same names with another eps.
     pub eps_note: Option<String>,
-    /// Detection: each must match some tensor.
-    pub when: Vec<Pattern>,
+    /// Detection: of each list, one must match some tensor.
+    pub when: Vec<Vec<Pattern>>,
     /// Detection: none may match a tensor.
     pub unless: Vec<Pattern>,
     /// Path segments of the training form that must not be left over.

@@ -16,7 +16,7 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     let mut lines = BTreeSet::new();
     let evident = |recipe: &&Recipe| {
         let there = |pattern| anywhere(index, pattern).next().is_some();
-        recipe.when.iter().all(there) && !recipe.unless.iter().any(there)
+        recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
     };
     for recipe in recipes.iter().filter(evident) {
         for tensor in index.values() {
@@ -56,11 +56,9 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             } else if let Some(start) = anchors(rule, index)
                 .find(|start| !rule.shapes.is_empty() && shapes_fit(start, index).is_ok())
             {
-                let absent = recipe
-                    .when
-                    .iter()
-                    .find(|p| anywhere(index, p).next().is_none());
-                if let Some(pattern) = absent {
+                let there = |pattern| anywhere(index, pattern).next().is_some();
+                let absent = recipe.when.iter().find(|any| !any.iter().any(there));
+                if let Some(pattern) = absent.and_then(|any| any.first()) {
                     lines.insert(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
                 }
             }

@@ -211,7 +211,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             .get("eps_note")
             .map(|at| at.string().map(str::to_owned))
             .transpose()?,
-        when: list(at, "when", At::patterns)?,
+        when: list(at, "when", parse_evidence)?,
         unless: list(at, "unless", At::patterns)?,
         owns: list(at, "owns", |at| {
             at.items("an array of path segments")?
@@ -264,6 +264,18 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         }
     }
     Ok(recipe)
+}
+
+/// An array of patterns, or of arrays of which one pattern is enough.
+fn parse_evidence(at: &At<'_>) -> Parsed<Vec<Vec<Pattern>>> {
+    let any_of = |at: &At<'_>| match at.value {
+        Value::Array(_) => at.patterns(),
+        _ => Ok(vec![at.pattern()?]),
+    };
+    at.items("an array of patterns")?
+        .iter()
+        .map(any_of)
+        .collect()
 }
 
 fn parse_network(at: &At<'_>) -> Parsed<Network> {

@@ -23,6 +23,8 @@ pub enum Error {
         "{tensor} has dtype {found}, which no arithmetic is defined for; expected F64, F32, F16 or BF16"
     )]
     NotFloat { tensor: String, found: String },
+    #[error("{} does not hold feature maps: {reason}", quoted(&path.display().to_string()))]
+    Array { path: PathBuf, reason: String },
     #[error("interrupted; nothing was written")]
     Interrupted,
 }

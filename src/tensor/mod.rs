@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a convolution.
 
+pub mod arrays;
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;

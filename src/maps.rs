@@ -1,0 +1,233 @@
+//! The proof on the user's own feature maps: a block with its padding and stride, as `torch.nn.Conv2d` has them.
+//!
+//! Both forms run on the same maps and are compared by the same bound as the probes of [`verify`](mod@crate::verify):
+//! rounding a kernel and a bias with unit roundoff `u` moves an output by at most `u·(|K| ∗ |x| + |b|)`.
+
+use ndarray::{Array4, ArrayView4};
+
+use crate::algebra::forward::Reading;
+use crate::engine::PaddingMode;
+use crate::network::{self, deployed_conv};
+use crate::recipe::{Block, Fused, Plan};
+use crate::run::{self, Placement, pad, run};
+use crate::tensor::{Checkpoint, Float, quoted};
+use crate::values::Reader;
+use crate::verify::{Deployed, allowance_of, deployed_rows, slack};
+
+/// How wide a border is added around the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// None.
+    Valid,
+    /// As much as keeps the size; an odd row or column goes to the bottom or right, as in PyTorch.
+    Same,
+    /// This many rows above and below, and columns left and right.
+    Of([usize; 2]),
+}
+
+/// What no weight file stores.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Distance between outputs, `[height, width]`.
+    pub stride: [usize; 2],
+    /// The border around the maps.
+    pub padding: Padding,
+    /// What it holds.
+    pub mode: PaddingMode,
+    /// The largest difference that passes, in units of the rounding bound.
+    pub tolerance: f64,
+}
+
+/// How the two forms of a block compare on maps.
+#[derive(Clone, Debug)]
+pub struct MapVerdict {
+    /// The output module.
+    pub module: String,
+    /// The shape of the output maps.
+    pub shape: [usize; 4],
+    /// The worst difference in units of its bound.
+    pub ratio: f64,
+    /// The worst absolute difference.
+    pub absolute: f64,
+    /// The index `[map, channel, y, x]` of the worst ratio.
+    pub at: [usize; 4],
+    /// Whether it passes.
+    pub accepted: bool,
+}
+
+/// Why maps cannot be compared.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error("no block takes maps of {channels} channels; the blocks take {known:?}")]
+    NoBlock { channels: usize, known: Vec<usize> },
+    #[error("the file of maps is empty")]
+    Empty,
+    #[error("block {}", quoted(block))]
+    Run { block: String, source: run::Error },
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    #[error(transparent)]
+    Numbers(#[from] crate::numbers::Error),
+}
+
+/// Runs blocks on maps: those that bear a block's name on that block, any other on every block whose width fits.
+///
+/// # Errors
+/// When no block takes some maps, they are smaller than a kernel, or a value cannot be read.
+pub fn verify_maps(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    arrays: &[(Option<String>, Array4<f64>)],
+    options: &Options,
+) -> Result<Vec<MapVerdict>, Error> {
+    if arrays.is_empty() {
+        return Err(Error::Empty);
+    }
+    let convs: Vec<(&Block, &Fused)> = plan
+        .blocks
+        .iter()
+        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
+        .collect();
+    let mut verdicts = Vec::new();
+    for (name, maps) in arrays {
+        let channels = maps.dim().1;
+        let named = |(block, fused): &&(&Block, &Fused)| {
+            name.as_ref()
+                .is_some_and(|n| *n == block.name || *n == fused.module)
+        };
+        let fits = |(_, fused): &&(&Block, &Fused)| fused.geometry().inputs == channels;
+        let by_name: Vec<_> = convs.iter().filter(named).collect();
+        let chosen: Vec<_> = if by_name.is_empty() {
+            convs.iter().filter(fits).collect()
+        } else {
+            by_name
+        };
+        if chosen.is_empty() {
+            let mut known: Vec<usize> = convs
+                .iter()
+                .map(|(_, fused)| fused.geometry().inputs)
+                .collect();
+            known.sort_unstable();
+            known.dedup();
+            return Err(Error::NoBlock { channels, known });
+        }
+        for (_, fused) in chosen {
+            verdicts.push(one(checkpoint, fused, deployed, maps.view(), options)?);
+        }
+    }
+    Ok(verdicts)
+}
+
+fn one(
+    checkpoint: &Checkpoint,
+    fused: &Fused,
+    deployed: Deployed<'_>,
+    maps: ArrayView4<'_, f64>,
+    options: &Options,
+) -> Result<MapVerdict, Error> {
+    let g = fused.geometry();
+    let padding = match options.padding {
+        Padding::Valid => [[0, 0]; 2],
+        Padding::Same => Placement::same(g, 1).padding,
+        Padding::Of([rows, columns]) => [[rows; 2], [columns; 2]],
+    };
+    let placement = Placement {
+        stride: options.stride,
+        padding,
+        mode: options.mode,
+    };
+    let failed = |source: run::Error| Error::Run {
+        block: fused.module.clone(),
+        source,
+    };
+    let padded = pad(maps, &placement).map_err(failed)?;
+    let sizes = padded.mapv(f64::abs);
+    let mut reader = Reader::new(checkpoint, 1 << 20);
+    let mut trained = |x: &Array4<f64>, reading| {
+        run(
+            fused.expr.expr(),
+            g,
+            x.view(),
+            placement.stride,
+            reading,
+            &mut reader,
+        )
+        .map_err(failed)
+    };
+    let ours = trained(&padded, Reading::Value)?;
+    let terms = trained(&sizes, Reading::Magnitude)?;
+    let theirs = deployed_conv(
+        checkpoint,
+        fused,
+        deployed,
+        padded.view(),
+        placement.stride,
+        Reading::Value,
+    )?;
+    let bound = deployed_conv(
+        checkpoint,
+        fused,
+        deployed,
+        sizes.view(),
+        placement.stride,
+        Reading::Magnitude,
+    )?;
+    let float = deployed_rows(checkpoint, fused, deployed, 0..0).map(|(_, _, float)| float)?;
+    let allowed = Allowed::new(
+        float,
+        slack(allowance_of(deployed), float, fused.expr.expr()),
+    );
+    let mut verdict = MapVerdict {
+        module: fused.module.clone(),
+        shape: ours.dim().into(),
+        ratio: 0.0,
+        absolute: 0.0,
+        at: [0; 4],
+        accepted: false,
+    };
+    for (((at, a), b), (bound, terms)) in ours
+        .indexed_iter()
+        .zip(&theirs)
+        .zip(bound.iter().zip(&terms))
+    {
+        let off = (a - b).abs();
+        let ratio = if off == 0.0 {
+            0.0
+        } else {
+            off / allowed.at(off, *bound, *terms)
+        };
+        verdict.absolute = verdict.absolute.max(off);
+        if ratio > verdict.ratio || (ratio.is_nan() && !verdict.ratio.is_nan()) {
+            (verdict.ratio, verdict.at) = (ratio, at.into());
+        }
+    }
+    verdict.accepted = verdict.ratio <= options.tolerance;
+    Ok(verdict)
+}
+
+/// The bound on one output: the rounding of what is stored, and where that does not explain a difference, the slack of
+/// the arithmetic.
+struct Allowed {
+    unit: f64,
+    slack: f64,
+}
+
+impl Allowed {
+    fn new(float: Float, slack: f64) -> Allowed {
+        Allowed {
+            unit: float.unit_roundoff(),
+            slack,
+        }
+    }
+
+    fn at(&self, off: f64, bound: f64, terms: f64) -> f64 {
+        let stored = self.unit * bound;
+        if off <= stored {
+            stored
+        } else {
+            stored + self.slack * terms
+        }
+    }
+}

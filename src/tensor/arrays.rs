@@ -1,0 +1,132 @@
+//! Feature maps and images from a file, `[batch, channels, height, width]`: safetensors or NumPy's `.npy`.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::path::Path;
+
+use ndarray::Array4;
+
+use super::checkpoint::Checkpoint;
+use super::error::{Error, quoted};
+
+/// Arrays by name. A `.npy` file holds one, without a name; a single `[channels, height, width]` is a batch of one.
+pub type Arrays = Vec<(Option<String>, Array4<f64>)>;
+
+/// Reads every array of a file.
+///
+/// # Errors
+/// When the file is neither, an array has not four (or three) dimensions, or holds no floating-point numbers.
+pub fn read_arrays(path: &Path) -> Result<Arrays, Error> {
+    let io = |source| Error::Io {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let mut magic = [0; 6];
+    let is_npy =
+        File::open(path).map_err(io)?.read_exact(&mut magic).is_ok() && magic == *b"\x93NUMPY";
+    if is_npy {
+        Ok(vec![(None, npy(path)?)])
+    } else {
+        safetensors(path)
+    }
+}
+
+fn safetensors(path: &Path) -> Result<Arrays, Error> {
+    let file = Checkpoint::open(path)?;
+    let mut arrays = Vec::new();
+    for tensor in file.tensors().values() {
+        let Some(float) = tensor.dtype().float() else {
+            return Err(Error::NotFloat {
+                tensor: tensor.to_string(),
+                found: tensor.dtype().to_string(),
+            });
+        };
+        // The header has been checked against the file's length, so this is no larger than the file.
+        let mut bytes = vec![0; tensor.byte_len() as usize];
+        file.read_at(tensor, 0, &mut bytes)?;
+        let mut values = vec![0.0; tensor.len()];
+        float.decode(&bytes, &mut values);
+        let array = in_four_dims(path, &tensor.to_string(), tensor.shape(), values)?;
+        arrays.push((Some(tensor.name().to_owned()), array));
+    }
+    Ok(arrays)
+}
+
+fn npy(path: &Path) -> Result<Array4<f64>, Error> {
+    let io = |source| Error::Io {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let wrong = |reason: String| Error::Array {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut reader = BufReader::new(File::open(path).map_err(io)?);
+    let file_len = reader.get_ref().metadata().map_err(io)?.len();
+    let header = npyz::NpyHeader::from_reader(&mut reader)
+        .map_err(|e| wrong(format!("its header is not valid: {e}")))?;
+    let left = file_len.saturating_sub(reader.stream_position().map_err(io)?);
+    let shape: Vec<usize> = header
+        .shape()
+        .iter()
+        .map(|n| usize::try_from(*n).unwrap_or(usize::MAX))
+        .collect();
+    let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64));
+    // Nothing is allocated on the header's word: every number needs bytes that are there.
+    let Some(count) = count.filter(|n| *n <= left) else {
+        return Err(wrong(format!(
+            "its shape {shape:?} needs more than the {left} bytes that follow"
+        )));
+    };
+    if header.order() != npyz::Order::C {
+        return Err(wrong(
+            "it is in Fortran order; save `numpy.ascontiguousarray(x)`".to_owned(),
+        ));
+    }
+    let size = header.dtype().num_bytes().unwrap_or(0) as u64;
+    if count * size > left {
+        return Err(wrong(format!(
+            "its shape {shape:?} needs {} bytes; {left} follow",
+            count * size
+        )));
+    }
+    let dtype = header.dtype().descr();
+    let file = npyz::NpyFile::with_header(header, reader);
+    let values = match file.try_data::<f64>() {
+        Ok(data) => data.collect::<Result<Vec<f64>, _>>().map_err(io)?,
+        Err(file) => match file.try_data::<f32>() {
+            Ok(data) => data
+                .map(|x| x.map(f64::from))
+                .collect::<Result<Vec<f64>, _>>()
+                .map_err(io)?,
+            Err(_) => {
+                return Err(wrong(format!(
+                    "its numbers are {dtype}; expected float32 or float64"
+                )));
+            }
+        },
+    };
+    in_four_dims(path, &quoted(&path.display().to_string()), &shape, values)
+}
+
+fn in_four_dims(
+    path: &Path,
+    what: &str,
+    shape: &[usize],
+    values: Vec<f64>,
+) -> Result<Array4<f64>, Error> {
+    let dims = match *shape {
+        [n, c, h, w] => Some((n, c, h, w)),
+        [c, h, w] => Some((1, c, h, w)),
+        _ => None,
+    };
+    dims.and_then(|dims| Array4::from_shape_vec(dims, values).ok())
+        .ok_or_else(|| Error::Array {
+            path: path.to_owned(),
+            reason: format!(
+                "{what} has shape {shape:?}; expected [batch, channels, height, width]"
+            ),
+        })
+}
