@@ -2,6 +2,7 @@
 
 pub mod algebra;
 pub mod cli;
+pub mod consistency;
 pub mod describe;
 pub mod engine;
 pub mod fuse;

@@ -97,7 +97,7 @@ pub fn verify_maps(
             name.as_ref()
                 .is_some_and(|n| *n == block.name || *n == fused.module)
         };
-        let fits = |(_, fused): &&(&Block, &Fused)| fused.geometry().inputs == channels;
+        let fits = |(_, fused): &&(&Block, &Fused)| widths(fused).contains(&channels);
         let by_name: Vec<_> = convs.iter().filter(named).collect();
         let chosen: Vec<_> = if by_name.is_empty() {
             convs.iter().filter(fits).collect()
@@ -105,10 +105,7 @@ pub fn verify_maps(
             by_name
         };
         if chosen.is_empty() {
-            let mut known: Vec<usize> = convs
-                .iter()
-                .map(|(_, fused)| fused.geometry().inputs)
-                .collect();
+            let mut known: Vec<usize> = convs.iter().flat_map(|(_, fused)| widths(fused)).collect();
             known.sort_unstable();
             known.dedup();
             return Err(Error::NoBlock { channels, known });
@@ -118,6 +115,15 @@ pub fn verify_maps(
         }
     }
     Ok(verdicts)
+}
+
+/// The numbers of channels that a block may be applied to: a conv `[out, 1, kh, kw]` may be depthwise.
+fn widths(fused: &Fused) -> Vec<usize> {
+    let g = fused.geometry();
+    match !g.groups_known && g.in_per_group() == 1 {
+        true => vec![g.inputs, g.out],
+        false => vec![g.inputs],
+    }
 }
 
 fn one(
@@ -147,8 +153,7 @@ fn one(
     let mut reader = Reader::new(checkpoint, 1 << 20);
     let mut trained = |x: &Array4<f64>, reading| {
         run(
-            fused.expr.expr(),
-            g,
+            &fused.expr,
             x.view(),
             placement.stride,
             reading,

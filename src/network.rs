@@ -163,6 +163,21 @@ impl Sequential<'_> {
             .map_or(0, |step| step.fused.geometry().inputs)
     }
 
+    /// The classifier's weight `[classes, features]` and, as a matrix of one row, its bias.
+    ///
+    /// # Errors
+    /// When it cannot be read or has another shape.
+    pub fn head(&self, checkpoint: &Checkpoint) -> Result<[Array2<f64>; 2], Error> {
+        let mut reader = Reader::new(checkpoint, 1 << 20);
+        let features = self
+            .steps
+            .last()
+            .map_or(0, |step| step.fused.geometry().out);
+        let weight = matrix(&self.head[0], features, &mut reader)?;
+        let bias = Array1::from(reader.vector(&self.head[1], 0, weight.dim().0)?);
+        Ok([weight, bias.insert_axis(Axis(0))])
+    }
+
     /// Runs both forms on `images`, `[images, channels, height, width]`.
     ///
     /// # Errors
@@ -184,8 +199,7 @@ impl Sequential<'_> {
             };
             let padded = pad(trained.view(), &placement).map_err(failed)?;
             trained = run(
-                fused.expr.expr(),
-                fused.geometry(),
+                &fused.expr,
                 padded.view(),
                 placement.stride,
                 Reading::Value,
@@ -272,7 +286,7 @@ pub fn deployed_conv<F: Element>(
     let bias: Array1<F> = bias.into_iter().map(|b| number(reading.of(b))).collect();
     let geometry = Conv2dGeometry {
         stride,
-        groups: g.groups,
+        groups: padded.dim().1 / g.in_per_group().max(1),
         ..Default::default()
     };
     let out = engine::conv2d(padded, kernel.view(), Some(bias.view()), &geometry);

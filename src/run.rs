@@ -9,7 +9,7 @@ use num_traits::{Float, NumCast};
 
 use crate::algebra::forward::Reading;
 use crate::algebra::geometry::{dilated, four_dims};
-use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, Operand, Values};
+use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
 use crate::tensor::Tensor;
 
@@ -41,8 +41,6 @@ impl Placement {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error("the map has {found} channels; the block takes {expected}")]
-    Channels { found: usize, expected: usize },
     #[error("a map of {size:?} is smaller than the block's kernel {extent:?} with its padding")]
     TooSmall {
         size: [usize; 2],
@@ -58,6 +56,8 @@ pub enum Error {
     Transposed(String),
     #[error("an average pooling behind a strided conv is not run on maps")]
     StridedMean,
+    #[error("the maps do not fit the block")]
+    Shapes(#[from] GeometryError),
     #[error(transparent)]
     Conv(#[from] ConvError),
     #[error(transparent)]
@@ -125,28 +125,22 @@ fn sources(
 /// # Errors
 /// When the maps do not fit the block, or a value cannot be read.
 pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
-    expr: &Expr<Tensor>,
-    geometry: &Geometry,
+    block: &Resolved<Tensor>,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
     reading: Reading,
     values: &mut V,
 ) -> Result<Array4<F>, Error> {
     let (_, channels, h, w) = padded.dim();
-    let extent = geometry.extent;
-    if channels != geometry.inputs {
-        return Err(Error::Channels {
-            found: channels,
-            expected: geometry.inputs,
-        });
-    }
+    let block = block.for_inputs(channels)?;
+    let extent = block.geometry().extent;
     if h < extent[0] || w < extent[1] {
         return Err(Error::TooSmall {
             size: [h, w],
             extent,
         });
     }
-    Runner { reading, values }.run(expr, padded, extent, stride)
+    Runner { reading, values }.run(block.expr(), padded, extent, stride)
 }
 
 struct Runner<'a, V> {

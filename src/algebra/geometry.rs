@@ -44,6 +44,37 @@ impl<T> Resolved<T> {
     }
 }
 
+impl<T: Operand> Resolved<T> {
+    /// The same expression over `inputs` channels, where nothing in the block says how many there are: a
+    /// plain depthwise conv looks like one with a single input channel until a network shows what it is applied to.
+    ///
+    /// # Errors
+    /// When the block says otherwise, or its convs do not take that many channels.
+    pub fn for_inputs(&self, inputs: usize) -> Result<Resolved<T>, GeometryError> {
+        let expr = match self.geometry.groups_known {
+            true => self.expr.clone(),
+            false => with_groups(without_groups(self.expr.clone()), inputs)?,
+        };
+        let op = walk(&expr, inputs)?;
+        let geometry = Geometry {
+            inputs,
+            groups: op.groups,
+            groups_known: true,
+            ..self.geometry
+        };
+        Ok(Resolved { expr, geometry })
+    }
+}
+
+fn without_groups<T>(expr: Expr<T>) -> Expr<T> {
+    match expr {
+        Expr::Conv(c) => Expr::Conv(Conv { groups: None, ..c }),
+        Expr::Seq(xs) => Expr::Seq(xs.into_iter().map(without_groups).collect()),
+        Expr::Sum(xs) => Expr::Sum(xs.into_iter().map(without_groups).collect()),
+        leaf => leaf,
+    }
+}
+
 impl Geometry {
     /// Input channels that one output channel sees: the second number of a weight's shape.
     pub fn in_per_group(&self) -> usize {

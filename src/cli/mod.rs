@@ -7,6 +7,7 @@ mod progress;
 mod recipes;
 mod select;
 mod verify;
+mod whole;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Answer;
 use super::output::{self, plural};
 use super::select::{self, Select};
+use super::whole;
 use crate::numbers;
 use crate::tensor::plain;
 use crate::verify::{self, Allowance, Deployed, Verdict};
@@ -40,6 +41,8 @@ pub(super) struct Args {
     /// The number that random maps are drawn from
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
+    #[command(flatten)]
+    whole: whole::Whole,
     /// Print the verdict as JSON
     #[arg(long)]
     json: bool,
@@ -71,6 +74,8 @@ struct Report<'a> {
     copied: usize,
     failures: &'a [String],
     blocks: Vec<Block<'a>>,
+    #[serde(flatten)]
+    findings: whole::Findings,
     seconds: f64,
 }
 
@@ -105,7 +110,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
-    let accepted = verdict.accepted();
+    let findings = whole::run(
+        &args.whole,
+        args.seed,
+        args.tolerance,
+        &checkpoint,
+        &plan,
+        form,
+    )?;
+    let accepted = verdict.accepted() && findings.accepted();
     if args.json {
         let finite = |x: f64| x.is_finite().then_some(x);
         output::json(&Report {
@@ -147,11 +160,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                     failure: b.failure.as_deref(),
                 })
                 .collect(),
+            findings,
             seconds: begin.elapsed().as_secs_f64(),
         })?;
     } else if !args.quiet {
         let mut text = blocks(&verdict);
         text += &failures(&verdict);
+        text += &whole::text(&findings);
         let against = match verdict.allowance {
             Allowance::OneRounding => "rounding once",
             Allowance::Arithmetic => {

@@ -91,13 +91,13 @@ fn sums<F: Element, S: Simd>(
     taps: &[usize],
     plane: &[F],
     weight: &[F],
-) -> [F::Lanes<S>; TOGETHER] {
-    let mut sums = [F::Lanes::<S>::splat(simd, F::zero()); TOGETHER];
+) -> [F::Native<S>; TOGETHER] {
+    let mut sums = [F::Native::<S>::splat(simd, F::zero()); TOGETHER];
     for (&weight, &tap) in weight.iter().zip(taps) {
-        let weight = F::Lanes::<S>::splat(simd, weight);
+        let weight = F::Native::<S>::splat(simd, weight);
         let plane = &plane[tap..];
         for (sum, start) in sums.iter_mut().zip(starts) {
-            let values = F::Lanes::<S>::from_slice(simd, &plane[start..][..F::Lanes::<S>::LEN]);
+            let values = F::Native::<S>::from_slice(simd, &plane[start..][..F::Native::<S>::LEN]);
             *sum = weight.mul_add(values, *sum);
         }
     }

@@ -1,18 +1,12 @@
 //! The numbers a feature map can hold.
 
-use fearless_simd::{Simd, SimdFloat, SimdFloatElement};
+use std::ops::AddAssign;
+
+use fearless_simd::SimdFloatElement;
 use num_traits::Float;
 
-/// A float with vectors of it in every instruction set: f32 or f64, and no other type.
-pub trait Element: Float + SimdFloatElement + Default + Send + Sync + 'static {
-    /// The widest vector of this number that the instruction set `S` has.
-    type Lanes<S: Simd>: SimdFloat<S, Element = Self>;
-}
+/// A float that there are vectors of: f32 or f64, and no other type.
+pub trait Element: Float + SimdFloatElement + AddAssign + Send + Sync + 'static {}
 
-impl Element for f32 {
-    type Lanes<S: Simd> = S::f32s;
-}
-
-impl Element for f64 {
-    type Lanes<S: Simd> = S::f64s;
-}
+impl Element for f32 {}
+impl Element for f64 {}

@@ -30,7 +30,7 @@ mod plan;
 mod planes;
 mod product;
 
-use ndarray::{Array4, ArrayView1, ArrayView4};
+use ndarray::{Array4, ArrayView1, ArrayView4, Axis, CowArray, Ix4};
 
 pub use element::Element;
 pub use error::ConvError;
@@ -57,30 +57,27 @@ pub fn conv2d<F: Element>(
     bias: Option<ArrayView1<'_, F>>,
     geometry: &Conv2dGeometry,
 ) -> Result<Array4<F>, ConvError> {
-    let plan = Plan::new::<F>(x.dim(), weight.dim(), bias.map(|b| b.len()), geometry)?;
+    let plan = Plan::new::<F>(x.dim(), weight.dim(), bias.map(|bias| bias.len()), geometry)?;
     let layout = Layout::new(&plan, geometry.padding_mode);
     let (x, weight) = (x.as_standard_layout(), weight.as_standard_layout());
-    let (x, weight) = (
-        x.as_slice().unwrap_or_default(),
-        weight.as_slice().unwrap_or_default(),
-    );
+    let (x, weight) = (values(&x), values(&weight));
 
-    let bias = bias.map_or_else(
-        || vec![F::zero(); plan.out_channels()],
-        |bias| bias.to_vec(),
-    );
-    let mut y = Vec::with_capacity(plan.output_len());
-    for _ in 0..plan.batch {
-        for &b in &bias {
-            y.resize(y.len() + plan.positions(), b);
-        }
+    let mut y = Array4::zeros(plan.output_dim());
+    if let Some(bias) = bias {
+        y += &bias.insert_axis(Axis(1)).insert_axis(Axis(2));
     }
-
+    let sums = y.as_slice_mut().expect("a new array is in standard layout");
     if plan.is_depthwise() {
-        depthwise::accumulate(&plan, &layout, x, weight, &mut y);
+        depthwise::accumulate(&plan, &layout, x, weight, sums);
     } else {
-        dense::accumulate(&plan, &layout, x, weight, &mut y);
+        dense::accumulate(&plan, &layout, x, weight, sums);
     }
-    Ok(Array4::from_shape_vec(plan.output_dim(), y)
-        .expect("the output was filled with one value for each of its positions"))
+    Ok(y)
+}
+
+/// The values of an array in standard layout.
+fn values<'a, F>(array: &'a CowArray<'_, F, Ix4>) -> &'a [F] {
+    array
+        .as_slice()
+        .expect("the array was put in standard layout")
 }

@@ -144,10 +144,6 @@ impl Plan {
         )
     }
 
-    pub(super) fn output_len(&self) -> usize {
-        self.batch * self.out_channels() * self.positions()
-    }
-
     /// Whether each group reads one channel. A single group has no channels to share between threads, so it is dense.
     pub(super) fn is_depthwise(&self) -> bool {
         self.group_in == 1 && self.groups > 1

@@ -27,7 +27,7 @@ const fn widest<S: Simd>() -> usize {
 pub(super) fn shape<F: Element>(level: Level) -> (usize, usize) {
     #[inline(always)]
     fn of<F: Element, S: Simd>(_: S) -> (usize, usize) {
-        (F::Lanes::<S>::LEN, widest::<S>())
+        (F::Native::<S>::LEN, widest::<S>())
     }
     dispatch!(level, simd => of::<F, _>(simd))
 }
@@ -136,13 +136,13 @@ fn kernel<F: Element, S: Simd, const V: usize, const H: usize>(
     tile: Tile<'_, F>,
     y: &mut [F],
 ) -> usize {
-    let lanes = F::Lanes::<S>::LEN;
+    let lanes = F::Native::<S>::LEN;
     let sums = sums::<F, S, V, H>(simd, tile);
     for (i, sums) in sums.iter().enumerate() {
         let row = &mut y[i * tile.pitch_out..];
         if tile.columns >= V * lanes {
             for (part, sum) in row[..V * lanes].chunks_exact_mut(lanes).zip(sums) {
-                (F::Lanes::<S>::from_slice(simd, part) + *sum).store_slice(part);
+                (F::Native::<S>::from_slice(simd, part) + *sum).store_slice(part);
             }
         } else {
             // The sums are copied whole: were only some of them read from here, they would all have to live in memory
@@ -163,20 +163,21 @@ fn kernel<F: Element, S: Simd, const V: usize, const H: usize>(
 fn sums<F: Element, S: Simd, const V: usize, const H: usize>(
     simd: S,
     tile: Tile<'_, F>,
-) -> [[F::Lanes<S>; V]; H] {
-    let lanes = F::Lanes::<S>::LEN;
+) -> [[F::Native<S>; V]; H] {
+    let lanes = F::Native::<S>::LEN;
     let rows: [&[F]; H] = std::array::from_fn(|i| &tile.weight[i * tile.pitch_in..][..tile.depth]);
-    let mut sums = [[F::Lanes::<S>::splat(simd, F::zero()); V]; H];
+    let mut sums = [[F::Native::<S>::splat(simd, F::zero()); V]; H];
     for (k, values) in tile
         .panel
         .chunks_exact(V * lanes)
         .take(tile.depth)
         .enumerate()
     {
-        let values: [F::Lanes<S>; V] =
-            std::array::from_fn(|j| F::Lanes::<S>::from_slice(simd, &values[j * lanes..][..lanes]));
+        let values: [F::Native<S>; V] = std::array::from_fn(|j| {
+            F::Native::<S>::from_slice(simd, &values[j * lanes..][..lanes])
+        });
         for (sums, row) in sums.iter_mut().zip(&rows) {
-            let weight = F::Lanes::<S>::splat(simd, row[k]);
+            let weight = F::Native::<S>::splat(simd, row[k]);
             for (sum, &value) in sums.iter_mut().zip(&values) {
                 *sum = weight.mul_add(value, *sum);
             }

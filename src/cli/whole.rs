@@ -1,0 +1,322 @@
+//! The parts of `repfuse verify` that run maps: the user's own through each block, and images through the whole network.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use ndarray::{Array4, Axis};
+use serde::Serialize;
+
+use super::output::{self, plural};
+use crate::consistency::{SplitMix64, bidirectional_kl, dropout_kl};
+use crate::engine::PaddingMode;
+use crate::maps::{self, MapVerdict, Padding, verify_maps};
+use crate::network::{Outputs, sequential};
+use crate::recipe::Plan;
+use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
+use crate::verify::Deployed;
+
+/// What to run besides the probes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Your own maps and whole networks")]
+pub(super) struct Whole {
+    /// Maps [batch, channels, height, width] to run too: for the block they are named after, or for every block whose
+    /// width fits; with --end-to-end, images
+    #[arg(long = "input", id = "maps", value_name = "FILE")]
+    maps: Option<PathBuf>,
+    /// Stride of the blocks for --input: N or H,W
+    #[arg(long, value_name = "N", default_value = "1", value_parser = pair)]
+    stride: [usize; 2],
+    /// Padding of the blocks for --input: N or H,W, `same` or `valid`
+    #[arg(long, value_name = "N", default_value = "same", value_parser = padding)]
+    padding: Padding,
+    /// What the padding holds
+    #[arg(long, value_name = "MODE", default_value = "zeros")]
+    padding_mode: Mode,
+    /// Run the whole network in both forms, where the recipe says how its blocks follow one another
+    #[arg(long)]
+    end_to_end: bool,
+    /// Images for --end-to-end, if no --input gives any
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    images: u16,
+    /// Height and width of random images
+    #[arg(long, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    size: u16,
+    /// Arithmetic of --end-to-end
+    #[arg(long, default_value = "f64")]
+    precision: Precision,
+    /// The dropout to compare the difference with
+    #[arg(long, value_name = "P", default_value = "0.1", value_parser = probability)]
+    dropout: f64,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Mode {
+    Zeros,
+    Reflect,
+    Replicate,
+    Circular,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Precision {
+    F32,
+    F64,
+}
+
+fn pair(text: &str) -> Result<[usize; 2], String> {
+    let number = |text: &str| {
+        text.trim()
+            .parse::<usize>()
+            .ok()
+            .filter(|n| (1..=MOST).contains(n))
+    };
+    let both = match text.split_once(',') {
+        Some((h, w)) => number(h).zip(number(w)),
+        None => number(text).zip(number(text)),
+    };
+    both.map(|(h, w)| [h, w])
+        .ok_or_else(|| format!("expected a number from 1 to {MOST}, or two as in 2,1"))
+}
+
+/// Strides and paddings beyond this are mistakes.
+const MOST: usize = 4096;
+
+fn padding(text: &str) -> Result<Padding, String> {
+    match text {
+        "same" => Ok(Padding::Same),
+        "valid" | "0" => Ok(Padding::Valid),
+        "0,0" => Ok(Padding::Valid),
+        _ => {
+            let zero_or = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n <= MOST);
+            let both = match text.split_once(',') {
+                Some((h, w)) => zero_or(h).zip(zero_or(w)),
+                None => zero_or(text).zip(zero_or(text)),
+            };
+            let expected =
+                || format!("expected `same`, `valid`, a number up to {MOST}, or two as in 1,0");
+            both.map(|(h, w)| Padding::Of([h, w])).ok_or_else(expected)
+        }
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..1.0).contains(&p) => Ok(p),
+        _ => Err("expected a probability from 0 up to, but not including, 1".to_owned()),
+    }
+}
+
+/// What the maps and the images have shown, as `--json` prints it.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Findings {
+    /// One for each block and array that was run.
+    pub(super) maps: Vec<MapFinding>,
+    /// The whole network, if it was run.
+    pub(super) end_to_end: Option<EndToEnd>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct MapFinding {
+    module: String,
+    shape: [usize; 4],
+    accepted: bool,
+    ratio: Option<f64>,
+    absolute: Option<f64>,
+    at: [usize; 4],
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct EndToEnd {
+    images: usize,
+    precision: &'static str,
+    top1_agreement: f64,
+    largest_logit_difference: f64,
+    largest_logit: f64,
+    bidirectional_kl: f64,
+    dropout: f64,
+    dropout_kl: f64,
+}
+
+impl Findings {
+    /// Whether every map agrees. The whole network adds no verdict: what its rounding adds up to has no bound.
+    pub(super) fn accepted(&self) -> bool {
+        self.maps.iter().all(|m| m.accepted)
+    }
+}
+
+pub(super) fn run(
+    args: &Whole,
+    seed: u64,
+    tolerance: f64,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+) -> anyhow::Result<Findings> {
+    let arrays = args.maps.as_deref().map(read_arrays).transpose()?;
+    if args.end_to_end {
+        let images = arrays.map(|arrays| match <[_; 1]>::try_from(arrays) {
+            Ok([(_, images)]) => Ok(images),
+            Err(arrays) => anyhow::bail!(
+                "--end-to-end takes one array of images; --input has {}",
+                arrays.len()
+            ),
+        });
+        let end_to_end = end_to_end(args, seed, checkpoint, plan, deployed, images.transpose()?)?;
+        return Ok(Findings {
+            maps: Vec::new(),
+            end_to_end: Some(end_to_end),
+        });
+    }
+    let Some(arrays) = arrays else {
+        return Ok(Findings::default());
+    };
+    let options = maps::Options {
+        stride: args.stride,
+        padding: args.padding,
+        mode: match args.padding_mode {
+            Mode::Zeros => PaddingMode::Zeros,
+            Mode::Reflect => PaddingMode::Reflect,
+            Mode::Replicate => PaddingMode::Replicate,
+            Mode::Circular => PaddingMode::Circular,
+        },
+        tolerance,
+    };
+    let verdicts = verify_maps(checkpoint, plan, deployed, &arrays, &options)?;
+    Ok(Findings {
+        maps: verdicts.iter().map(finding).collect(),
+        end_to_end: None,
+    })
+}
+
+fn finding(v: &MapVerdict) -> MapFinding {
+    let finite = |x: f64| x.is_finite().then_some(x);
+    MapFinding {
+        module: v.module.clone(),
+        shape: v.shape,
+        accepted: v.accepted,
+        ratio: finite(v.ratio),
+        absolute: finite(v.absolute),
+        at: v.at,
+    }
+}
+
+fn end_to_end(
+    args: &Whole,
+    seed: u64,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    images: Option<Array4<f64>>,
+) -> anyhow::Result<EndToEnd> {
+    let network = sequential(checkpoint, plan)?;
+    let mut random = SplitMix64::new(seed);
+    let images = images.unwrap_or_else(|| {
+        let size = usize::from(args.size);
+        let shape = (usize::from(args.images), network.channels(), size, size);
+        Array4::from_shape_simple_fn(shape, || 2.0 * random.next_unit() - 1.0)
+    });
+    let outputs: Outputs = match args.precision {
+        Precision::F64 => network.outputs(checkpoint, deployed, images.view())?,
+        Precision::F32 => {
+            network.outputs(checkpoint, deployed, images.mapv(|x| x as f32).view())?
+        }
+    };
+    let best = |logits: ndarray::ArrayView1<'_, f64>| {
+        let ranked = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        ranked.map(|(class, _)| class)
+    };
+    let pairs = || {
+        outputs
+            .trained
+            .axis_iter(Axis(0))
+            .zip(outputs.deployed.axis_iter(Axis(0)))
+    };
+    let agreed = pairs()
+        .filter(|(a, b)| best(a.view()) == best(b.view()))
+        .count();
+    let differences = outputs
+        .trained
+        .iter()
+        .zip(&outputs.deployed)
+        .map(|(a, b)| (a - b).abs());
+    let [weight, bias] = network.head(checkpoint)?;
+    let bias = bias.index_axis(Axis(0), 0);
+    Ok(EndToEnd {
+        images: images.dim().0,
+        precision: if args.precision == Precision::F32 {
+            "f32"
+        } else {
+            "f64"
+        },
+        top1_agreement: agreed as f64 / images.dim().0 as f64,
+        largest_logit_difference: differences.fold(0.0, f64::max),
+        largest_logit: outputs.trained.iter().fold(0.0, |m: f64, x| m.max(x.abs())),
+        bidirectional_kl: bidirectional_kl(outputs.trained.view(), outputs.deployed.view())
+            .context("the network's logits")?,
+        dropout: args.dropout,
+        dropout_kl: dropout_kl(
+            outputs.trained_features.view(),
+            weight.view(),
+            bias,
+            args.dropout,
+            &mut random,
+        )?,
+    })
+}
+
+/// The findings in lines of text; nothing if nothing was run.
+pub(super) fn text(findings: &Findings) -> String {
+    let mut out = String::new();
+    if !findings.maps.is_empty() {
+        let mut rows = vec![
+            ["", "on your maps", "shape", "ratio", "worst"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
+        for m in &findings.maps {
+            let number = |x: Option<f64>, digits: usize| {
+                x.map_or_else(
+                    || "NaN".to_owned(),
+                    |x| {
+                        if digits == 2 {
+                            format!("{x:.2}")
+                        } else {
+                            format!("{x:.1e}")
+                        }
+                    },
+                )
+            };
+            let ok = if m.accepted { "ok" } else { "FAIL" };
+            rows.push(vec![
+                ok.to_owned(),
+                plain(&m.module),
+                format!("{:?}", m.shape),
+                number(m.ratio, 2),
+                number(m.absolute, 1),
+            ]);
+        }
+        out += "\n";
+        out += &output::table(&rows, &[3, 4]);
+    }
+    if let Some(e) = &findings.end_to_end {
+        out += &format!(
+            "\nwhole network, {} in {}:\n",
+            plural(e.images, "image"),
+            e.precision
+        );
+        out += &format!(
+            "  same top-1 class          {:.0} %\n",
+            100.0 * e.top1_agreement
+        );
+        out += &format!(
+            "  largest logit difference  {:.1e} (largest logit {:.1e})\n",
+            e.largest_logit_difference, e.largest_logit
+        );
+        out += &format!("  KL between the two forms  {:.1e}\n", e.bidirectional_kl);
+        out += &format!(
+            "  KL that dropout leaves    {:.1e} (p = {}, between two sub-models of the classifier)\n",
+            e.dropout_kl, e.dropout
+        );
+    }
+    out
+}
