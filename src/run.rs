@@ -46,7 +46,7 @@ pub enum Error {
         size: [usize; 2],
         extent: [usize; 2],
     },
-    #[error("padding mode {mode:?} cannot add {padding} along an axis of {length}")]
+    #[error("padding mode `{}` cannot add {padding} along an axis of {length}", mode.name())]
     Padding {
         mode: PaddingMode,
         padding: usize,

@@ -1,0 +1,153 @@
+//! `verify --input`: the user's own maps through both forms of each block, with what no weight file stores.
+//!
+//! That the convolution itself is PyTorch's in every mode is held by `tests/torch_conv2d.rs`; here, that both forms see
+//! the same maps and borders, and that a wrong weight shows.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::Random;
+use support::forge::{File, Held};
+use tempfile::TempDir;
+
+const TRAIN: &str = "repvgg/plain.train.safetensors";
+const DEPLOY: &str = "repvgg/plain.deploy.safetensors";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+fn maps(directory: &TempDir, name: &str, channels: usize, size: usize) -> PathBuf {
+    let mut random = Random(7);
+    let values: Vec<f32> = (0..2 * channels * size * size)
+        .map(|_| random.between(-1.0, 1.0) as f32)
+        .collect();
+    let mut file = File::default();
+    file.tensors.insert(
+        name.to_owned(),
+        Held::f32(&[2, channels, size, size], &values),
+    );
+    let path = directory.path().join("maps.safetensors");
+    file.write(&path);
+    path
+}
+
+fn verify(deploy: &Path, maps: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+    command
+        .args(["verify", "--json"])
+        .arg(fixture(TRAIN))
+        .arg(deploy)
+        .arg("--input")
+        .arg(maps);
+    command.args(more).output().expect("the command runs")
+}
+
+fn found(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn both_forms_agree_under_every_placement() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let maps = maps(&directory, "x", 3, 9);
+    for mode in ["zeros", "reflect", "replicate", "circular"] {
+        for (stride, padding, size) in [
+            ("1", "same", 9),
+            ("2", "1", 5),
+            ("2,1", "2,0", 6),
+            ("3", "valid", 3),
+        ] {
+            let more = [
+                "--padding-mode",
+                mode,
+                "--stride",
+                stride,
+                "--padding",
+                padding,
+            ];
+            let output = verify(&fixture(DEPLOY), &maps, &more);
+            let found = found(&output);
+            assert!(output.status.success(), "{more:?}: {found}");
+            let first = &found["maps"][0];
+            assert_eq!(first["shape"][2], size, "{more:?}: {first}");
+            let ratio = first["ratio"].as_f64().expect("a ratio");
+            assert!(ratio > 0.0 && ratio < 1.0, "{more:?}: {first}");
+        }
+    }
+}
+
+/// Maps that bear a block's name go to that block alone, others to every block of their width.
+#[test]
+fn maps_find_their_blocks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let modules = |name: &str, channels: usize| -> Vec<String> {
+        let output = verify(&fixture(DEPLOY), &maps(&directory, name, channels, 7), &[]);
+        let found = found(&output);
+        let all = found["maps"].as_array().expect("maps").clone();
+        all.iter()
+            .map(|m| m["module"].as_str().expect("a module").to_owned())
+            .collect()
+    };
+    assert_eq!(modules("stage0", 3), ["stage0.rbr_reparam"]);
+    assert_eq!(modules("x", 3), ["stage0.rbr_reparam"]);
+    let wide = modules("x", 4);
+    assert!(
+        wide.len() > 1 && !wide.contains(&"stage0.rbr_reparam".to_owned()),
+        "{wide:?}"
+    );
+}
+
+#[test]
+fn a_wrong_weight_shows_and_is_placed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut file = File::read(&fixture(DEPLOY));
+    file.at("stage0.rbr_reparam.weight").edit(|w| w[0] += 0.5);
+    let altered = directory.path().join("altered.safetensors");
+    file.write(&altered);
+    let output = verify(&altered, &maps(&directory, "x", 3, 9), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let first = &found(&output)["maps"][0];
+    assert_eq!(first["accepted"], false);
+    assert_eq!(first["at"][1], 0, "output channel 0: {first}");
+}
+
+#[test]
+fn maps_that_fit_nowhere_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let refused = |maps: &Path, more: &[&str]| {
+        let output = verify(&fixture(DEPLOY), maps, more);
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).expect("UTF-8")
+    };
+    let widths = refused(&maps(&directory, "x", 5, 9), &[]);
+    assert!(
+        widths.starts_with("repfuse: no block takes maps of 5 channels; the blocks take [3, "),
+        "{widths}"
+    );
+    let small = refused(&maps(&directory, "stage0", 3, 2), &["--padding", "valid"]);
+    assert_eq!(
+        small,
+        "repfuse: block `stage0.rbr_reparam`: a map of [2, 2] is smaller than the block's kernel [3, 3] with its padding\n"
+    );
+    let reflect = refused(
+        &maps(&directory, "stage0", 3, 2),
+        &["--padding", "2", "--padding-mode", "reflect"],
+    );
+    assert_eq!(
+        reflect,
+        "repfuse: block `stage0.rbr_reparam`: padding mode `reflect` cannot add 2 along an axis of 2\n"
+    );
+    let junk = directory.path().join("junk.npy");
+    std::fs::write(&junk, b"\x93NUMPY\x01\x00\x46\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9, 9, 9, 99999999), }\n").expect("a file");
+    let junk = refused(&junk, &[]);
+    assert!(
+        junk.contains("junk.npy` does not hold feature maps: "),
+        "{junk}"
+    );
+}
