@@ -275,7 +275,11 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 vec![number(self.reading.of(*n)); channels],
                 zeros,
             ),
-            Expr::Scale(Factor::Tensor(t)) => (zeros.clone(), per_channel(t)?, zeros),
+            Expr::Scale(Factor::Tensor(v)) => {
+                let factors = v.read(self.values, 0, channels)?.into_iter();
+                let factors = factors.map(|x| number(self.reading.of(x))).collect();
+                (zeros.clone(), factors, zeros)
+            }
             Expr::Shift(t) => (zeros, ones, per_channel(t)?),
             _ => return Ok(x),
         };
