@@ -129,7 +129,10 @@ fn branch_is_there(start: &Start<'_>, name: &str, index: &Index) -> bool {
     let templates = start.rule.fuse.iter().map(|(_, template)| template);
     let branches = templates.filter_map(|t| branch_of(t, name, &start.captures));
     let others: Vec<String> = branches.flatten().collect();
-    let found_by = others.iter().any(|other| other == start.anchor.name());
+    // By module, for a batch norm's counter can be the anchor and is no operand.
+    let module = |name: &str| name.rsplit_once('.').map(|(module, _)| module.to_owned());
+    let anchor = module(start.anchor.name());
+    let found_by = others.iter().any(|other| module(other) == anchor);
     !found_by && others.iter().any(|other| index.contains_key(other))
 }
 
