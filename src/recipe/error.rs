@@ -61,6 +61,8 @@ pub enum Error {
         first: String,
         second: String,
     },
+    #[error("{tensor} would be renamed to `{name}`, which is no name of a tensor in the format")]
+    Reserved { name: &'static str, tensor: String },
 }
 
 impl Error {

@@ -17,6 +17,9 @@ use super::error::quoted;
 /// The longest header that is read, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
 
+/// The key of the header under which no tensor stands.
+pub const METADATA: &str = "__metadata__";
+
 /// The longest name of a tensor or a metadata string. (A name of fifty megabytes is no name, and every pattern would be tried on it.)
 const MAX_NAME: usize = 1 << 16;
 
@@ -115,7 +118,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     if let Some(bits) = dtype.bits() {
         // A shape that passed the check above times 64 bits fits in 128 bits.
         let needed = count as u128 * bits as u128;
-        if needed % 8 != 0 {
+        if !needed.is_multiple_of(8) {
             return Err(format!(
                 "{} is {dtype} {shape:?}, {needed} bits; expected whole bytes",
                 quoted(name)
@@ -175,7 +178,7 @@ impl<'de> Deserialize<'de> for Header {
                             quoted(&name)
                         )));
                     }
-                    if name == "__metadata__" {
+                    if name == METADATA {
                         let metadata: Option<Strings> = map.next_value()?;
                         header.metadata = metadata.map(|strings| strings.0).unwrap_or_default();
                         continue;
@@ -256,7 +259,7 @@ impl Serialize for Header {
                 .iter()
                 .map(|(k, v)| (k.clone(), v.clone().into()))
                 .collect();
-            map.serialize_entry("__metadata__", &metadata)?;
+            map.serialize_entry(METADATA, &metadata)?;
         }
         for entry in &self.entries {
             let dtype = match &entry.dtype {
