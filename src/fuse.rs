@@ -6,6 +6,7 @@
 
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::algebra::fold::{Folded, Scratch};
@@ -13,7 +14,7 @@ use crate::algebra::transposed;
 use crate::numbers::{self, explain};
 use crate::recipe::{Fused, Plan, What};
 use crate::tensor::write::Layout;
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor, Writer};
+use crate::tensor::{Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, Writer};
 use crate::values::Reader;
 
 /// The bytes that a worker reads, folds and writes at a time.
@@ -36,6 +37,7 @@ pub struct Unfinished {
     writer: Writer,
     replace: bool,
     bytes: u64,
+    vanished: u64,
 }
 
 impl Unfinished {
@@ -47,6 +49,11 @@ impl Unfinished {
     /// The size of the file.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many fused numbers are not zero and became zero in the element type they are stored in.
+    pub fn vanished(&self) -> u64 {
+        self.vanished
     }
 
     /// Syncs the file and gives it its name.
@@ -71,7 +78,8 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, numbers::Error> {
-    if !options.replace && destination.symlink_metadata().is_ok() {
+    let place = Destination::new(destination)?;
+    if !options.replace && place.replaced().is_some() {
         let same = checkpoint.is_same_file(destination);
         return Err(if same {
             TensorError::SameFile(destination.to_owned())
@@ -86,7 +94,8 @@ pub fn fuse(
         .map(|planned| planned.output.clone())
         .collect();
     let layout = Layout::new(&outputs, metadata(checkpoint, plan));
-    let writer = Writer::create(destination, &layout)?;
+    let writer = Writer::create(place, &layout)?;
+    let vanished = AtomicU64::new(0);
     let queue = Mutex::new(tasks(plan, &layout));
     let failure: Mutex<Option<numbers::Error>> = Mutex::new(None);
     let threads = options
@@ -94,7 +103,7 @@ pub fn fuse(
         .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
         .unwrap_or(1);
     let work = || {
-        let mut worker = Worker::new(checkpoint, &writer);
+        let mut worker = Worker::new(checkpoint, &writer, &vanished);
         loop {
             let task = lock(&queue).next();
             let Some(task) = task.filter(|_| lock(&failure).is_none()) else {
@@ -111,7 +120,13 @@ pub fn fuse(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            // Where the system allows no more threads, those that run do all the work.
+            if std::thread::Builder::new()
+                .spawn_scoped(scope, work)
+                .is_err()
+            {
+                break;
+            }
         }
         work();
     });
@@ -119,6 +134,7 @@ pub fn fuse(
         Some(error) => Err(error),
         None => Ok(Unfinished {
             bytes: layout.file_len(),
+            vanished: vanished.into_inner(),
             writer,
             replace: options.replace,
         }),
@@ -247,6 +263,7 @@ fn slabs(len: u64, step: u64) -> impl Iterator<Item = Range<u64>> + Send {
 struct Worker<'a> {
     checkpoint: &'a Checkpoint,
     writer: &'a Writer,
+    vanished: &'a AtomicU64,
     reader: Reader<'a>,
     scratch: Scratch,
     row: Vec<f64>,
@@ -255,11 +272,12 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(checkpoint: &'a Checkpoint, writer: &'a Writer) -> Worker<'a> {
+    fn new(checkpoint: &'a Checkpoint, writer: &'a Writer, vanished: &'a AtomicU64) -> Worker<'a> {
         let reader = Reader::new(checkpoint, SLAB_BYTES);
         Worker {
             checkpoint,
             writer,
+            vanished,
             reader,
             scratch: Scratch::default(),
             row: Vec::new(),
@@ -316,6 +334,7 @@ impl<'a> Worker<'a> {
         self.reader.read_ahead_until(g.out, rows.end);
         self.row.resize(g.row_len(), 0.0);
         self.biases.clear();
+        let mut vanished = 0;
         let mut whole = Vec::new();
         for o in rows.clone() {
             let bias = folded.row(o, &mut self.reader, &mut self.scratch, &mut self.row)?;
@@ -328,8 +347,10 @@ impl<'a> Worker<'a> {
             if !(finite && fused.dtype.round(bias).is_finite()) {
                 return Err(explain(self.checkpoint, fused, o, &self.row, bias));
             }
+            vanished += fused.dtype.vanishing(&self.row) + fused.dtype.vanishing(&[bias]);
             self.biases.push(bias);
         }
+        self.vanished.fetch_add(vanished as u64, Relaxed);
         if g.transposed {
             fused
                 .dtype

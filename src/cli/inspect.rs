@@ -130,11 +130,11 @@ fn text(checkpoint: &Checkpoint, found: &Inspection) -> String {
             .as_ref()
             .filter(|_| plan.eps_source == EpsSource::Recipe)
         {
-            out += &format!("            {note}\n");
+            out += &format!("            {}\n", plain(note));
         }
     }
     if let Some(trouble) = &found.trouble {
-        out += &format!("            {trouble}\n");
+        out += &format!("            {}\n", output::printable(&trouble.to_string()));
     }
     out += &format!(
         "tensors     {}, {} parameters, {}\n",

@@ -107,6 +107,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         seed: args.seed,
         exhaustive: args.exhaustive,
         tolerance: args.tolerance,
+        stop: None,
     };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let verdict = verify::verify(&checkpoint, &plan, form, &options)?;

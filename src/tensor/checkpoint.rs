@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
 use super::header::{self, Header};
+use super::open;
 
 /// A file of tensors, opened; only its header has been read.
 #[derive(Debug)]
@@ -93,27 +94,20 @@ impl Checkpoint {
     /// When the file cannot be read or its header does not describe it exactly.
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
         let path = path.into();
-        let io = |what| {
-            let path = path.clone();
-            move |source| Error::Io { what, path, source }
-        };
         let format = |reason: String| Error::Format {
             path: path.clone(),
             reason,
         };
-        let file = File::open(&path).map_err(io("open"))?;
-        let stat = file.metadata().map_err(io("read"))?;
-        if stat.is_dir() {
-            return Err(format("it is a directory".to_owned()));
-        }
-        let file_len = stat.len();
+        let (file, metadata) = open::regular(&path)?;
+        let file_len = metadata.len();
         let mut prefix = [0; 8];
         if file_len < 8 {
             return Err(format(format!(
-                "it has {file_len} bytes; a header needs at least 8"
+                "it has {}; a header needs at least 8",
+                header::in_bytes(file_len)
             )));
         }
-        read_exact_at(&file, &mut prefix, 0).map_err(io("read"))?;
+        read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
         if header_len > file_len - 8 {
             return Err(format(format!(
@@ -128,7 +122,7 @@ impl Checkpoint {
             )));
         }
         let mut json = vec![0; header_len as usize];
-        read_exact_at(&file, &mut json, 8).map_err(io("read"))?;
+        read_exact_at(&file, &mut json, 8).map_err(|e| unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
         let tensors = entries.into_iter().map(|e| {
@@ -181,11 +175,7 @@ impl Checkpoint {
     /// When the file cannot be read, for one because it has been truncated meanwhile.
     pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
         debug_assert!(at + out.len() as u64 <= tensor.byte_len());
-        read_exact_at(&self.file, out, tensor.0.offset + at).map_err(|source| Error::Io {
-            what: "read",
-            path: self.path.clone(),
-            source,
-        })
+        read_exact_at(&self.file, out, tensor.0.offset + at).map_err(|e| unreadable(&self.path, e))
     }
 
     /// Whether `path` leads to this very file, by whatever name.
@@ -194,6 +184,17 @@ impl Checkpoint {
             (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
             _ => false,
         }
+    }
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::Truncated(path.to_owned()),
+        _ => Error::Io {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        },
     }
 }
 

@@ -4,12 +4,15 @@
 
 pub mod arrays;
 pub mod checkpoint;
+pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod header;
+mod open;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
+pub use destination::Destination;
 pub use dtype::{Dtype, Float};
-pub use error::{Error, plain, quoted};
+pub use error::{Error, is_control, plain, quoted};
 pub use write::{Output, Writer};
