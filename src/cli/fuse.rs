@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// Verify after writing, and leave no OUT if that fails
     #[arg(long)]
     verify: bool,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -123,7 +126,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // What cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
-    let checkpoint = select::open(&args.input)?;
+    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
     let mut written = Written {

@@ -28,13 +28,16 @@ pub(super) struct Args {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let checkpoint = select::open(&args.file)?;
+    let checkpoint = select::open_key(&args.file, args.key.as_deref(), args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
     let found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
     if args.json {

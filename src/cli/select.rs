@@ -89,6 +89,18 @@ fn is_path(name: &str) -> bool {
 }
 
 /// Opens a checkpoint.
+pub(super) fn open_key(path: &Path, key: Option<&str>, quiet: bool) -> anyhow::Result<Checkpoint> {
+    let checkpoint = Checkpoint::open_key(path, key)?;
+    if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
+        output::note(&format!(
+            "repfuse: reading the state dict under `{}`",
+            crate::tensor::plain(key)
+        ));
+    }
+    Ok(checkpoint)
+}
+
+/// Opens a checkpoint of one state dict.
 pub(super) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     Checkpoint::open(path).map_err(anyhow::Error::from)
 }

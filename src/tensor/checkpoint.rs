@@ -18,10 +18,20 @@ use super::open;
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    file: File,
+    source: Source,
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
+}
+
+/// Where the bytes of its tensors are.
+#[derive(Debug)]
+enum Source {
+    /// A safetensors file: each tensor at its position.
+    Safetensors(File),
+    /// A file that `torch.save` wrote.
+    #[cfg(feature = "pytorch")]
+    Pytorch(super::pytorch::Storages),
 }
 
 /// One tensor of a checkpoint; cloning it is cheap.
@@ -33,7 +43,7 @@ struct Info {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Where its bytes begin in the file.
+    /// Where its bytes begin in a safetensors file.
     offset: u64,
     byte_len: u64,
 }
@@ -88,11 +98,19 @@ impl fmt::Debug for Tensor {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file and reads its header.
+    /// Opens a safetensors file and reads its header, or a file that `torch.save` wrote; its bytes tell which.
     ///
     /// # Errors
     /// When the file cannot be read or its header does not describe it exactly.
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
+        Checkpoint::open_key(path, None)
+    }
+
+    /// The same, for the state dict under `key` of a file that `torch.save` wrote.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and when there is no such key.
+    pub fn open_key(path: impl Into<PathBuf>, key: Option<&str>) -> Result<Checkpoint, Error> {
         let path = path.into();
         let format = |reason: String| Error::Format {
             path: path.clone(),
@@ -109,6 +127,16 @@ impl Checkpoint {
         }
         read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
+        #[cfg(feature = "pytorch")]
+        if super::pytorch::is_one(prefix, file_len) {
+            return Checkpoint::open_pytorch(path, file_len, key);
+        }
+        if let Some(key) = key {
+            return Err(Error::NoKeys {
+                path,
+                key: key.to_owned(),
+            });
+        }
         if header_len > file_len - 8 {
             return Err(format(format!(
                 "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
@@ -139,9 +167,40 @@ impl Checkpoint {
             tensors: tensors.collect(),
             metadata,
             path,
-            file,
+            source: Source::Safetensors(file),
             file_len,
         })
+    }
+
+    #[cfg(feature = "pytorch")]
+    fn open_pytorch(path: PathBuf, file_len: u64, key: Option<&str>) -> Result<Checkpoint, Error> {
+        let (storages, entries) = super::pytorch::open(&path, key)?;
+        let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
+            let info = Info {
+                offset: 0,
+                byte_len,
+                dtype,
+                shape,
+                name: name.clone(),
+            };
+            (name, Tensor(Arc::new(info)))
+        });
+        Ok(Checkpoint {
+            tensors: tensors.collect(),
+            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            path,
+            source: Source::Pytorch(storages),
+            file_len,
+        })
+    }
+
+    /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
+    pub fn unwrapped(&self) -> Option<&str> {
+        match &self.source {
+            Source::Safetensors(_) => None,
+            #[cfg(feature = "pytorch")]
+            Source::Pytorch(storages) => storages.key(),
+        }
     }
 
     /// The path it was opened from.
@@ -175,7 +234,12 @@ impl Checkpoint {
     /// When the file cannot be read, for one because it has been truncated meanwhile.
     pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
         debug_assert!(at + out.len() as u64 <= tensor.byte_len());
-        read_exact_at(&self.file, out, tensor.0.offset + at).map_err(|e| unreadable(&self.path, e))
+        match &self.source {
+            Source::Safetensors(file) => read_exact_at(file, out, tensor.0.offset + at)
+                .map_err(|e| unreadable(&self.path, e)),
+            #[cfg(feature = "pytorch")]
+            Source::Pytorch(storages) => storages.read_at(&self.path, tensor.name(), at, out),
+        }
     }
 
     /// Whether `path` leads to this very file, by whatever name.

@@ -41,6 +41,12 @@ pub enum Error {
     NotFloat { tensor: String, found: String },
     #[error("{} does not hold feature maps: {reason}", quoted(&path.display().to_string()))]
     Array { path: PathBuf, reason: String },
+    #[error("{} cannot be read as a PyTorch file: {reason}", quoted(&path.display().to_string()))]
+    Pytorch { path: PathBuf, reason: String },
+    #[error("{} holds several state dicts, `{}`; choose one with --key", quoted(&path.display().to_string()), keys.join("`, `"))]
+    SeveralKeys { path: PathBuf, keys: Vec<String> },
+    #[error("{} is a safetensors file, which has no keys; leave out --key {}", quoted(&path.display().to_string()), quoted(key))]
+    NoKeys { path: PathBuf, key: String },
     #[error("interrupted; nothing was written")]
     Interrupted,
 }

@@ -9,6 +9,8 @@ pub mod dtype;
 pub mod error;
 pub mod header;
 mod open;
+#[cfg(feature = "pytorch")]
+mod pytorch;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
