@@ -7,9 +7,11 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod header;
+pub mod queue;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, plain, quoted};
+pub use queue::WriteQueue;
 pub use write::{Output, Writer};
