@@ -10,6 +10,7 @@ pub fn expression<T: Operand>(expr: &Expr<T>) -> String {
         Expr::Bn(_) => "bn".to_owned(),
         Expr::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
         Expr::Scale(Factor::Number(n)) => n.to_string(),
+        Expr::Scale(Factor::Tensor(v)) if v.sigmoid => "gate".to_owned(),
         Expr::Scale(Factor::Tensor(_)) => "scale".to_owned(),
         Expr::Shift(_) => "shift".to_owned(),
         Expr::Mean([kh, kw]) => format!("mean {kh}×{kw}"),

@@ -65,7 +65,7 @@ pub fn inspect(
         None => recipe::detect(index, &recipes)
             .and_then(|found| recipe::plan(index, found.recipe, options)),
     };
-    let deployed = recipes.iter().any(|r| recipe::deployed(r, index).is_some())
+    let deployed = recipe::deployed(&recipes, index).is_some()
         || checkpoint
             .metadata()
             .iter()

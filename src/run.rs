@@ -1,7 +1,7 @@
 //! A block on whole feature maps, as a network runs it: with padding around the block and a stride.
 //!
 //! The expression is evaluated branch by branch on `[maps, channels, height, width]` through the convolution
-//! [`engine`](crate::engine). Padding and stride belong to the block, not to its branches: the map is padded once for the whole
+//! [`engine`]. Padding and stride belong to the block, not to its branches: the map is padded once for the whole
 //! extent, each branch sees the centre it needs, and the last conv of each branch takes the strides.
 
 use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
@@ -275,7 +275,11 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 vec![number(self.reading.of(*n)); channels],
                 zeros,
             ),
-            Expr::Scale(Factor::Tensor(t)) => (zeros.clone(), per_channel(t)?, zeros),
+            Expr::Scale(Factor::Tensor(v)) => {
+                let factors = v.read(self.values, 0, channels)?.into_iter();
+                let factors = factors.map(|x| number(self.reading.of(x))).collect();
+                (zeros.clone(), factors, zeros)
+            }
             Expr::Shift(t) => (zeros, ones, per_channel(t)?),
             _ => return Ok(x),
         };

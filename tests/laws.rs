@@ -9,7 +9,7 @@
 
 mod support;
 
-use repfuse::algebra::expr::{Bn, Conv, Expr, Factor};
+use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
 use repfuse::algebra::geometry::resolve;
 use repfuse::algebra::{Affine, Operand, Resolved, fold};
@@ -68,12 +68,21 @@ impl Grow<'_> {
         let random = &mut *self.random;
         match random.below(6) {
             0 => Expr::Scale(Factor::Number(random.between(-2.0, 2.0))),
-            1 => Expr::Scale(Factor::Tensor(random.array(
-                "scale",
-                &[channels, 1, 1],
-                -2.0,
-                2.0,
-            ))),
+            1 => {
+                let row = random.pick(&[None, Some(0), Some(2)]);
+                let shape = if row.is_some() {
+                    [3, channels]
+                } else {
+                    [channels, 1]
+                };
+                let tensor = random.array("scale", &shape, -2.0, 2.0);
+                let sigmoid = random.below(2) == 0;
+                Expr::Scale(Factor::Tensor(Vector {
+                    tensor,
+                    row,
+                    sigmoid,
+                }))
+            }
             2 => Expr::Shift(random.array("shift", &[channels], -1.0, 1.0)),
             3 => Expr::Identity,
             _ => Expr::Bn(Bn {

@@ -16,7 +16,8 @@ use repfuse::tensor::arrays::read_arrays;
 use repfuse::verify::Deployed;
 use support::forge::File;
 
-const CASES: [&str; 4] = [
+const CASES: [&str; 5] = [
+    "mobileone-se",
     "repvgg-groups",
     "repvgg-se",
     "timm-mobileone-se",

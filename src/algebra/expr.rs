@@ -61,8 +61,69 @@ pub struct Bn<T> {
 pub enum Factor<T> {
     /// One number for every channel.
     Number(f64),
-    /// A tensor with one value, or one value per channel.
-    Tensor(T),
+    /// One value, or one value per channel.
+    Tensor(Vector<T>),
+}
+
+/// A vector of factors: a tensor, or a row of one, as it is or behind a sigmoid, as gates are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector<T> {
+    /// `[channels]` or one value, whatever its dimensions; `[rows, channels]` if a row is chosen.
+    pub tensor: T,
+    /// Which row of a matrix.
+    pub row: Option<usize>,
+    /// Whether the factors are `1 / (1 + exp(−x))` of what is stored.
+    pub sigmoid: bool,
+}
+
+impl<T> Vector<T> {
+    /// A whole tensor, as it is.
+    pub fn of(tensor: T) -> Vector<T> {
+        Vector {
+            tensor,
+            row: None,
+            sigmoid: false,
+        }
+    }
+}
+
+impl<T: Operand> Vector<T> {
+    /// The number of values; 0 if there is no such row.
+    pub fn len(&self) -> usize {
+        match (self.row, self.tensor.shape().first()) {
+            (None, _) => self.tensor.len(),
+            (Some(row), Some(&rows)) if row < rows => self.tensor.len() / rows,
+            _ => 0,
+        }
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The factors of `len` channels from `first` on; a single value holds for all.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn read<V: Values<T>>(
+        &self,
+        values: &mut V,
+        first: usize,
+        len: usize,
+    ) -> Result<Vec<f64>, V::Error> {
+        let start = self.row.unwrap_or(0) * self.len();
+        let mut factors = match self.len() {
+            1 => vec![values.vector(&self.tensor, start, 1)?[0]; len],
+            _ => values.vector(&self.tensor, start + first, len)?,
+        };
+        if self.sigmoid {
+            factors
+                .iter_mut()
+                .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+        }
+        Ok(factors)
+    }
 }
 
 /// A leaf that has a shape and can be named in an error message.
@@ -118,7 +179,11 @@ impl<T> Expr<T> {
                 eps: b.eps,
             }),
             Expr::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
-            Expr::Scale(Factor::Tensor(t)) => Expr::Scale(Factor::Tensor(f(t)?)),
+            Expr::Scale(Factor::Tensor(v)) => Expr::Scale(Factor::Tensor(Vector {
+                tensor: f(&v.tensor)?,
+                row: v.row,
+                sigmoid: v.sigmoid,
+            })),
             Expr::Shift(t) => Expr::Shift(f(t)?),
             Expr::Mean(k) => Expr::Mean(*k),
             Expr::Identity => Expr::Identity,
@@ -139,7 +204,7 @@ impl<T> Expr<T> {
                 out.extend(b.affine.iter().flatten());
                 out.extend([&b.mean, &b.var]);
             }
-            Expr::Scale(Factor::Tensor(t)) | Expr::Shift(t) => out.push(t),
+            Expr::Scale(Factor::Tensor(Vector { tensor: t, .. })) | Expr::Shift(t) => out.push(t),
             _ => {}
         });
         out

@@ -402,7 +402,7 @@ fn diagonal_of<T: Operand, V: Values<T>>(
             [scale, shift]
         }
         Expr::Scale(Factor::Number(n)) => [vec![*n; channels], zeros()],
-        Expr::Scale(Factor::Tensor(t)) => [per_channel(t)?, zeros()],
+        Expr::Scale(Factor::Tensor(v)) => [v.read(values, 0, channels)?, zeros()],
         Expr::Shift(t) => [ones(), per_channel(t)?],
         _ => [ones(), zeros()],
     })

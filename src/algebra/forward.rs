@@ -191,8 +191,8 @@ impl<V> Run<'_, V> {
             Expr::Scale(Factor::Number(n)) => {
                 maps.data.iter_mut().for_each(|x| *x *= reading.of(*n))
             }
-            Expr::Scale(Factor::Tensor(t)) => {
-                let scale = self.vector(t, &rows)?;
+            Expr::Scale(Factor::Tensor(v)) => {
+                let scale = v.read(self.values, rows.start, rows.len())?;
                 maps.each_channel(|c, map| map.iter_mut().for_each(|x| *x *= reading.of(scale[c])));
             }
             Expr::Shift(t) => {

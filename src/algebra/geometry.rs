@@ -448,7 +448,8 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
         Expr::Conv(c) if c.transposed => Some((*c.weight.shape().first()?, &c.weight)),
         Expr::Conv(c) => Some((dims(c)[1].checked_mul(c.groups?)?, &c.weight)),
         Expr::Bn(b) => Some((b.var.len(), &b.var)),
-        Expr::Scale(Factor::Tensor(t)) | Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
+        Expr::Scale(Factor::Tensor(v)) if v.len() > 1 => Some((v.len(), &v.tensor)),
+        Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
         Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) | Expr::Identity => None,
         Expr::Sum(xs) => xs.iter().find_map(told_inputs),
         Expr::Seq(xs) => {
@@ -549,7 +550,15 @@ fn walk<T: Operand>(expr: &Expr<T>, inputs: usize) -> Result<Op, GeometryError> 
             }
             Ok(channelwise([1, 1]))
         }
-        Expr::Scale(Factor::Tensor(t)) | Expr::Shift(t) => {
+        Expr::Scale(Factor::Tensor(v)) => match v.len() {
+            found if found == inputs || found == 1 => Ok(channelwise([1, 1])),
+            found => Err(E::Length {
+                leaf: v.tensor.to_string(),
+                found,
+                expected: inputs,
+            }),
+        },
+        Expr::Shift(t) => {
             if t.len() != 1 {
                 check_len(t, inputs)?;
             }

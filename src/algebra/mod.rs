@@ -10,6 +10,6 @@ pub mod forward;
 pub mod geometry;
 pub mod transposed;
 
-pub use expr::{Bn, Conv, Expr, Factor, Operand, Values};
+pub use expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
 pub use fold::{Affine, fold};
 pub use geometry::{Geometry, GeometryError, Resolved};

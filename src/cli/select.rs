@@ -129,3 +129,25 @@ pub(super) fn check_destination(path: &Path) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// If a deploy form says that it was made by another recipe or eps than it is verified with: how to verify it with those.
+pub(super) fn made_otherwise(deployed: &Checkpoint, plan: &Plan) -> Option<String> {
+    let said = |key: &str| {
+        let key = format!("{}{key}", crate::fuse::METADATA_PREFIX);
+        deployed
+            .metadata()
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, value)| crate::tensor::plain(value))
+    };
+    let recipe = said("recipe").filter(|recipe| *recipe != plan.recipe);
+    let eps = said("eps").filter(|eps| plan.eps.map(output::small).as_ref() != Some(eps));
+    let flags: Vec<String> = [("recipe", recipe), ("bn-eps", eps)]
+        .into_iter()
+        .filter_map(|(flag, value)| Some(format!("--{flag} {}", value?)))
+        .collect();
+    let flags = (!flags.is_empty()).then(|| flags.join(" "))?;
+    Some(format!(
+        "repfuse: the file says it was fused with other settings; `{flags}` verifies it with those"
+    ))
+}

@@ -190,6 +190,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
         output::result(&text)?;
     }
+    let otherwise = deployed
+        .as_ref()
+        .and_then(|file| select::made_otherwise(file, &plan));
+    if let Some(hint) = otherwise.filter(|_| !accepted) {
+        output::note(&hint);
+    }
     Ok(if accepted { Answer::Yes } else { Answer::No })
 }
 

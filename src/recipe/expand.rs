@@ -9,7 +9,7 @@ use std::ops::Bound;
 use super::model::{BATCH_COUNT, Groups, NORM, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
 use crate::algebra::geometry::{dilated, four_dims, keeps_width};
-use crate::algebra::{Bn, Conv, Expr, Factor};
+use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::tensor::{Tensor, quoted};
 
 /// The tensors of a file by name.
@@ -226,7 +226,12 @@ impl Expander<'_> {
             } => self.bn(module, *affine_optional, *eps, captures)?,
             Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
             Template::Scale(Factor::Tensor(t)) => {
-                Expr::Scale(Factor::Tensor(self.claim(t, captures)?))
+                let tensor = self.claim(&t.tensor, captures)?;
+                Expr::Scale(Factor::Tensor(Vector {
+                    tensor,
+                    row: t.row,
+                    sigmoid: t.sigmoid,
+                }))
             }
             Template::Shift(t) => Expr::Shift(self.claim(t, captures)?),
             Template::Mean(Window::Is(window)) => Expr::Mean(*window),

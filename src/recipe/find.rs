@@ -1,6 +1,6 @@
 //! Which blocks of a recipe are in a file, and which recipe a file is of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::error::Error;
 use super::expand::{Index, anywhere};
@@ -31,8 +31,14 @@ pub struct Detected<'a> {
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, Error> {
+    let segments = Segments::of(index);
+    let possible = |recipe: &&Recipe| {
+        let mut anchors = recipe.blocks.iter().flat_map(|rule| &rule.at);
+        anchors.any(|pattern| segments.allow(pattern))
+    };
     let mut fits: Vec<&Recipe> = recipes
         .iter()
+        .filter(possible)
         .filter(|recipe| found_in(recipe, index))
         .collect();
     if fits.iter().any(|recipe| !recipe.when.is_empty()) {
@@ -121,9 +127,12 @@ pub(super) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String>
 /// Whether other tensors of the branch that a tensor belongs to are in the file.
 fn branch_is_there(start: &Start<'_>, name: &str, index: &Index) -> bool {
     let templates = start.rule.fuse.iter().map(|(_, template)| template);
-    let mut branches = templates.filter_map(|t| branch_of(t, name, &start.captures));
-    let others = branches.next().unwrap_or_default();
-    let found_by = others.iter().any(|other| other == start.anchor.name());
+    let branches = templates.filter_map(|t| branch_of(t, name, &start.captures));
+    let others: Vec<String> = branches.flatten().collect();
+    // By module, for a batch norm's counter can be the anchor and is no operand.
+    let module = |name: &str| name.rsplit_once('.').map(|(module, _)| module.to_owned());
+    let anchor = module(start.anchor.name());
+    let found_by = others.iter().any(|other| module(other) == anchor);
     !found_by && others.iter().any(|other| index.contains_key(other))
 }
 
@@ -155,24 +164,49 @@ fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> b
 
 /// Why there is nothing to fuse: the deploy form, or names that almost fit.
 pub(super) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
-    for recipe in recipes {
-        if let Some(tensor) = deployed(recipe, index) {
-            return Error::Deployed {
-                tensor: tensor.to_string(),
-                recipe: recipe.name.clone(),
-            };
-        }
-    }
-    Error::NoBlock {
-        near: near_misses(index, recipes),
+    match deployed(recipes, index) {
+        Some((recipe, tensor)) => Error::Deployed {
+            tensor: tensor.to_string(),
+            recipe: recipe.name.clone(),
+        },
+        None => Error::NoBlock {
+            near: near_misses(index, recipes),
+        },
     }
 }
 
-/// A tensor that only the recipe's deploy form has.
-pub fn deployed<'a>(recipe: &Recipe, index: &'a Index) -> Option<&'a Tensor> {
-    recipe
-        .deploy
-        .iter()
-        .find_map(|pattern| anywhere(index, pattern).next())
-        .map(|(tensor, _)| tensor)
+/// A tensor that only the deploy form of one of the recipes has.
+pub fn deployed<'a, 'r>(
+    recipes: &'r [Recipe],
+    index: &'a Index,
+) -> Option<(&'r Recipe, &'a Tensor)> {
+    let segments = Segments::of(index);
+    recipes.iter().find_map(|recipe| {
+        let mut patterns = recipe.deploy.iter().filter(|p| segments.allow(p));
+        let (tensor, _) = patterns.find_map(|p| anywhere(index, p).next())?;
+        Some((recipe, tensor))
+    })
+}
+
+/// The distinct segments of a file's names: most recipes are ruled out by them before a name is matched.
+///
+/// A file of a million tensors has a few dozen.
+pub(super) struct Segments<'a>(HashSet<&'a str>);
+
+impl<'a> Segments<'a> {
+    pub(super) fn of(index: &'a Index) -> Segments<'a> {
+        Segments(index.keys().flat_map(|name| name.split('.')).collect())
+    }
+
+    /// Whether a name can match the pattern at all.
+    pub(super) fn allow(&self, pattern: &Pattern) -> bool {
+        pattern
+            .literal_segments()
+            .all(|segment| self.0.contains(segment))
+    }
+
+    /// Whether any name has this segment.
+    pub(super) fn have(&self, segment: &str) -> bool {
+        self.0.contains(segment)
+    }
 }

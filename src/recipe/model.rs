@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::pattern::{Captures, Pattern};
-use crate::algebra::Factor;
+use crate::algebra::{Factor, Vector};
 
 /// A family of re-parameterizable blocks, in tensor names.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +82,8 @@ pub struct BlockRule {
     pub drop: Vec<Pattern>,
     /// Tensors and modules of this block that are copied under another name.
     pub rename: Vec<(Pattern, Pattern)>,
+    /// Tensors that the block uses and that are copied all the same.
+    pub keep: Vec<Pattern>,
     /// Tensors that are written with their own shape and one number everywhere.
     pub set: Vec<(Pattern, f64)>,
 }
@@ -192,7 +194,9 @@ impl Template {
                 .iter()
                 .map(|end| module.with_end(&format!(".{end}")))
                 .collect(),
-            Template::Scale(Factor::Tensor(t)) | Template::Shift(t) => vec![t.clone()],
+            Template::Scale(Factor::Tensor(Vector { tensor, .. })) | Template::Shift(tensor) => {
+                vec![tensor.clone()]
+            }
             Template::Scale(Factor::Number(_)) | Template::Mean(_) | Template::Identity => {
                 Vec::new()
             }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::expand::{Index, anywhere, names};
-use super::find::{anchors, shapes_fit};
-use super::model::Recipe;
+use super::find::{Segments, anchors, shapes_fit};
+use super::model::{BlockRule, Recipe};
 use super::pattern::Captures;
 use crate::tensor::{Tensor, quoted};
 
@@ -18,7 +18,9 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
         let there = |pattern| anywhere(index, pattern).next().is_some();
         recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
     };
-    for recipe in recipes.iter().filter(evident) {
+    let segments = Segments::of(index);
+    let owns_some = |recipe: &&Recipe| recipe.owns.iter().any(|owned| segments.have(owned));
+    for recipe in recipes.iter().filter(owns_some).filter(evident) {
         for tensor in index.values() {
             if let Some((place, missing)) =
                 owner(recipe, tensor, index).filter(|(_, missing)| !missing.is_empty())
@@ -33,7 +35,8 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
         }
     }
     for recipe in recipes {
-        for rule in &recipe.blocks {
+        let possible = |rule: &&BlockRule| rule.at.iter().any(|p| segments.allow(p));
+        for rule in recipe.blocks.iter().filter(possible) {
             // Without shapes to check, an anchor alone is too weak a sign to be named.
             let miss = anchors(rule, index)
                 .filter(|_| !rule.shapes.is_empty())

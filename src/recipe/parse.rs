@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::error::Error;
 use super::model::{BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
 use super::pattern::Pattern;
-use crate::algebra::Factor;
+use crate::algebra::{Factor, Vector};
 
 /// What is wrong at which place of the JSON.
 struct Mistake {
@@ -312,7 +312,7 @@ fn all_bound<'p>(
 fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
-        &["at", "where", "fuse", "drop", "rename", "set"],
+        &["at", "where", "fuse", "drop", "rename", "keep", "set"],
     )?;
     let anchor = at.need("at")?;
     let block = BlockRule {
@@ -329,6 +329,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .collect::<Parsed<_>>()?,
         drop: list(at, "drop", At::patterns)?,
         rename: list(at, "rename", renames)?,
+        keep: list(at, "keep", At::patterns)?,
         set: list(at, "set", |at| {
             at.entries("an object: tensor to number")?
                 .into_iter()
@@ -353,8 +354,9 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         .rename
         .iter()
         .flat_map(|(from, to)| [("rename", from), ("rename", to)]);
+    let keeps = block.keep.iter().map(|p| ("keep", p));
     let sets = block.set.iter().map(|(p, _)| ("set", p));
-    for (key, pattern) in shapes.chain(drops).chain(renames).chain(sets) {
+    for (key, pattern) in shapes.chain(drops).chain(renames).chain(keeps).chain(sets) {
         all_bound(&at.need(key)?, pattern.captures(), &bound)?;
     }
     for (module, template) in &block.fuse {
@@ -502,7 +504,8 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         },
         "scale" => Template::Scale(match inside.value {
             Value::Number(_) => Factor::Number(inside.number()?),
-            _ => Factor::Tensor(inside.pattern()?),
+            Value::Object(_) => Factor::Tensor(parse_vector(&inside)?),
+            _ => Factor::Tensor(Vector::of(inside.pattern()?)),
         }),
         "shift" => Template::Shift(inside.pattern()?),
         "mean" => Template::Mean(match inside.value {
@@ -545,6 +548,20 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
             Some(at) => Some(Groups::Is(at.count()?)),
         },
         transposed: at.get("transposed").map_or(Ok(false), |at| at.boolean())?,
+    })
+}
+
+/// A row of a matrix, or a tensor behind a sigmoid.
+fn parse_vector(at: &At<'_>) -> Parsed<Vector<Pattern>> {
+    at.object_of("an object with `tensor`", &["tensor", "row", "sigmoid"])?;
+    let row = |at: At<'_>| match at.value.as_u64() {
+        Some(row) if row < MAX_COUNT => Ok(row as usize),
+        _ => at.expected("the number of a row, from 0"),
+    };
+    Ok(Vector {
+        tensor: at.need("tensor")?.pattern()?,
+        row: at.get("row").map(row).transpose()?,
+        sigmoid: at.get("sigmoid").map_or(Ok(false), |at| at.boolean())?,
     })
 }
 

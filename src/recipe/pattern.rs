@@ -128,6 +128,13 @@ impl Pattern {
         &self.text
     }
 
+    /// The segments of the pattern that are literal: every name that it matches has them all.
+    pub fn literal_segments(&self) -> impl Iterator<Item = &str> {
+        self.text
+            .split('.')
+            .filter(|segment| !segment.contains('{'))
+    }
+
     /// This pattern with a literal end, as in `{p}.conv` + `.weight`.
     pub fn with_end(&self, end: &str) -> Pattern {
         let mut pattern = self.clone();

@@ -8,7 +8,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::error::Error;
 use super::expand::{Index, expand};
-use super::find::{Start, deployed, nothing, starts};
+use super::find::{Start, nothing, starts};
 use super::model::{BlockRule, Network, Recipe};
 use super::near::owner;
 use super::pattern::{Captures, Pattern};
@@ -130,19 +130,15 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         }
     }
     if ledger.blocks.is_empty() {
-        return Err(match (ledger.skipped.len(), deployed(recipe, index)) {
-            (0, Some(tensor)) => Error::Deployed {
-                tensor: tensor.to_string(),
-                recipe: recipe.name.clone(),
-            },
-            (0, None) => match nothing(index, std::slice::from_ref(recipe)) {
+        return Err(match ledger.skipped.len() {
+            0 => match nothing(index, std::slice::from_ref(recipe)) {
                 Error::NoBlock { near } => Error::NoBlockOf {
                     recipe: recipe.name.clone(),
                     near,
                 },
                 other => other,
             },
-            (blocks, _) => Error::NoneSelected { blocks },
+            blocks => Error::NoneSelected { blocks },
         });
     }
     ledger.finish()
@@ -231,6 +227,13 @@ impl<'a> Ledger<'a> {
                 .or(self.recipe.eps)
                 .unwrap_or(f64::NAN)
         };
+        for (pattern, shape) in &rule.shapes {
+            // Such a start was let through as half a block.
+            let name = pattern.fill(captures).unwrap_or_default();
+            if shape.is_some() && !self.index.contains_key(&name) {
+                return Err(fail(format!("{} is missing", quoted(&name))));
+            }
+        }
         let (mut fused, mut consumed, mut assumes_identity) = (Vec::new(), Vec::new(), false);
         for (module, template) in &rule.fuse {
             let expanded = expand(template, captures, self.index, &eps).map_err(fail)?;
@@ -257,6 +260,8 @@ impl<'a> Ledger<'a> {
         }
         consumed.sort_by(|a, b| a.name().cmp(b.name()));
         consumed.dedup_by(|a, b| a.name() == b.name());
+        let kept: Vec<String> = rule.keep.iter().filter_map(|p| p.fill(captures)).collect();
+        consumed.retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
         let selected = select.takes(&name);
         let fate = if selected {
             Fate::Fused(self.blocks.len())

@@ -1,0 +1,445 @@
+//! A block that nobody here has seen: everything that the recipe language can say, and what it says about mistakes.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use support::Random;
+use support::forge::{File, Held};
+use tempfile::TempDir;
+
+struct Bench {
+    directory: TempDir,
+    random: Random,
+    file: File,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench {
+            directory: tempfile::tempdir().expect("a directory"),
+            random: Random(11),
+            file: File::default(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize]) {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| self.random.between(-1.0, 1.0) as f32)
+            .collect();
+        self.file
+            .tensors
+            .insert(name.to_owned(), Held::f32(shape, &values));
+    }
+
+    fn norm(&mut self, module: &str, channels: usize) {
+        for end in ["weight", "bias", "running_mean"] {
+            self.tensor(&format!("{module}.{end}"), &[channels]);
+        }
+        let values: Vec<f32> = (0..channels)
+            .map(|_| self.random.between(0.01, 2.0) as f32)
+            .collect();
+        self.file.tensors.insert(
+            format!("{module}.running_var"),
+            Held::f32(&[channels], &values),
+        );
+    }
+
+    fn run(&self, recipe: &str, command: &str, more: &[&str]) -> Output {
+        self.file.write(&self.path("in.safetensors"));
+        std::fs::write(self.path("own.json"), recipe).expect("a file");
+        let _ = std::fs::remove_file(self.path("out.safetensors"));
+        let mut run = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        run.current_dir(self.directory.path())
+            .args([command, "in.safetensors", "out.safetensors"]);
+        run.args(["--recipe", "own.json"])
+            .args(more)
+            .output()
+            .expect("the command runs")
+    }
+
+    /// Fuses and verifies; returns what was written.
+    fn fuse(&self, recipe: &str) -> File {
+        let output = self.run(recipe, "fuse", &["--verify"]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        File::read(&self.path("out.safetensors"))
+    }
+
+    fn refused(&self, recipe: &str) -> String {
+        let output = self.run(recipe, "fuse", &[]);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        assert!(!self.path("out.safetensors").exists());
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+}
+
+fn recipe(blocks: &str) -> String {
+    format!(r#"{{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{blocks}]}}"#)
+}
+
+fn shapes(file: &File) -> Vec<(String, Vec<usize>)> {
+    file.tensors
+        .iter()
+        .map(|(name, held)| (name.clone(), held.shape.clone()))
+        .collect()
+}
+
+/// A 2×2 kernel at dilation 2 covers the corners of a 3×3, and adds to one with a centre.
+#[test]
+fn an_even_dilated_kernel_covers_the_corners() {
+    let mut bench = Bench::new();
+    bench.tensor("a.full.weight", &[4, 4, 3, 3]);
+    bench.tensor("a.corners.weight", &[4, 4, 2, 2]);
+    let fused = bench.fuse(&recipe(
+        r#"{"at": "{p}.full.weight", "fuse": {"{p}.conv": {"sum": [
+            {"conv": "{p}.full"}, {"conv": "{p}.corners", "dilation": 2}, "identity"]}}}"#,
+    ));
+    let full = bench.file.tensors["a.full.weight"].values();
+    let corners = bench.file.tensors["a.corners.weight"].values();
+    let got = fused.tensors["a.conv.weight"].values();
+    for (i, got) in got.iter().enumerate() {
+        let (pair, y, x) = (i / 9, i % 9 / 3, i % 3);
+        let corner = if y != 1 && x != 1 {
+            corners[pair * 4 + y / 2 * 2 + x / 2]
+        } else {
+            0.0
+        };
+        let tap = if y == 1 && x == 1 && pair / 4 == pair % 4 {
+            1.0
+        } else {
+            0.0
+        };
+        let want = (f64::from(full[i]) + f64::from(corner) + tap) as f32;
+        assert_eq!(*got, want, "tap {y},{x} of pair {pair}");
+    }
+}
+
+/// A norm before q, k and v folds into all three, and its own tensors are written nowhere.
+#[test]
+fn several_outputs_share_a_norm() {
+    let mut bench = Bench::new();
+    bench.norm("a.norm", 6);
+    for name in ["q", "k", "v"] {
+        bench.tensor(&format!("a.{name}.weight"), &[4, 6]);
+    }
+    bench.tensor("a.v.bias", &[4]);
+    let output = |name: &str| {
+        format!(
+            r#""{{p}}.{name}": {{"seq": [{{"bn": "{{p}}.norm"}}, {{"conv": "{{p}}.{name}"}}]}}"#
+        )
+    };
+    let fused = bench.fuse(&recipe(&format!(
+        r#"{{"at": "{{p}}.norm.weight", "fuse": {{{}, {}, {}}}}}"#,
+        output("q"),
+        output("k"),
+        output("v")
+    )));
+    let names: Vec<String> = fused.tensors.keys().cloned().collect();
+    assert_eq!(
+        names,
+        [
+            "a.k.bias",
+            "a.k.weight",
+            "a.q.bias",
+            "a.q.weight",
+            "a.v.bias",
+            "a.v.weight"
+        ]
+    );
+    assert!(
+        fused
+            .tensors
+            .values()
+            .all(|t| t.shape == [4] || t.shape == [4, 6]),
+        "a Linear stays one"
+    );
+}
+
+/// 1×1 expand + I, 3×3 + I, 1×1 reduce: identities around the convs inside a sequence.
+#[test]
+fn identities_inside_a_sequence() {
+    let mut bench = Bench::new();
+    bench.tensor("a.expand.weight", &[4, 4, 1, 1]);
+    bench.tensor("a.middle.weight", &[4, 4, 3, 3]);
+    bench.tensor("a.reduce.weight", &[2, 4, 1, 1]);
+    bench.norm("a.bn", 4);
+    let fused = bench.fuse(&recipe(
+        r#"{"at": "{p}.expand.weight", "fuse": {"{p}.conv": {"seq": [
+            {"sum": [{"conv": "{p}.expand"}, "identity"]},
+            {"bn": "{p}.bn"},
+            {"sum": [{"conv": "{p}.middle"}, "identity"]},
+            {"conv": "{p}.reduce"}]}}}"#,
+    ));
+    assert_eq!(
+        shapes(&fused),
+        [
+            ("a.conv.bias".to_owned(), vec![2]),
+            ("a.conv.weight".to_owned(), vec![2, 4, 3, 3])
+        ]
+    );
+}
+
+/// Branches of a list, an optional one, scales by tensors and numbers, pooling, non-square kernels, declared groups.
+#[test]
+fn everything_at_once() {
+    let mut bench = Bench::new();
+    for i in 0..3 {
+        bench.tensor(&format!("net.0.branches.{i}.weight"), &[4, 2, 3, 3]);
+        bench.norm(&format!("net.0.norms.{i}"), 4);
+    }
+    bench.tensor("net.0.tall.weight", &[4, 2, 3, 1]);
+    bench.tensor("net.0.alpha", &[1]);
+    bench.tensor("net.0.gamma", &[4, 1, 1]);
+    bench.tensor("net.0.shift", &[4]);
+    bench.norm("net.0.after", 4);
+    bench.tensor("net.0.aux.head.weight", &[3, 4]);
+    bench.tensor("net.1.weight", &[3, 4]);
+    let fused = bench.fuse(
+        r#"{"name": "own", "about": "a test", "eps": 1e-3, "drop": ["{p}.aux"],
+        "blocks": [{
+            "at": "{p}.branches.0.weight",
+            "where": {"{p}.branches.0.weight": ["o", "_", "odd", "odd"], "{p}.alpha": [1], "{p}.beta": null},
+            "fuse": {"{p}.conv": {"seq": [
+                {"sum": [
+                    {"each": {"seq": [{"conv": "{p}.branches.{i}", "groups": 2}, {"bn": "{p}.norms.{i}", "eps": 1e-6}]}},
+                    {"seq": [{"conv": "{p}.tall"}, {"scale": "{p}.alpha"}]},
+                    {"seq": [{"mean": 3}, {"scale": -0.5}]},
+                    {"optional": {"conv": "{p}.wide"}},
+                    {"optional": "identity"}]},
+                {"scale": "{p}.gamma"},
+                {"shift": "{p}.shift"}]}},
+            "rename": {"{p}.after": "{p}.post_norm"}
+        }]}"#,
+    );
+    let names: Vec<&str> = fused.tensors.keys().map(String::as_str).collect();
+    let post = ["bias", "running_mean", "running_var", "weight"]
+        .map(|end| format!("net.0.post_norm.{end}"));
+    let mut expected = vec!["net.0.conv.bias", "net.0.conv.weight", "net.1.weight"];
+    expected.extend(post.iter().map(String::as_str));
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    assert_eq!(fused.tensors["net.0.conv.weight"].shape, [4, 2, 3, 3]);
+}
+
+/// Of an optional branch with any tensor there, all must be; of a list, none may be lost.
+#[test]
+fn malformed_is_never_absent() {
+    let own = recipe(
+        r#"{"at": "{p}.main.weight", "fuse": {"{p}.conv": {"sum": [
+            {"conv": "{p}.main"},
+            {"optional": {"seq": [{"conv": "{p}.side"}, {"bn": "{p}.side_bn"}]}},
+            {"each": {"conv": "{p}.list.{i}"}}]}}}"#,
+    );
+    let mut bench = Bench::new();
+    bench.tensor("a.main.weight", &[4, 4, 3, 3]);
+    bench.fuse(&own);
+    bench.norm("a.side_bn", 4);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `a`: `a.side.weight` is missing\n"
+    );
+    bench.tensor("a.side.weight", &[4, 4, 1, 1]);
+    bench.fuse(&own);
+    bench.tensor("a.list.0.weight", &[4, 4, 1, 1]);
+    bench.tensor("a.list.2.weight", &[4, 4, 1, 1]);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `a`: `a.list.1.weight` is missing, but later branches are there\n"
+    );
+    bench.tensor("a.list.1.weight", &[4, 4, 1, 1]);
+    bench.fuse(&own);
+}
+
+/// Depthwise, then pointwise: nothing says whether the first has one input channel or four.
+#[test]
+fn an_ambiguous_sequence_is_refused_until_the_groups_are_declared() {
+    let mut bench = Bench::new();
+    bench.tensor("a.dw.weight", &[4, 1, 3, 3]);
+    bench.tensor("a.pw.weight", &[2, 4, 1, 1]);
+    let own = |options: &str| {
+        recipe(&format!(
+            r#"{{"at": "{{p}}.dw.weight", "fuse": {{"{{p}}.conv": {{"seq": [{{"conv": "{{p}}.dw"{options}}}, {{"conv": "{{p}}.pw"}}]}}}}}}"#
+        ))
+    };
+    assert_eq!(
+        bench.refused(&own("")),
+        "repfuse: block `a`: shapes do not fit: `a.dw.weight` has shape [4, 1, 3, 3], and nothing in the block says how \
+         many groups it has; declare it with `\"groups\"` in the recipe\n"
+    );
+    let fused = bench.fuse(&own(r#", "groups": "depthwise""#));
+    assert_eq!(fused.tensors["a.conv.weight"].shape, [2, 4, 3, 3]);
+    let fused = bench.fuse(&own(r#", "groups": 1"#));
+    assert_eq!(fused.tensors["a.conv.weight"].shape, [2, 1, 3, 3]);
+}
+
+/// An identity beside a conv that does not keep its width is an error, not a guess at groups.
+#[test]
+fn an_identity_needs_equal_widths() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 2, 3, 3]);
+    let own = |identity: &str| {
+        recipe(&format!(
+            r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.conv": {{"sum": [{{"conv": "{{p}}.c"}}, {identity}]}}}}}}"#
+        ))
+    };
+    assert_eq!(
+        bench.refused(&own(r#""identity""#)),
+        "repfuse: block `a`: shapes do not fit: `a.c.weight` has shape [4, 2, 3, 3]: an identity needs as many output \
+         as input channels, and this conv gives 4 from 2\n"
+    );
+    let fused = bench.fuse(&own(r#"{"optional": "identity"}"#));
+    assert_eq!(
+        fused.tensors["a.conv.weight"].values(),
+        bench.file.tensors["a.c.weight"].values()
+    );
+}
+
+/// Every mistake is reported with the path to it and the remedy.
+#[test]
+fn mistakes_are_placed() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 4, 3, 3]);
+    let table = [
+        (
+            "{",
+            "recipe `own.json`: not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            r#"[]"#,
+            "recipe `own.json`: found an array; expected an object with `name`, `about`, `cite` and `blocks`",
+        ),
+        (
+            r#"{"name": "own"}"#,
+            "recipe `own.json`: the key `about` is missing",
+        ),
+        (
+            r#"{"nam": "own"}"#,
+            "recipe `own.json`: unknown key `nam`; did you mean `name`?",
+        ),
+        (
+            r#"{"name": "Own", "about": "", "blocks": [{"at": "x", "fuse": {"y": "identity"}}]}"#,
+            "recipe `own.json`, at `name`: `Own` is not a recipe name; expected lowercase letters, digits, `-` and `.`",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": []}"#,
+            "recipe `own.json`, at `blocks`: a recipe needs at least one block",
+        ),
+        (
+            r#"{"name": "own", "about": "", "eps": 5, "blocks": [{"at": "x", "fuse": {"y": "identity"}}]}"#,
+            "recipe `own.json`, at `eps`: an eps of 5 makes no sense; expected a small positive number such as 1e-5",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"bn": "{p}.bn"}}}]}"#,
+            "recipe `own.json`: the key `eps` is missing; no file stores the eps of a batch norm, so the recipe must \
+             (1e-5 is PyTorch's default)",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.{i}"}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d`: `{i}` is not bound; use a capture of `at`, or `each` for one \
+             term per value",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"each": {"conv": "{p}.c"}}]}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d`: `each` has no capture of its own to run over; use `optional`, \
+             or a capture that `at` does not bind",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c"}, {"cnov": 1}]}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d.sum[1]`: unknown key `cnov`; did you mean `conv`?",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": [1]}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found an array; expected [height, width]",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": 0}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found a number; expected a whole number from 1 to 65536",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "a{p}", "fuse": {"d": {"conv": "c"}}}]}"#,
+            "recipe `own.json`, at `blocks[0].at`: `{p}` captures a dotted path, which can only be at the start of a pattern",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bn": "{p}.b"}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d`: found 2 of `conv`, `bn`, `scale`, `shift`, `mean`, `seq`, `sum`, \
+             `optional`, `each` in one expression; expected exactly one",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": []}}}]}"#,
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d.sum`: an empty `sum`; expected at least one expression",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": [], "fuse": {"d": "identity"}}]}"#,
+            "recipe `own.json`, at `blocks[0].at`: `at` is empty; a block needs a tensor to start at and an output",
+        ),
+        (
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["xx"]}, "fuse": {"{p}.d": {"conv": "{p}.c"}}}]}"#,
+            "recipe `own.json`, at `blocks[0].where.{p}.c.weight[0]`: found a string; expected a number, a letter, \"odd\" or \"_\"",
+        ),
+    ];
+    for (text, expected) in table {
+        assert_eq!(
+            bench.refused(text),
+            format!("repfuse: {expected}\n"),
+            "{text}"
+        );
+    }
+    // The positive twin: what the table's last entry meant to say.
+    bench.fuse(
+        r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["x", "_", 3, 3]}, "fuse": {"{p}.d": {"conv": "{p}.c"}}}]}"#,
+    );
+}
+
+/// `recipes check` says what a recipe matches, and prints any built-in one as a start.
+#[test]
+fn recipes_check_shows_what_matches() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 4, 3, 3]);
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c"}, "identity"]}}}"#,
+    );
+    bench.fuse(&own);
+    let check = |more: &[&str]| {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        let output = run
+            .current_dir(bench.directory.path())
+            .args(["recipes", "check"])
+            .args(more)
+            .output();
+        let output = output.expect("the command runs");
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).expect("UTF-8")
+                + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (code, text) = check(&["own.json"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(0), "`own` is a valid recipe for 1 kind of block\n")
+    );
+    let (code, text) = check(&["own.json", "in.safetensors"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains("a  →  a.d  [4, 4, 3, 3]  3×3 + x\n"),
+        "{text}"
+    );
+    let (code, text) = check(&["own.json", "out.safetensors"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(text, "repfuse: no block of recipe `own` is in this file\n");
+}
