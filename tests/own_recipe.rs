@@ -265,6 +265,22 @@ fn malformed_is_never_absent() {
     bench.fuse(&own);
 }
 
+/// A bias that the recipe asks for must be there.
+#[test]
+fn a_bias_can_be_required() {
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.conv": {"sum": [{"conv": "{p}.c", "bias": true}, "identity"]}}}"#,
+    );
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 4, 3, 3]);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `a`: `a.c.bias` is missing\n"
+    );
+    bench.tensor("a.c.bias", &[4]);
+    bench.fuse(&own);
+}
+
 /// Depthwise, then pointwise: nothing says whether the first has one input channel or four.
 #[test]
 fn an_ambiguous_sequence_is_refused_until_the_groups_are_declared() {

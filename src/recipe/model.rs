@@ -112,8 +112,10 @@ pub enum Template {
     Conv {
         /// The weight's name.
         weight: Pattern,
-        /// The bias's name; the tensor may be absent.
+        /// The bias's name.
         bias: Option<Pattern>,
+        /// Whether the bias must be there.
+        bias_required: bool,
         /// Distance between taps.
         dilation: [Size; 2],
         /// Declared groups.

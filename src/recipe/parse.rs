@@ -459,7 +459,7 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
     let known: Vec<&str> = KINDS
         .iter()
         .copied()
-        .chain(["dilation", "groups", "transposed", "eps", "affine"])
+        .chain(["bias", "dilation", "groups", "transposed", "eps", "affine"])
         .collect();
     at.object_of("an expression", &known)?;
     let kinds: Vec<&str> = KINDS
@@ -475,7 +475,7 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         ));
     };
     let options: &[&str] = match kind {
-        "conv" => &["conv", "dilation", "groups", "transposed"],
+        "conv" => &["conv", "bias", "dilation", "groups", "transposed"],
         "bn" => &["bn", "eps", "affine"],
         _ => &KINDS,
     };
@@ -520,25 +520,24 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
 }
 
 fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
-    let (weight, bias) = match inside.value {
+    let (weight, bias, bias_required) = match inside.value {
         Value::String(_) => {
             let module = inside.pattern()?;
-            (module.with_end(".weight"), Some(module.with_end(".bias")))
+            let required = at.get("bias").map_or(Ok(false), |at| at.boolean())?;
+            let bias = Some(module.with_end(".bias"));
+            (module.with_end(".weight"), bias, required)
         }
         _ => {
-            inside.object_of(
-                "a module, or an object with `weight` and `bias`",
-                &["weight", "bias"],
-            )?;
-            (
-                inside.need("weight")?.pattern()?,
-                inside.get("bias").map(|at| at.pattern()).transpose()?,
-            )
+            let what = "a module, or an object with `weight` and `bias`";
+            inside.object_of(what, &["weight", "bias"])?;
+            let bias = inside.get("bias").map(|at| at.pattern()).transpose()?;
+            (inside.need("weight")?.pattern()?, bias, true)
         }
     };
     Ok(Template::Conv {
         weight,
         bias,
+        bias_required,
         dilation: at
             .get("dilation")
             .map_or(Ok([Size::Is(1), Size::Is(1)]), |at| pair(&at, parse_size))?,
