@@ -59,10 +59,10 @@ pub fn inspect(
     options: &Options,
 ) -> Result<Inspection, recipe::Error> {
     let index = checkpoint.tensors();
-    let recipes = recipe.map_or_else(recipe::builtin, |r| Ok(vec![r.clone()]))?;
+    let recipes = recipe.map_or_else(|| recipe::builtin_near(index), |r| Ok(vec![r.clone()]))?;
     let planned = match recipe {
         Some(recipe) => recipe::plan(index, recipe, options),
-        None => recipe::detect(index, &recipes)
+        None => recipe::detect_builtin(index, &recipes)
             .and_then(|found| recipe::plan(index, found.recipe, options)),
     };
     let deployed = recipe::deployed(&recipes, index).is_some()

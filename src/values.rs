@@ -1,5 +1,7 @@
 //! The numbers of a checkpoint, for folding and for running: decoded to f64, a window at a time.
 
+use std::ops::Range;
+
 use crate::algebra::Values;
 use crate::tensor::{Checkpoint, Error, Float, Tensor};
 
@@ -18,8 +20,9 @@ pub struct Reader<'a> {
 struct Window {
     tensor: Tensor,
     float: Float,
-    /// The element at which `bytes` begins.
-    first: usize,
+    /// The elements that `bytes` begins with; none if the window is free.
+    held: Range<usize>,
+    /// As long as the largest read so far.
     bytes: Vec<u8>,
 }
 
@@ -43,7 +46,7 @@ impl<'a> Reader<'a> {
     pub fn forget(&mut self) {
         self.until = None;
         for window in &mut self.windows {
-            window.bytes.clear();
+            window.held = 0..0;
         }
     }
 
@@ -58,7 +61,7 @@ impl<'a> Reader<'a> {
             });
         };
         // A buffer that a former block has left behind serves again.
-        if let Some(i) = self.windows.iter().position(|w| w.bytes.is_empty()) {
+        if let Some(i) = self.windows.iter().position(|w| w.held.is_empty()) {
             let window = &mut self.windows[i];
             (window.tensor, window.float) = (leaf.clone(), float);
             return Ok(i);
@@ -66,7 +69,7 @@ impl<'a> Reader<'a> {
         self.windows.push(Window {
             tensor: leaf.clone(),
             float,
-            first: 0,
+            held: 0..0,
             bytes: Vec::new(),
         });
         Ok(self.windows.len() - 1)
@@ -80,8 +83,7 @@ impl Values<Tensor> for Reader<'_> {
         let i = self.window_of(leaf)?;
         let window = &mut self.windows[i];
         let size = window.float.size();
-        let held = window.first..window.first + window.bytes.len() / size;
-        if first < held.start || first + out.len() > held.end {
+        if first < window.held.start || first + out.len() > window.held.end {
             let rows = leaf.shape().first().copied().unwrap_or(1).max(1);
             let end = match self.until {
                 Some((of, until)) if of == rows => until.min(rows) * (leaf.len() / rows),
@@ -90,12 +92,19 @@ impl Values<Tensor> for Reader<'_> {
             let len = (self.window_bytes / size)
                 .min(end.saturating_sub(first))
                 .max(out.len());
-            window.bytes.resize(len * size, 0);
-            window.first = first;
-            self.checkpoint
-                .read_at(leaf, (first * size) as u64, &mut window.bytes)?;
+            if window.bytes.len() < len * size {
+                window.bytes.resize(len * size, 0);
+            }
+            // What a failed read leaves in the window is not to be taken for anything.
+            window.held = 0..0;
+            self.checkpoint.read_at(
+                leaf,
+                (first * size) as u64,
+                &mut window.bytes[..len * size],
+            )?;
+            window.held = first..first + len;
         }
-        let at = (first - window.first) * size;
+        let at = (first - window.held.start) * size;
         window
             .float
             .decode(&window.bytes[at..at + out.len() * size], out);

@@ -96,8 +96,6 @@ impl<T: Operand> Folded<T> {
         &self.geometry
     }
 
-    /// The fused bias of output channel `o` as far as no weight has a part in it; [`row`](Self::row) gives the whole.
-    ///
     /// Writes the fused kernel's row `o`, `[in/groups, kh, kw]`, to `out` and returns its bias.
     ///
     /// # Errors
@@ -160,6 +158,54 @@ impl<T: Operand> Folded<T> {
             );
         }
         Ok(bias)
+    }
+
+    /// Writes what is stored for input channel `i` of a transposed conv, `[out/groups, kh, kw]`, to `out`.
+    ///
+    /// Its taps stay as they are stored, for nothing but scales and sums can follow a transposed conv.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn transposed_row<V: Values<T>>(
+        &self,
+        i: usize,
+        values: &mut V,
+        scratch: &mut Scratch,
+        out: &mut [f64],
+    ) -> Result<(), V::Error> {
+        let Geometry {
+            inputs,
+            out: outputs,
+            groups,
+            extent,
+            ..
+        } = self.geometry;
+        let area = extent[0] * extent[1];
+        // The group of input channel `i`, and so its first output channel.
+        let start = i * groups / inputs * (outputs / groups);
+        out.fill(0.0);
+        for Term { source, scale, .. } in &self.form.terms {
+            let Source::Conv { conv, .. } = source else {
+                continue;
+            };
+            let [_, width, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+            let weight = &mut scratch.weight;
+            weight.resize(width * kh * kw, 0.0);
+            values.read(&conv.weight, i * weight.len(), weight)?;
+            let first = i * conv.groups.unwrap_or(1) / inputs * width;
+            let maps = out[(first - start) * area..].chunks_exact_mut(area);
+            for ((kernel, map), scale) in
+                weight.chunks_exact(kh * kw).zip(maps).zip(&scale[first..])
+            {
+                add_centred(kernel, [kh, kw], 0, *scale, map, extent);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bias of every output channel, as far as no outermost weight has a part in it; of a transposed conv, all of it.
+    pub fn constant_bias(&self) -> &[f64] {
+        &self.form.bias
     }
 
     fn all_rows<V: Values<T>>(&self, values: &mut V) -> Result<Affine, V::Error> {

@@ -48,8 +48,8 @@ impl Select {
         let plan = match &self.recipe {
             Some(name) => recipe::plan(checkpoint.tensors(), &named(name)?, &options)?,
             None => {
-                let recipes = recipe::builtin()?;
-                let detected = recipe::detect(checkpoint.tensors(), &recipes)?;
+                let near = recipe::builtin_near(checkpoint.tensors())?;
+                let detected = recipe::detect_builtin(checkpoint.tensors(), &near)?;
                 recipe::plan(checkpoint.tensors(), detected.recipe, &options)?
             }
         };

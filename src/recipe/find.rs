@@ -6,7 +6,7 @@ use super::error::Error;
 use super::expand::{Index, anywhere};
 use super::model::{BlockRule, Dim, Recipe, Template};
 use super::near::near_misses;
-use super::pattern::{Captures, Pattern};
+use super::pattern::{Captures, Pattern, literal_segments};
 use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
@@ -32,9 +32,10 @@ pub struct Detected<'a> {
 /// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, Error> {
     let segments = Segments::of(index);
+    let allowed = |pattern: &Pattern| segments.allow(pattern);
     let possible = |recipe: &&Recipe| {
         let mut anchors = recipe.blocks.iter().flat_map(|rule| &rule.at);
-        anchors.any(|pattern| segments.allow(pattern))
+        anchors.any(allowed) && recipe.when.iter().all(|any| any.iter().any(allowed))
     };
     let mut fits: Vec<&Recipe> = recipes
         .iter()
@@ -200,9 +201,12 @@ impl<'a> Segments<'a> {
 
     /// Whether a name can match the pattern at all.
     pub(super) fn allow(&self, pattern: &Pattern) -> bool {
-        pattern
-            .literal_segments()
-            .all(|segment| self.0.contains(segment))
+        self.allow_text(pattern.text())
+    }
+
+    /// The same of a pattern that has not been parsed.
+    pub(super) fn allow_text(&self, pattern: &str) -> bool {
+        literal_segments(pattern).all(|segment| self.0.contains(segment))
     }
 
     /// Whether any name has this segment.

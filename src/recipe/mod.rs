@@ -15,7 +15,7 @@ mod parse;
 mod pattern;
 mod plan;
 
-pub use builtin::{builtin, names, source};
+pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use error::Error;
 pub use find::{Detected, deployed, detect, found_in};
 pub use model::{Network, Recipe};

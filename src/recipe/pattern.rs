@@ -141,13 +141,6 @@ impl Pattern {
         &self.text
     }
 
-    /// The segments of the pattern that are literal: every name that it matches has them all.
-    pub fn literal_segments(&self) -> impl Iterator<Item = &str> {
-        self.text
-            .split('.')
-            .filter(|segment| !segment.contains('{'))
-    }
-
     /// This pattern with a literal end, as in `{p}.conv` + `.weight`.
     pub fn with_end(&self, end: &str) -> Pattern {
         let mut pattern = self.clone();
@@ -213,10 +206,17 @@ impl Pattern {
             };
         };
         let mut attempt = |name: &str, text: &str| {
+            let before = &rest[..rest.len() - text.len()];
+            // Most names fail on the literal before a capture, too.
+            if n > 1
+                && matches!(&self.parts[n - 2], Part::Literal(end) if !before.ends_with(end.as_str()))
+            {
+                return false;
+            }
             let Some(fresh) = self.bind(name, text, captures) else {
                 return false;
             };
-            let matched = self.backwards(n - 1, &rest[..rest.len() - text.len()], captures);
+            let matched = self.backwards(n - 1, before, captures);
             if !matched && fresh {
                 captures.remove(name);
             }
@@ -278,6 +278,19 @@ impl Pattern {
         }
         (out, true)
     }
+}
+
+/// The segments of a pattern's text that are literal: every name that it matches has them all.
+pub(super) fn literal_segments(text: &str) -> impl Iterator<Item = &str> {
+    // The words of a capture may have dots in them.
+    let mut inside = false;
+    text.split('.').filter(move |piece| {
+        let capture = inside || piece.contains('{');
+        if let Some(last) = piece.rfind(['{', '}']) {
+            inside = piece[last..].starts_with('{');
+        }
+        !capture
+    })
 }
 
 fn parse_capture(inside: &str) -> Result<Part, String> {
@@ -399,6 +412,15 @@ mod tests {
         ] {
             assert_eq!(Pattern::parse(text).expect_err(text), expected);
         }
+    }
+
+    #[test]
+    fn a_capture_is_no_literal_segment() {
+        let segments = |text| literal_segments(text).collect::<Vec<_>>();
+        assert_eq!(segments("{p}.conv.{i}.weight"), ["conv", "weight"]);
+        assert_eq!(segments("a{i}b.c"), ["c"]);
+        assert_eq!(segments("{p}.{s:a.b.c|d}.e.{t:f|g.h}x.i"), ["e", "i"]);
+        assert_eq!(segments("{p}.{s:a.b}{t:c.d}.e"), ["e"]);
     }
 
     #[test]

@@ -150,8 +150,9 @@ impl Float {
         }
     }
 
-    /// Rounds once, to nearest even, and appends little-endian bytes. Returns whether every stored value is finite.
-    pub fn encode(self, values: &[f64], out: &mut Vec<u8>) -> bool {
+    /// Rounds once, to nearest even, and writes little-endian bytes to `out`, which has room for exactly that many.
+    /// Returns whether every stored value is finite.
+    pub fn encode(self, values: &[f64], out: &mut [u8]) -> bool {
         match self {
             Float::F64 => encode(values, out, |x| (x.to_le_bytes(), x.is_finite())),
             Float::F32 => encode(values, out, |x| {
@@ -198,12 +199,11 @@ fn decode<const N: usize>(bytes: &[u8], out: &mut [f64], f: impl Fn([u8; N]) -> 
 
 fn encode<const N: usize>(
     values: &[f64],
-    out: &mut Vec<u8>,
+    out: &mut [u8],
     f: impl Fn(f64) -> ([u8; N], bool),
 ) -> bool {
-    let start = out.len();
-    out.resize(start + values.len() * N, 0);
-    let (chunks, _) = out[start..].as_chunks_mut::<N>();
+    debug_assert_eq!(out.len(), values.len() * N);
+    let (chunks, _) = out.as_chunks_mut::<N>();
     let mut finite = true;
     for (x, b) in values.iter().zip(chunks) {
         let (bytes, fine) = f(*x);
@@ -268,9 +268,9 @@ mod tests {
             let tie = low.0 / 2.0 + high.0 / 2.0;
             // A tie, and the doubles next to it: what rounding twice gets wrong.
             let x = f64::from_bits((tie.to_bits() as i64 + (i % 3) as i64 - 1) as u64);
-            let mut bytes = Vec::new();
+            let mut bytes = [0; 2];
             assert!(float.encode(&[x], &mut bytes));
-            let got = u16::from_le_bytes([bytes[0], bytes[1]]);
+            let got = u16::from_le_bytes(bytes);
             let want = nearest(x, &all);
             assert!(
                 got == want || (got == 0x8000 && want == 0),
@@ -291,7 +291,7 @@ mod tests {
             for bits in 0..=u16::MAX {
                 let mut value = [0.0];
                 float.decode(&bits.to_le_bytes(), &mut value);
-                let mut bytes = Vec::new();
+                let mut bytes = [0; 2];
                 let finite = float.encode(&value, &mut bytes);
                 assert_eq!(finite, value[0].is_finite());
                 if !value[0].is_nan() {
@@ -329,9 +329,9 @@ mod tests {
 
     #[test]
     fn overflow_is_reported() {
-        assert!(!Float::F16.encode(&[65520.0], &mut Vec::new()));
-        assert!(Float::F16.encode(&[65519.99], &mut Vec::new()));
-        assert!(!Float::F32.encode(&[3.5e38], &mut Vec::new()));
-        assert!(!Float::Bf16.encode(&[1e300], &mut Vec::new()));
+        assert!(!Float::F16.encode(&[65520.0], &mut [0; 2]));
+        assert!(Float::F16.encode(&[65519.99], &mut [0; 2]));
+        assert!(!Float::F32.encode(&[3.5e38], &mut [0; 4]));
+        assert!(!Float::Bf16.encode(&[1e300], &mut [0; 2]));
     }
 }

@@ -11,10 +11,12 @@ pub mod header;
 mod open;
 #[cfg(feature = "pytorch")]
 mod pytorch;
+pub mod queue;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
 pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
+pub use queue::WriteQueue;
 pub use write::{Output, Writer};

@@ -104,6 +104,13 @@ impl Layout {
         self.offsets[i]
     }
 
+    /// The outputs in the order in which they lie in the file.
+    pub fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.offsets.len()).collect();
+        order.sort_by_key(|&i| self.offsets[i]);
+        order
+    }
+
     /// The size of the whole file.
     pub fn file_len(&self) -> u64 {
         self.file_len
