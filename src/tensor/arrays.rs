@@ -49,7 +49,7 @@ fn check_npy_header(file: &mut File, file_len: u64) -> Result<(), String> {
         1 => (u64::from(u16::from_le_bytes([a, b])), 10),
         _ => (u64::from(u32::from_le_bytes([a, b, c, d])), 12),
     };
-    let most = LONGEST_HEADER.min(file_len - 12);
+    let most = LONGEST_HEADER.min(file_len.saturating_sub(before));
     if len > most {
         return Err(format!(
             "its header has {len} bytes; at most {most} are read"
