@@ -330,17 +330,24 @@ fn feature_maps_are_not_believed() {
         (&npy(&deep, b""), "its header is nested too deep"),
         (
             &npy(
-                &header("'<f4'", "False", "(18446744073709551615, 2)"),
+                &header("'<f4'", "False", "(9223372036854775808, 2)"),
                 &[0; 144],
             ),
-            "its shape [18446744073709551615, 2] needs more than the 144 bytes that follow",
+            "its header asks for more than can be addressed",
         ),
         (
             &npy(
                 &header("'<f4'", "False", "(99999999999999999999,)"),
                 &[0; 144],
             ),
-            "its header is not valid: ",
+            "its header asks for more than can be addressed",
+        ),
+        (
+            &npy(
+                &header("'<f4'", "False", "(0xffffffffffffffff, 2)"),
+                &[0; 144],
+            ),
+            "its header asks for more than can be addressed",
         ),
         (
             &npy(&header("'<f4'", "True", "(1, 4, 3, 3)"), &[0; 144]),
@@ -355,7 +362,7 @@ fn feature_maps_are_not_believed() {
                 &header("'|V9223372036854775807'", "False", "(1, 4, 3, 3)"),
                 &[0; 144],
             ),
-            "its shape [1, 4, 3, 3] needs 18446744073709551615 bytes; 144 follow",
+            "its header asks for more than can be addressed",
         ),
         (
             &npy(&header("'<f4'", "False", "(0, 4, 3, 3)"), &[0; 144]),
@@ -367,7 +374,7 @@ fn feature_maps_are_not_believed() {
         ),
         (&npy("{}", b""), "its header is not valid: "),
         (&npy("", b""), "its header is cut off"),
-        (&npy("\u{1b}[31m", b""), "its header is not valid: "),
+        (&npy("\u{1b}[", b""), "its header is not valid: "),
     ] {
         let ran = read(bytes);
         let begin = format!("repfuse: `maps.npy` does not hold feature maps: {expected}");
