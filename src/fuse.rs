@@ -403,7 +403,7 @@ impl<'a> Worker<'a> {
             if !dtype.encode(&self.row, stored) {
                 return Err(explain(self.checkpoint, fused, row, &self.row, bias));
             }
-            vanished += dtype.vanishing(&self.row) + dtype.vanishing(&[bias]);
+            vanished += dtype.vanishing(&self.row);
             self.biases.push(bias);
         }
         self.vanished.fetch_add(vanished as u64, Relaxed);
@@ -423,6 +423,8 @@ impl<'a> Worker<'a> {
     /// Writes the biases from output channel `first` on.
     fn write_biases(&mut self, job: &Job<'_>, first: usize) -> Result<u64, numbers::Error> {
         let (fused, dtype) = (job.fused, job.fused.dtype);
+        self.vanished
+            .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
         self.bytes.resize(self.biases.len() * dtype.size(), 0);
         if !dtype.encode(&self.biases, &mut self.bytes) {
             let not_finite = |b: &f64| !dtype.round(*b).is_finite();

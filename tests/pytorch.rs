@@ -234,6 +234,22 @@ fn hostile_pickles_are_refused() {
     assert!(!mark.exists(), "the pickle's command was run");
 }
 
+/// A view can repeat one number as often as it says; what goes far beyond the file is not believed.
+#[test]
+fn repeated_numbers_are_bound_by_the_file() {
+    let path = |name| fixture(name).display().to_string();
+    let error = Checkpoint::open(path("expanded.pt")).expect_err("a claim of four gigabytes");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`{}` cannot be read as a PyTorch file: `a.weight` claims 4294967296 bytes; the file has 1584",
+            path("expanded.pt")
+        )
+    );
+    let file = Checkpoint::open(path("expanded_little.pt")).expect("four kilobytes");
+    assert_eq!(file.get("a.weight").expect("a tensor").shape(), [1024, 1]);
+}
+
 /// A truncated archive, or one that is not one, is an error that names the file.
 #[test]
 fn broken_files_are_refused() {

@@ -174,7 +174,7 @@ impl Checkpoint {
 
     #[cfg(feature = "pytorch")]
     fn open_pytorch(path: PathBuf, file_len: u64, key: Option<&str>) -> Result<Checkpoint, Error> {
-        let (storages, entries) = super::pytorch::open(&path, key)?;
+        let (storages, entries) = super::pytorch::open(&path, file_len, key)?;
         let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
             let info = Info {
                 offset: 0,

@@ -14,7 +14,7 @@ use pytorch_reader::PickleValue;
 use pytorch_reader::{DType, PytorchReader, Tensor};
 
 use super::dtype::Dtype;
-use super::error::{Error, plain};
+use super::error::{Error, plain, quoted};
 
 /// Under these keys, projects keep the state dict or the module beside optimizer and epoch.
 const WRAPPERS: [&str; 9] = [
@@ -31,6 +31,9 @@ const WRAPPERS: [&str; 9] = [
 
 /// What is kept of the tensors that were read last, besides the two largest of the file.
 const KEPT_BYTES: usize = 32 << 20;
+
+/// A view may repeat what is stored, as `expand` does, and so claim any size; this much more than the file has is believed.
+const REPEATED_BYTES: u64 = 16 << 20;
 
 /// A tensor's name, element type, shape and number of bytes.
 pub(super) type Entry = (String, Dtype, Vec<usize>, u64);
@@ -64,7 +67,11 @@ pub(super) fn is_one(prefix: [u8; 8], file_len: u64) -> bool {
 }
 
 /// Opens a file and finds its state dict: under `key`, else under the one key that wraps one, else at the top.
-pub(super) fn open(path: &Path, key: Option<&str>) -> Result<(Storages, Vec<Entry>), Error> {
+pub(super) fn open(
+    path: &Path,
+    file_len: u64,
+    key: Option<&str>,
+) -> Result<(Storages, Vec<Entry>), Error> {
     let key = match key {
         Some(key) => Some(key.to_owned()),
         None => wrapper(path)?,
@@ -99,6 +106,14 @@ pub(super) fn open(path: &Path, key: Option<&str>) -> Result<(Storages, Vec<Entr
         )
     });
     let entries: Vec<Entry> = entries.collect();
+    let most = file_len.saturating_add(REPEATED_BYTES);
+    if let Some((name, _, _, len)) = entries.iter().find(|(_, _, _, len)| *len > most) {
+        let claim = format!(
+            "{} claims {len} bytes; the file has {file_len}",
+            quoted(name)
+        );
+        return Err(wrong(path, claim));
+    }
     let mut sizes: Vec<usize> = tensors.values().map(Tensor::byte_len).collect();
     sizes.sort_unstable();
     let budget = KEPT_BYTES + sizes.iter().rev().take(2).sum::<usize>();
