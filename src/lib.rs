@@ -3,6 +3,7 @@
 pub mod algebra;
 pub mod cli;
 pub mod consistency;
+pub mod cost;
 pub mod describe;
 pub mod engine;
 pub mod fuse;
@@ -11,7 +12,9 @@ pub mod maps;
 pub mod network;
 pub mod numbers;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod tensor;
+pub mod units;
 pub mod values;
 pub mod verify;

@@ -5,6 +5,7 @@ mod inspect;
 mod output;
 mod progress;
 mod recipes;
+mod report;
 mod select;
 mod signals;
 mod verify;
@@ -40,6 +41,7 @@ enum Command {
     Fuse(fuse::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
+    Report(report::Args),
     Recipes(recipes::Args),
 }
 
@@ -64,6 +66,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Fuse(args) => fuse::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),
     };
     match answer {
