@@ -73,16 +73,17 @@ fn macs(expr: &Expr<Tensor>, times: u64, inner: u64) -> u64 {
 /// No file stores a stride. For other networks this is `None` rather than a guess.
 pub fn macs_of_network(checkpoint: &Checkpoint, plan: &Plan, size: usize) -> Option<Change> {
     let network = sequential(checkpoint, plan).ok()?;
-    let total = network.places(size).into_iter().fold(
-        Change::default(),
-        |total, (fused, stride, side)| {
-            let one = macs_per_pixel(fused, stride);
-            let pixels = (side * side) as u64;
-            Change {
-                before: total.before + pixels * one.before,
-                after: total.after + pixels * one.after,
-            }
-        },
-    );
+    let total =
+        network
+            .places(size)
+            .into_iter()
+            .fold(Change::default(), |total, (fused, stride, side)| {
+                let one = macs_per_pixel(fused, stride);
+                let pixels = (side * side) as u64;
+                Change {
+                    before: total.before + pixels * one.before,
+                    after: total.after + pixels * one.after,
+                }
+            });
     Some(total)
 }

@@ -1,7 +1,6 @@
 //! Fold re-parameterizable blocks of a checkpoint into plain convs, and prove that nothing changed.
 
 pub mod algebra;
-pub mod cli;
 pub mod consistency;
 pub mod cost;
 pub mod describe;

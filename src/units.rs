@@ -72,9 +72,9 @@ pub fn ratio(x: f64) -> String {
 pub fn magnitude(x: f64) -> String {
     match x {
         x if x == 0.0 => "0".to_owned(),
-        x if (0.000_995..9.995).contains(&x) => {
+        x if (0.000_995..999.5).contains(&x) => {
             let digits = 2 - x.log10().floor() as i32;
-            format!("{x:.*}", digits.clamp(2, 5) as usize)
+            format!("{x:.*}", digits.clamp(0, 6) as usize)
         }
         x => format!("{x:.1e}"),
     }
@@ -95,6 +95,27 @@ pub fn plural(n: usize, what: &str) -> String {
     }
 }
 
+/// The order people expect of numbered names: `stage.2` before `stage.10`.
+pub fn natural_order(a: &str, b: &str) -> std::cmp::Ordering {
+    let parts = |text: &str| -> Vec<(u64, String)> {
+        text.split('.')
+            .map(|part| {
+                let letters = part.trim_end_matches(|c: char| c.is_ascii_digit());
+                // Numbers are compared as numbers, behind the letters before them.
+                let number = part[letters.len()..].parse().unwrap_or(0);
+                (number, letters.to_owned())
+            })
+            .collect()
+    };
+    let (a, b) = (parts(a), parts(b));
+    let by_letters = |x: &(u64, String), y: &(u64, String)| x.1.cmp(&y.1).then(x.0.cmp(&y.0));
+    let pairs = a.iter().zip(&b).map(|(x, y)| by_letters(x, y));
+    pairs
+        .into_iter()
+        .find(|order| order.is_ne())
+        .unwrap_or(a.len().cmp(&b.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +127,9 @@ mod tests {
             .into();
         assert_eq!(
             shown,
-            ["0", "999", "1.00 k", "9.99 k", "12.3 k", "999 k", "1.00 M", "8.31 M"]
+            [
+                "0", "999", "1.00 k", "9.99 k", "12.3 k", "999 k", "1.00 M", "8.31 M"
+            ]
         );
         assert_eq!(bytes(492_786_904), "493 MB");
     }
@@ -122,8 +145,35 @@ mod tests {
 
     #[test]
     fn magnitudes_have_three_digits() {
-        let shown = [0.0, 0.205_3, 0.012_34, 1.5, 3.14e-5, 123.4].map(magnitude);
-        assert_eq!(shown, ["0", "0.205", "0.0123", "1.50", "3.1e-5", "1.2e2"]);
+        let shown = [0.0, 0.205_3, 0.012_34, 1.5, 3.14e-5, 123.4, 5432.1].map(magnitude);
+        assert_eq!(
+            shown,
+            ["0", "0.205", "0.0123", "1.50", "3.1e-5", "123", "5.4e3"]
+        );
+    }
+
+    #[test]
+    fn numbers_in_names_count() {
+        let mut names = [
+            "stage10.0",
+            "stage2.10",
+            "head",
+            "stage2.9.a",
+            "stage2.9",
+            "a.b",
+        ];
+        names.sort_by(|a, b| natural_order(a, b));
+        assert_eq!(
+            names,
+            [
+                "a.b",
+                "head",
+                "stage2.9",
+                "stage2.9.a",
+                "stage2.10",
+                "stage10.0"
+            ]
+        );
     }
 
     #[test]

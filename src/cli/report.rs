@@ -29,8 +29,16 @@ pub(super) struct Args {
     #[arg(value_name = "OUT")]
     output: Option<PathBuf>,
     /// The page to write; a report that is there already is replaced
-    #[arg(long, short = 'o', value_name = "PAGE", required_unless_present = "json")]
+    #[arg(
+        long,
+        short = 'o',
+        value_name = "PAGE",
+        required_unless_present = "json"
+    )]
     page: Option<PathBuf>,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
+    key: Option<String>,
     #[command(flatten)]
     select: Select,
     /// Height and width of the images that multiply-adds are counted for
@@ -41,7 +49,7 @@ pub(super) struct Args {
     force: bool,
     /// Print what the page shows as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     quiet: bool,
@@ -50,7 +58,8 @@ pub(super) struct Args {
 /// What `report --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Document<'a> {
-    /// `repfuse.report/1`.
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.report/1"))]
     schema: &'static str,
     /// The page that was written.
     page: Option<String>,
@@ -60,14 +69,13 @@ pub(super) struct Document<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(page) = &args.page {
-        select::check_destination(page)?;
         anyhow::ensure!(
             args.force || may_replace(page)?,
             "{} exists and is no report; choose another name or pass --force to replace it",
             quoted(&page.display().to_string())
         );
     }
-    let checkpoint = select::open(&args.input)?;
+    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
     let plan = args.select.plan(&checkpoint, None)?;
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);

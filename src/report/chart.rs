@@ -17,6 +17,9 @@ mod ink {
 /// Bars higher than this many bounds are cut.
 const HIGHEST: f64 = 2.0;
 
+/// Room for at least this many bars.
+const FEW: usize = 16;
+
 /// Draws one bar for each conv, in the order of the report.
 ///
 /// # Errors
@@ -43,13 +46,15 @@ fn draw(
         .collect();
     let largest = heights.iter().copied().fold(0.0, f64::max);
     let top = (1.08 * largest).clamp(1.2, HIGHEST);
+    // Few bars stand at the left rather than grow into walls.
+    let places = convs.len().max(FEW) as f64;
     let root = SVGBackend::with_string(svg, (width, height)).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin_top(6)
         .margin_right(2)
         .margin_bottom(4)
         .y_label_area_size(38)
-        .build_cartesian_2d(0.0..convs.len().max(1) as f64, 0.0..top)?;
+        .build_cartesian_2d(0.0..places, 0.0..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -57,18 +62,31 @@ fn draw(
         .axis_style(TRANSPARENT)
         .y_labels(5)
         .y_label_formatter(&|y| format!("{y:.1}"))
-        .y_label_style(("sans-serif", 12).into_font().color(&ink::TEXT))
+        .y_label_style(("sans-serif", 13).into_font().color(&ink::TEXT))
         .light_line_style(TRANSPARENT)
         .bold_line_style(ink::RULE)
         .draw()?;
-    // A few bars need air between them; hundreds need every pixel.
-    let gap = (0.3 - convs.len() as f64 / 600.0).clamp(0.05, 0.3) / 2.0;
-    chart.draw_series(convs.iter().zip(&heights).enumerate().map(|(i, (conv, y))| {
-        let colour = if conv.accepted { ink::PASSES } else { ink::FAILS };
-        let x = i as f64;
-        Rectangle::new([(x + gap, 0.0), (x + 1.0 - gap, y.min(top))], colour.filled())
-    }))?;
-    let ends = [(0.0, 1.0), (convs.len().max(1) as f64, 1.0)];
+    // Coordinates are whole pixels: where a gap would be less than a few of them, it would come and go.
+    let gap = if convs.len() > 60 { 0.0 } else { 0.13 };
+    chart.draw_series(
+        convs
+            .iter()
+            .zip(&heights)
+            .enumerate()
+            .map(|(i, (conv, y))| {
+                let colour = if conv.accepted {
+                    ink::PASSES
+                } else {
+                    ink::FAILS
+                };
+                let x = i as f64;
+                Rectangle::new(
+                    [(x + gap, 0.0), (x + 1.0 - gap, y.min(top))],
+                    colour.filled(),
+                )
+            }),
+    )?;
+    let ends = [(0.0, 1.0), (places, 1.0)];
     let line = PathElement::new(ends, ink::BOUND.stroke_width(1));
     chart.draw_series(std::iter::once(line))?;
     root.present()?;

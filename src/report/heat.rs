@@ -79,7 +79,11 @@ pub(super) fn svg(
     let mut out = format!(
         "<svg class=\"heat\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{label}\">"
     );
-    for (shade, path) in paths.iter().enumerate().filter(|(_, path)| !path.is_empty()) {
+    for (shade, path) in paths
+        .iter()
+        .enumerate()
+        .filter(|(_, path)| !path.is_empty())
+    {
         let _ = write!(out, "<path class=\"q{shade}\" d=\"{path}\"/>");
     }
     out + "</svg>"

@@ -9,6 +9,7 @@ use crate::cost::{self, Change, macs_per_pixel};
 use crate::numbers;
 use crate::recipe::{EpsSource, Fused, Plan};
 use crate::tensor::Checkpoint;
+use crate::units;
 use crate::verify::{Allowance, BlockVerdict, Deployed, Verdict};
 
 /// Why there is no report.
@@ -57,7 +58,7 @@ pub struct Report {
     pub macs: Macs,
     /// What `verify` says.
     pub verified: Verified,
-    /// The blocks, in the order of the plan.
+    /// The blocks, in the order of their names, numbers as numbers.
     pub blocks: Vec<Block>,
 }
 
@@ -186,7 +187,7 @@ pub fn report(
         .zip(&verdict.blocks)
         .zip(maps)
         .map(|((fused, verdict), maps)| conv(fused, verdict, maps));
-    let blocks = plan
+    let mut blocks: Vec<Block> = plan
         .blocks
         .iter()
         .map(|block| Block {
@@ -207,6 +208,7 @@ pub fn report(
             convs: drawn.by_ref().take(block.fused.len()).collect(),
         })
         .collect();
+    blocks.sort_by(|a, b| units::natural_order(&a.name, &b.name));
     let weight = numbers::check_norms(checkpoint, plan)?;
     let file = match deployed {
         Deployed::File(file) => Some(file),
@@ -224,7 +226,10 @@ pub fn report(
                 EpsSource::User => "user",
             }
             .to_owned(),
-            note: plan.eps_note.clone().filter(|_| plan.eps_source == EpsSource::Recipe),
+            note: plan
+                .eps_note
+                .clone()
+                .filter(|_| plan.eps_source == EpsSource::Recipe),
             other: weight.other,
             weight: weight.largest,
             tensor: weight.tensor,
@@ -242,7 +247,10 @@ pub fn report(
         },
         bytes: Change {
             before: checkpoint.file_len(),
-            after: file.map_or_else(|| crate::fuse::file_len(checkpoint, plan), Checkpoint::file_len),
+            after: file.map_or_else(
+                || crate::fuse::file_len(checkpoint, plan),
+                Checkpoint::file_len,
+            ),
         },
         macs: Macs {
             input_size: options.input_size,
@@ -287,7 +295,7 @@ fn conv(fused: &Fused, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
             (None, Some((tensor, index))) => Some(format!(
                 "{} at {index:?} is off by {} times what rounding allows",
                 crate::tensor::quoted(tensor),
-                crate::units::ratio(verdict.ratio)
+                units::ratio(verdict.ratio)
             )),
             (None, None) => Some("nothing was compared".to_owned()),
         },

@@ -76,8 +76,14 @@ pub fn page(report: &Report) -> Result<String, Error> {
         wide: chart::ratios(report, [880, 190])?,
         narrow: chart::ratios(report, [360, 170])?,
         ramp: ramp(),
-        cut: report.convs().any(|c| c.ratio.is_none_or(|r| r > 2.0 * report.verified.tolerance)),
-        blocks: report.blocks.iter().map(|block| section(block, report)).collect(),
+        cut: report
+            .convs()
+            .any(|c| c.ratio.is_none_or(|r| r > 2.0 * report.verified.tolerance)),
+        blocks: report
+            .blocks
+            .iter()
+            .map(|block| section(block, report))
+            .collect(),
         version: env!("CARGO_PKG_VERSION"),
         report,
     };
@@ -86,7 +92,9 @@ pub fn page(report: &Report) -> Result<String, Error> {
 
 impl Page<'_> {
     fn verdict(&self) -> String {
-        let worst = self.report.verified.worst_ratio.map_or_else(|| "NaN".to_owned(), units::ratio);
+        let Some(worst) = self.report.verified.worst_ratio.map(units::ratio) else {
+            return "there is a conv that cannot be compared".to_owned();
+        };
         let against = match self.report.verified.allowance.as_str() {
             "one-rounding" => "rounding once allows",
             _ => "arithmetic in the stored type allows",
@@ -94,10 +102,30 @@ impl Page<'_> {
         format!("worst difference {worst} of what {against}")
     }
 
+    /// What the line in the chart stands for.
+    fn bound(&self) -> String {
+        let rounding = "u·(|K| ∗ |x| + |b|): what storing kernel and bias with unit roundoff u can change an output by";
+        let times = match self.report.verified.tolerance {
+            1.0 => String::new(),
+            tolerance => format!("{tolerance} times "),
+        };
+        let more = match self.report.verified.allowance.as_str() {
+            "one-rounding" => "",
+            _ => {
+                ", and, since another program folded this file, what folding in the stored type can add to that"
+            }
+        };
+        format!("The line at 1.0 is {times}the bound {rounding}{more}")
+    }
+
     fn counts(&self) -> String {
         let convs = self.report.convs().count();
         let blocks = units::plural(self.report.blocks.len(), "block");
-        format!("{blocks} of {} → {}", plain(&self.report.recipe), units::plural(convs, "plain conv"))
+        format!(
+            "{blocks} of {} → {}",
+            plain(&self.report.recipe),
+            units::plural(convs, "plain conv")
+        )
     }
 }
 
@@ -123,7 +151,11 @@ fn totals(report: &Report) -> Vec<Row> {
     ];
     if let Some(total) = report.macs.total {
         let size = report.macs.input_size;
-        rows.push(row(&format!("multiply-adds at {size}×{size}"), total, units::count));
+        rows.push(row(
+            &format!("multiply-adds at {size}×{size}"),
+            total,
+            units::count,
+        ));
     }
     rows
 }
@@ -163,14 +195,22 @@ fn section<'a>(block: &'a Block, report: &Report) -> Section<'a> {
 fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
     let all = || conv.branches.iter().chain(&conv.fused);
     let largest = all().flat_map(|k| &k.taps).copied().fold(0.0, f64::max);
-    let frame = all().map(|k| k.extent).reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
+    let frame = all()
+        .map(|k| k.extent)
+        .reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
     let tile = |kernel: &Kernel| {
         let most = kernel.taps.iter().copied().fold(0.0, f64::max);
         let label = plain(&kernel.label);
         let described = format!("{label}: mean |w| up to {}", units::magnitude(most));
         let frame = frame.unwrap_or(kernel.extent);
         Tile {
-            svg: heat::svg(&kernel.taps, frame, kernel.extent, largest, &escaped(&described)),
+            svg: heat::svg(
+                &kernel.taps,
+                frame,
+                kernel.extent,
+                largest,
+                &escaped(&described),
+            ),
             label,
         }
     };
@@ -195,15 +235,23 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
 /// Text for an attribute of the SVG that is put into the page as it is.
 fn escaped(text: &str) -> String {
     use askama::filters::{Html, escape};
-    escape(text, Html).map(|safe| safe.to_string()).unwrap_or_default()
+    escape(text, Html)
+        .map(|safe| safe.to_string())
+        .unwrap_or_default()
 }
 
 /// Every shade side by side, for the legend.
 fn ramp() -> String {
     let n = heat::SHADES;
-    let mut svg = format!("<svg class=\"heat ramp\" viewBox=\"0 0 {} 10\" width=\"{0}\" height=\"10\" aria-hidden=\"true\">", 10 * n);
+    let mut svg = format!(
+        "<svg class=\"heat ramp\" viewBox=\"0 0 {} 10\" width=\"{0}\" height=\"10\" aria-hidden=\"true\">",
+        10 * n
+    );
     for shade in 1..=n {
-        svg += &format!("<path class=\"q{shade}\" d=\"M{} 0h10v10h-10z\"/>", 10 * (shade - 1));
+        svg += &format!(
+            "<path class=\"q{shade}\" d=\"M{} 0h10v10h-10z\"/>",
+            10 * (shade - 1)
+        );
     }
     svg + "</svg>"
 }
