@@ -11,7 +11,7 @@ use super::Answer;
 use super::output;
 use super::select::{self, Select};
 use crate::report::{self, Report};
-use crate::tensor::quoted;
+use crate::tensor::{Destination, quoted};
 use crate::units;
 use crate::verify::{self, Deployed};
 
@@ -69,6 +69,8 @@ pub(super) struct Document<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(page) = &args.page {
+        // What cannot be written to is said before anything is read.
+        Destination::new(page)?;
         anyhow::ensure!(
             args.force || may_replace(page)?,
             "{} exists and is no report; choose another name or pass --force to replace it",
