@@ -191,7 +191,7 @@ fn what_could_not_be_done_is_said_in_json_too() {
         (
             &["verify", "train.safetensors", "--recipe", "repvg", "--json"],
             2,
-            "there is no recipe `repvg`, did you mean `repvgg`?; `repfuse recipes` lists them, and a path ending in `.json` names your own",
+            "there is no recipe `repvg`; did you mean `repvgg`? `repfuse recipes` lists them, and a path ending in `.json` names your own",
         ),
         (
             &[
@@ -213,7 +213,7 @@ fn what_could_not_be_done_is_said_in_json_too() {
                 "--json",
             ],
             2,
-            "there is no block `stage1.O`, did you mean `stage1.0`?",
+            "there is no block `stage1.O`; did you mean `stage1.0`?",
         ),
         (
             &["recipes", "check", "absent.json", "--json"],

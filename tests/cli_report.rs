@@ -145,7 +145,7 @@ fn what_does_not_fit_is_shown_as_failing() {
     assert!(page.contains("<li>`stage2.0.rbr_reparam.bias` is missing</li>"));
     assert!(page.contains("`stage1.1.rbr_reparam.weight` at [0, 0, 0, 0] is off by"));
     assert!(page.contains("Bars higher than the chart are cut."));
-    assert_eq!(page.matches("fill=\"#C0392B\"").count(), 2 * 2);
+    assert_eq!(page.matches("fill=\"#C0392B\" stroke").count(), 2 * 2);
     assert_eq!(
         page.matches("<div class=\"tile fused\">").count(),
         4,

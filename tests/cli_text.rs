@@ -13,7 +13,19 @@ fn inspect_prints_runs_of_equal_blocks_in_a_line() {
     assert_eq!(
         tiny.prints(&["inspect", "train.safetensors", "--input-size", "32"]),
         "\
-TODO"
+block           becomes  from                    params
+stage0          4×3×3×3  bn(3×3) + bn(1×1)          136  →  112
+stage1.0–2  3×  4×4×3×3  bn(3×3) + bn(1×1) + bn     184  →  148
+stage2.0        8×4×3×3  bn(3×3) + bn(1×1)          352  →  296
+
+  form        training
+  recipe      repvgg, bn eps 1e-5: 5 blocks to fuse
+              some projects use these names with 1e-3; if this file is of one
+              that is not told apart, pass --bn-eps 1e-3
+  tensors     64, 1.08 k parameters, 10.4 kB
+  macs        174 k → 157 k in the blocks at 32×32
+  elements    1.21 k F32
+"
     );
     let all = tiny.prints(&["inspect", "train.safetensors", "--all"]);
     for name in ["stage1.0", "stage1.1", "stage1.2"] {
@@ -40,7 +52,13 @@ fn kernels_are_drawn_in_shades() {
     assert_eq!(
         tiny.prints(&["inspect", "train.safetensors", "--kernels"]),
         "\
-TODO"
+b  largest mean |w| 8.00
+     ▒▒▒▒    · · ·     · · ·       ▒▒▒▒
+   ▒▒▓▓▒▒  + · ▓▓·   + · ▒▒·   → ▒▒██▒▒
+   ▒▒▒▒▓▓    · · ·     · · ·     ▒▒▒▒▓▓
+   3×3+b     1×1+b     x         3×3
+
+"
     );
     // Too narrow for four maps side by side.
     let narrow = tiny.run_with(
@@ -50,7 +68,17 @@ TODO"
     assert_eq!(
         narrow.stdout,
         "\
-TODO"
+b  largest mean |w| 8.00
+     ▒▒▒▒    · · ·     · · ·
+   ▒▒▓▓▒▒  + · ▓▓·   + · ▒▒·
+   ▒▒▒▒▓▓    · · ·     · · ·
+   3×3+b     1×1+b     x
+     ▒▒▒▒
+ → ▒▒██▒▒
+   ▒▒▒▒▓▓
+   3×3
+
+"
     );
 }
 
@@ -60,7 +88,20 @@ fn verify_prints_a_line_for_each_conv_and_a_sentence() {
     assert_eq!(
         tiny.prints(&["verify", "train.safetensors"]),
         "\
-TODO"
+\x20   conv                  ratio   worst   dB  expression
+ok  stage0.rbr_reparam     0.84  2.7e-8  152  bn(3×3) + bn(1×1)
+ok  stage1.0.rbr_reparam   0.84  5.7e-8  151  bn(3×3) + bn(1×1) + bn
+ok  stage1.1.rbr_reparam   0.95  5.4e-8  151  bn(3×3) + bn(1×1) + bn
+ok  stage1.2.rbr_reparam   0.92  5.4e-8  152  bn(3×3) + bn(1×1) + bn
+ok  stage2.0.rbr_reparam   0.92  4.7e-8  152  bn(3×3) + bn(1×1)
+
+equivalent: 5 convs, worst difference 0.95 of what rounding once allows, 2
+tensors copied
+  recipe      repvgg
+  bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
+              some projects use these names with 1e-3; if this file is of one
+              that is not told apart, pass --bn-eps 1e-3
+"
     );
 }
 
@@ -81,7 +122,14 @@ fn fuse_prints_what_became_less() {
     assert_eq!(
         rest,
         "\
-TODO"
+\x20 tensors          64  →       12
+  parameters   1.08 k  →      897
+  bytes       10.4 kB  →  4.68 kB
+  recipe      repvgg
+  bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
+              some projects use these names with 1e-3; if this file is of one
+              that is not told apart, pass --bn-eps 1e-3
+"
     );
     assert_eq!(
         tiny.prints(&[
@@ -93,7 +141,7 @@ TODO"
         ])
         .lines()
         .next(),
-        Some("TODO")
+        Some("stage0.rbr_reparam    4×3×3×3  =  bn(3×3) + bn(1×1)")
     );
 }
 
@@ -211,15 +259,15 @@ fn slips_are_answered_with_what_was_probably_meant() {
     let asked = |args: &[&str]| tiny.run(args).stderr;
     assert_eq!(
         asked(&["inspect", "train.safetensors", "--recipe", "repvg"]),
-        "repfuse: there is no recipe `repvg`, did you mean `repvgg`?; `repfuse recipes` lists them, and a path ending in `.json` names your own\n"
+        "repfuse: there is no recipe `repvg`; did you mean `repvgg`? `repfuse recipes` lists them, and a path ending in `.json` names your own\n"
     );
     assert_eq!(
         asked(&["inspect", "train.safetensors", "--kernels", "stage3"]),
-        "repfuse: there is no block `stage3`, did you mean `stage0`?\n"
+        "repfuse: there is no block `stage3`; did you mean `stage0`?\n"
     );
     assert_eq!(
         asked(&["man", "verfy"]),
-        "repfuse: there is no command `verfy`, did you mean `verify`?\n"
+        "repfuse: there is no command `verfy`; did you mean `verify`?\n"
     );
     assert!(asked(&["fuse", "--verfy"]).contains("a similar argument exists: '--verify'"));
     assert!(asked(&["inspekt"]).contains("a similar subcommand exists: 'inspect'"));

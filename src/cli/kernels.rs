@@ -31,7 +31,7 @@ pub(super) fn chosen<'a>(plan: &'a Plan, wanted: &str) -> anyhow::Result<Vec<&'a
     if found.is_empty() {
         let names = plan.blocks.iter().map(|b| b.name.as_str());
         let hint = match closest(wanted, names) {
-            Some(near) => format!(", did you mean {}?", quoted(near)),
+            Some(near) => format!("; did you mean {}?", quoted(near)),
             None => "; `repfuse inspect FILE --all` shows the names".to_owned(),
         };
         anyhow::bail!("there is no block {}{hint}", quoted(wanted));

@@ -88,6 +88,9 @@ pub(super) fn coloured(text: &str, colour: u8) -> String {
 }
 
 fn styled(text: &str, style: Style) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
     format!("{style}{text}{style:#}")
 }
 

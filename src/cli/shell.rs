@@ -43,7 +43,7 @@ pub(super) fn man(args: &Man, command: &clap::Command) -> anyhow::Result<Answer>
             let names = || command.get_subcommands().map(clap::Command::get_name);
             let Some(sub) = found else {
                 let hint = match crate::recipe::closest(name, names()) {
-                    Some(near) => format!(", did you mean `{near}`?"),
+                    Some(near) => format!("; did you mean `{near}`?"),
                     None => String::new(),
                 };
                 anyhow::bail!("there is no command {}{hint}", crate::tensor::quoted(name));
