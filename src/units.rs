@@ -71,7 +71,7 @@ pub fn ratio(x: f64) -> String {
 /// A weight's size to three digits: `0.205`, `3.1e-5`.
 pub fn magnitude(x: f64) -> String {
     match x {
-        x if x == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         x if (0.000_995..999.5).contains(&x) => {
             let digits = 2 - x.log10().floor() as i32;
             format!("{x:.*}", digits.clamp(0, 6) as usize)
