@@ -63,7 +63,7 @@ b  largest mean |w| 8.00
     // Too narrow for four maps side by side.
     let narrow = tiny.run_with(
         &["inspect", "train.safetensors", "--kernels", "b"],
-        &[("COLUMNS", "40")],
+        &[("COLUMNS", "38")],
     );
     assert_eq!(
         narrow.stdout,

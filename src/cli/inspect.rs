@@ -303,7 +303,7 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
     }
     let header = ["block", "", "becomes", "from", "params", "", ""];
     let mut rows = vec![header.map(output::soft).to_vec()];
-    for (name, n, mut cells) in runs(things, |cells| (!args.all).then(|| cells.clone())) {
+    for (name, n, mut cells) in runs(things, Clone::clone, !args.all) {
         cells.pop();
         if cells[2] == "0" {
             cells[2..].fill(String::new());
@@ -328,7 +328,7 @@ fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
         .collect();
     let header = ["other convs", "", "shape", "kind"];
     let mut rows = vec![header.map(output::soft).to_vec()];
-    for (name, n, (shape, kind)) in runs(names, |kind| (!args.all).then(|| kind.clone())) {
+    for (name, n, (shape, kind)) in runs(names, Clone::clone, !args.all) {
         rows.push(vec![plain(&name), times(n), shape, kind]);
     }
     output::table(&rows, &[1], &[(0, Cut::Middle)], output::width())

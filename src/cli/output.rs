@@ -98,7 +98,7 @@ fn styled(text: &str, style: Style) -> String {
 pub(super) fn width() -> usize {
     let asked = std::env::var("COLUMNS").ok().and_then(|n| n.parse().ok());
     let terminal = || terminal_size::terminal_size().map(|(w, _)| usize::from(w.0));
-    asked.or_else(terminal).unwrap_or(80).max(40)
+    asked.or_else(terminal).unwrap_or(80).max(20)
 }
 
 /// Which part of a cell goes when a line is too long.
@@ -233,7 +233,7 @@ mod tests {
         let cut = [(1, Cut::Middle), (3, Cut::End)];
         assert_eq!(
             table(&rows, &[2], &cut, 40),
-            "ok  backbone.…n_mixer  0.42  bn(3×3) + bn\nok  head                0.5  bn(3×3)\n"
+            "ok  backbon…en_mixer  0.42  bn(3×3) + bn\nok  head               0.5  bn(3×3)\n"
         );
         assert!(table(&rows, &[2], &cut, 80).contains("backbone.stages.3.blocks.17.token_mixer"));
     }

@@ -3,15 +3,17 @@
 use crate::units::natural_order;
 
 /// Sorts named things as people count, and joins neighbours with equal `rest` whose names differ in one number only,
-/// which goes up by one: `stage.3.1` … `stage.3.13` become `stage.3.1–13`. Gives name, how many, and the first of each run.
+/// which goes up by one: `stage.3.1` … `stage.3.13` become `stage.3.1–13`; without `join`, only sorts. Gives name, how many, and the first of each run.
 pub(super) fn runs<'a, T, K: PartialEq>(
     mut things: Vec<(&'a str, T)>,
     rest: impl Fn(&T) -> K,
+    join: bool,
 ) -> Vec<(String, usize, T)> {
     things.sort_by(|a, b| natural_order(a.0, b.0));
     let mut out: Vec<(Run<'a>, T)> = Vec::new();
     for (name, thing) in things {
-        if let Some((run, first)) = out.last_mut()
+        if join
+            && let Some((run, first)) = out.last_mut()
             && rest(first) == rest(&thing)
             && run.take(name)
         {
@@ -91,7 +93,7 @@ mod tests {
     use super::*;
 
     fn names(of: &[(&str, u8)]) -> Vec<(String, usize)> {
-        let found = runs(of.to_vec(), |kind| *kind);
+        let found = runs(of.to_vec(), |kind| *kind, true);
         found.into_iter().map(|(name, n, _)| (name, n)).collect()
     }
 
