@@ -150,6 +150,12 @@ pub fn fuse(
     }
 }
 
+/// The size in bytes of the file that [`fuse`] would write.
+pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
+    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
+    Layout::new(&outputs, metadata(checkpoint, plan)).file_len()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

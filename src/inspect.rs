@@ -45,7 +45,7 @@ pub struct Inspection {
     pub convs: Vec<(Tensor, Class)>,
     /// Elements by element type.
     pub dtypes: BTreeMap<String, u64>,
-    /// All floating-point elements.
+    /// Learned numbers: floating-point elements, running statistics left out.
     pub parameters: u64,
 }
 
@@ -95,11 +95,7 @@ pub fn inspect(
         let count: &mut u64 = dtypes.entry(tensor.dtype().to_string()).or_default();
         *count = count.saturating_add(tensor.len() as u64);
     }
-    let parameters = index
-        .values()
-        .filter(|t| t.dtype().float().is_some())
-        .map(|t| t.len() as u64)
-        .sum();
+    let parameters = crate::cost::parameters(index.values());
     let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
     Ok(Inspection {
         form,

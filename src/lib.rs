@@ -1,8 +1,51 @@
 //! Fold re-parameterizable blocks of a checkpoint into plain convs, and prove that nothing changed.
+//!
+//! RepVGG, MobileOne, RepConv and their kin train with several branches per block and deploy with one conv that computes
+//! the same. This crate reads such a checkpoint, finds its blocks, folds each into one kernel and one bias, and checks the
+//! result: branch by branch on one side, one conv on the other.
+//!
+//! ```
+//! use std::{error::Error, ops::ControlFlow, path::Path};
+//! use repfuse::{fuse, recipe, tensor::Checkpoint, verify};
+//!
+//! /// Writes the deploy form of a checkpoint; says whether it computes the same.
+//! fn deploy(from: &Path, to: &Path) -> Result<bool, Box<dyn Error>> {
+//!     let train = Checkpoint::open(from)?;
+//!     let recipes = recipe::builtin()?;
+//!     let family = recipe::detect(train.tensors(), &recipes)?.recipe;
+//!     let plan = recipe::plan(train.tensors(), family, &recipe::Options::default())?;
+//!     let go_on = |_bytes| ControlFlow::Continue(());
+//!     fuse::fuse(&train, &plan, to, &fuse::Options::default(), &go_on)?.finish()?;
+//!     let written = Checkpoint::open(to)?;
+//!     let deployed = verify::Deployed::File(&written);
+//!     let verdict = verify::verify(&train, &plan, deployed, &verify::Options::default())?;
+//!     Ok(verdict.accepted())
+//! }
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let from = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/repvgg/plain.train.safetensors");
+//! # assert!(deploy(from.as_ref(), &directory.path().join("deploy.safetensors")).unwrap());
+//! ```
+//!
+//! # Where things are
+//!
+//! | to | see |
+//! |---|---|
+//! | open a safetensors or PyTorch file | [`tensor::Checkpoint`] |
+//! | know what is in it | [`inspect`](mod@inspect) |
+//! | find its family, or describe one in JSON | [`recipe`] |
+//! | write the deploy form | [`fuse`](mod@fuse) |
+//! | prove it | [`verify`](mod@verify); on feature maps [`maps`]; as a whole network [`network`] |
+//! | show it | [`report`](mod@report), [`cost`] |
+//! | fold or run an expression of one's own arrays | [`algebra`] |
+//! | run a convolution with everything that `torch.nn.Conv2d` knows | [`engine`] |
+//!
+//! Shapes are PyTorch's: a weight is `[out, in/groups, height, width]`, a map `[batch, channels, height, width]`.
+//! Folding is done in f64 whatever the stored type, and each number is rounded once. Nothing here prints or exits.
+//! Errors say in a sentence what was found and what was expected; their sources are kept.
 
 pub mod algebra;
-pub mod cli;
 pub mod consistency;
+pub mod cost;
 pub mod describe;
 pub mod engine;
 pub mod fuse;
@@ -11,7 +54,9 @@ pub mod maps;
 pub mod network;
 pub mod numbers;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod tensor;
+pub mod units;
 pub mod values;
 pub mod verify;

@@ -1,5 +1,13 @@
-//! The command `repfuse`.
+//! The command `repfuse`: a user of the library like any other.
+
+// What `crate::` means inside `cli` is this list, so nothing that is not public can be used there.
+use repfuse::{
+    consistency, cost, describe, engine, fuse, inspect, maps, network, numbers, recipe, report,
+    tensor, units, verify,
+};
+
+mod cli;
 
 fn main() -> std::process::ExitCode {
-    repfuse::cli::run(std::env::args_os())
+    cli::run(std::env::args_os())
 }

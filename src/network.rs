@@ -178,6 +178,22 @@ impl Sequential<'_> {
         Ok([weight, bias.insert_axis(Axis(0))])
     }
 
+    /// Every fused conv in order, its stride, and the height and width of what it gives for images of `size` × `size`.
+    pub fn places(&self, size: usize) -> Vec<(&Fused, usize, usize)> {
+        let mut side = size;
+        let place = |step: &Step<'_>| {
+            // "Same" padding keeps the size, and a stride takes every so many pixels, the first one included.
+            side = side.div_ceil(step.stride);
+            side
+        };
+        let sides: Vec<usize> = self.steps.iter().map(place).collect();
+        self.steps
+            .iter()
+            .zip(sides)
+            .map(|(step, side)| (step.fused, step.stride, side))
+            .collect()
+    }
+
     /// Runs both forms on `images`, `[images, channels, height, width]`.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The one-way order of the modules, read from the `crate::` paths in `src`.
 //!
-//! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify, inspect → run, network → cli → main`
+//! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify, inspect → run, network → cost → report → cli → main`
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("engine", &[]),
     ("consistency", &[]),
+    ("units", &[]),
     ("describe", &["algebra"]),
     ("recipe", &["algebra", "tensor"]),
     ("values", &["algebra", "tensor", "recipe"]),
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "inspect",
-        &["algebra", "tensor", "recipe", "describe", "fuse"],
+        &["algebra", "tensor", "recipe", "describe", "fuse", "cost"],
     ),
     ("run", &["algebra", "tensor", "engine"]),
     (
@@ -42,6 +43,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "algebra", "tensor", "engine", "recipe", "values", "numbers", "verify", "run",
             "network",
+        ],
+    ),
+    ("cost", &["algebra", "tensor", "recipe", "network"]),
+    (
+        "report",
+        &[
+            "algebra", "tensor", "recipe", "values", "numbers", "describe", "units", "fuse",
+            "verify", "cost",
         ],
     ),
     (
@@ -61,6 +70,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "run",
             "network",
             "maps",
+            "units",
+            "cost",
+            "report",
         ],
     ),
 ];

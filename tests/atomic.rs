@@ -650,7 +650,7 @@ fn a_dry_run_writes_nothing() {
     let ran = place.run("fuse in.safetensors out.safetensors --dry-run");
     assert_eq!((ran.code(), &*ran.stderr), (Some(0), ""));
     assert!(
-        ran.stdout.starts_with("stage0.0.rbr_reparam  [8, 8, 3, 3]"),
+        ran.stdout.starts_with("stage0.0.rbr_reparam  8×8×3×3"),
         "{}",
         ran.stdout
     );

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use super::branches::Branch;
 use super::expr::{Bn, Conv, Expr, Factor, Operand, Values};
 use super::geometry::{self, Geometry, Resolved, dilated, first_input, four_dims};
 
@@ -88,6 +89,21 @@ impl<T: Operand> Folded<T> {
     pub fn compile<V: Values<T>>(expr: &Resolved<T>, values: &mut V) -> Result<Self, V::Error> {
         let geometry = *expr.geometry();
         let form = compile(expr.expr(), geometry.inputs, None, values)?;
+        Ok(Folded { geometry, form })
+    }
+
+    /// Compiles one of the [`branches`](super::branches::branches) of an expression by itself. Its rows have the extent of
+    /// the whole kernel, with the branch in the middle; they add up to the rows of the whole.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn compile_branch<V: Values<T>>(
+        whole: &Resolved<T>,
+        branch: &Branch<T>,
+        values: &mut V,
+    ) -> Result<Self, V::Error> {
+        let geometry = *whole.geometry();
+        let form = compile(&branch.expr, geometry.inputs, None, values)?;
         Ok(Folded { geometry, form })
     }
 

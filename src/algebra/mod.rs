@@ -4,6 +4,7 @@
 //! a feature map. The law that holds repfuse together is that the two agree. Nothing here knows a
 //! file or a recipe: operands are whatever has a shape and a label ([`Operand`]).
 
+pub mod branches;
 pub mod expr;
 pub mod fold;
 pub mod forward;
@@ -11,6 +12,7 @@ pub mod geometry;
 mod size;
 pub mod transposed;
 
+pub use branches::{Branch, branches};
 pub use expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
 pub use fold::{Affine, fold};
 pub use geometry::{Geometry, GeometryError, Resolved};

@@ -5,13 +5,15 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::output::{self, bytes, count, plural};
+use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::select::{self, Select};
 use super::signals;
+use crate::cost;
 use crate::numbers::{self, EpsWeight};
 use crate::recipe::{Plan, What};
 use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
@@ -19,7 +21,7 @@ use crate::{fuse, verify};
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_long_help = "Examples:
   repfuse fuse train.safetensors deploy.safetensors
   repfuse fuse train.safetensors deploy.safetensors --verify --dtype f16
   repfuse fuse yolo.safetensors fused.safetensors --recipe my-block.json --bn-eps 1e-3")]
@@ -39,7 +41,7 @@ pub(super) struct Args {
     #[arg(long)]
     verify: bool,
     /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
     /// Print what would be done, and write nothing
     #[arg(long)]
@@ -49,12 +51,12 @@ pub(super) struct Args {
     force: bool,
     /// Print the summary as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     quiet: bool,
     /// Workers [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
@@ -77,48 +79,69 @@ impl Stored {
     }
 }
 
-/// What `--json` prints.
-#[derive(Serialize)]
-struct Summary<'a> {
+/// What `fuse --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Summary<'a> {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.fuse/1"))]
     schema: &'static str,
+    /// The checkpoint in training form.
     input: String,
+    /// The file that was written, or would be.
     output: String,
+    /// Whether nothing was written because that was the wish.
     dry_run: bool,
     recipe: &'a str,
+    /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
+    /// `recipe` or `user`.
     bn_eps_source: &'static str,
+    /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
+    /// The largest relative change of a batch norm's scale if `bn_eps_other` were the eps.
     bn_eps_weight: Option<f64>,
     bn_eps_other: Option<f64>,
     blocks_fused: usize,
+    /// The names of the blocks that `--only` and `--skip` left as they are.
     blocks_skipped: &'a [String],
     tensors_before: usize,
     tensors_after: usize,
+    /// Learned numbers: floating-point elements, running statistics left out.
     parameters_before: u64,
     parameters_after: u64,
     bytes_before: u64,
     bytes_after: u64,
     seconds: f64,
+    /// Null without `--verify`; a file that fails is not kept.
     verified: Option<bool>,
+    /// Fused numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
     blocks: Vec<BlockSummary<'a>>,
+    /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
 }
 
-#[derive(Serialize)]
+/// One block.
+#[derive(Serialize, JsonSchema)]
 struct BlockSummary<'a> {
     name: &'a str,
+    /// Whether it holds a bare identity, which no file shows.
     assumes_identity: bool,
+    /// The convs it becomes.
     outputs: Vec<OutputSummary<'a>>,
+    /// The tensors that went into it, or that it makes superfluous.
     consumed: Vec<&'a str>,
 }
 
-#[derive(Serialize)]
+/// A conv that a block becomes.
+#[derive(Serialize, JsonSchema)]
 struct OutputSummary<'a> {
+    /// Its tensors are `<module>.weight` and `<module>.bias`.
     module: &'a str,
     dtype: String,
     weight_shape: Vec<usize>,
     groups: usize,
+    /// What it is fused from, in a line.
     expression: String,
 }
 
@@ -137,6 +160,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if !args.dry_run {
         match write(args, &checkpoint, &plan, written.bytes)? {
             Some(done) => written = done,
+            // What is wrong with it has been said; a script reads it here.
+            None if args.json => {
+                let why = format!(
+                    "what was written is not equivalent to its input; {} was not kept",
+                    quoted(&args.output.display().to_string())
+                );
+                output::json(&super::schema::Failure::new(&[why], 1))?;
+                return Ok(Answer::No);
+            }
             None => return Ok(Answer::No),
         }
     }
@@ -243,8 +275,6 @@ fn summary<'a>(
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
-    let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-    let before = checkpoint.tensors().values();
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
@@ -263,16 +293,8 @@ fn summary<'a>(
         blocks_skipped: &plan.skipped,
         tensors_before: checkpoint.tensors().len(),
         tensors_after: plan.outputs.len(),
-        parameters_before: before
-            .filter(|t| t.dtype().float().is_some())
-            .map(|t| elements(t.shape()))
-            .sum(),
-        parameters_after: plan
-            .outputs
-            .iter()
-            .filter(|p| p.output.dtype.float().is_some())
-            .map(|p| elements(&p.output.shape))
-            .sum(),
+        parameters_before: cost::parameters(checkpoint.tensors().values()),
+        parameters_after: cost::planned_parameters(plan),
         bytes_before: checkpoint.file_len(),
         bytes_after: written.bytes,
         seconds,
@@ -316,7 +338,7 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         );
     }
     if s.verified == Some(true) {
-        head += ", verified";
+        head += &format!(", {}", output::good("verified"));
     }
     let mut rows = vec![
         vec![
@@ -339,20 +361,17 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         bytes(s.bytes_after),
     ]);
     let mut lines = format!("{head}\n");
-    for row in output::table(&rows, &[1]).lines() {
+    for row in output::table(&rows, &[1, 3], &[], output::width()).lines() {
         lines += &format!("  {row}\n");
     }
-    lines += &format!("  recipe      {}\n", s.recipe);
-    if let Some(eps) = select::eps_line(plan, weight) {
-        lines += &format!("  bn eps      {}\n", eps.replace('\n', "\n  "));
-    }
-    lines
+    lines += &output::line("recipe", s.recipe);
+    lines + &select::eps_line(plan, weight).unwrap_or_default()
 }
 
 fn plan_table(plan: &Plan) -> String {
     let mut rows = Vec::new();
     for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        let shape = format!("{:?}", fused.geometry().weight_shape());
+        let shape = crate::units::shape(&fused.geometry().weight_shape());
         rows.push(vec![
             crate::tensor::plain(&fused.module),
             shape,
@@ -367,7 +386,12 @@ fn plan_table(plan: &Plan) -> String {
         .count();
     format!(
         "{}{} copied, {} dropped by name\n",
-        output::table(&rows, &[]),
+        output::table(
+            &rows,
+            &[],
+            &[(0, Cut::Middle), (3, Cut::End)],
+            output::width()
+        ),
         plural(copied, "tensor"),
         plan.dropped.len()
     )

@@ -1,49 +1,166 @@
 //! `repfuse inspect FILE`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Answer;
-use super::output::{self, bytes, count, plural};
-use super::select;
+use super::output::{self, Cut, bytes, count, line, plural};
+use super::runs::runs;
+use super::{kernels, select};
+use crate::cost::{self, Change, macs_per_pixel};
 use crate::describe;
 use crate::inspect::{self, Class, Form, Inspection};
-use crate::recipe::{EpsSource, Options};
-use crate::tensor::{Checkpoint, plain};
+use crate::recipe::{Block, EpsSource, Fused, Options};
+use crate::report::{Kernel, Macs};
+use crate::tensor::{Checkpoint, Tensor, plain};
+use crate::units;
 
 /// Show the blocks of a checkpoint, its other convs, and what it holds
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Only the header is read, so this is instant on gigabytes.
+    after_long_help = "Without --kernels only the header is read, so this is instant on gigabytes.
 
 Examples:
   repfuse inspect train.safetensors
+  repfuse inspect train.safetensors --kernels 'stage1.*'
   repfuse inspect train.safetensors --json | jq '.blocks[].name'"
 )]
 pub(super) struct Args {
-    /// Any safetensors file
+    /// A safetensors file, or one that torch.save wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
+    /// Draw the kernels of a block, by name or glob, or of all
+    #[arg(long, value_name = "BLOCK", num_args = 0..=1, default_missing_value = "*")]
+    kernels: Option<String>,
+    /// Count the multiply-adds for images of this height and width
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    input_size: Option<u16>,
+    /// One line for every block and conv, also where they repeat
+    #[arg(long)]
+    all: bool,
     /// Print everything as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+}
+
+/// What `inspect --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Document<'a> {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.inspect/1"))]
+    schema: &'static str,
+    /// The file.
+    file: String,
+    /// `training`, `deploy`, `mixed` or `unknown`.
+    form: &'static str,
+    /// The recipe that fits, if one does.
+    recipe: Option<&'a str>,
+    /// The eps of its batch norms.
+    bn_eps: Option<f64>,
+    /// Why no recipe fits, otherwise.
+    trouble: Option<String>,
+    /// The blocks, in the order of the plan.
+    blocks: Vec<BlockDocument<'a>>,
+    /// Convs outside blocks.
+    convs: Vec<ConvDocument<'a>>,
+    /// The number of tensors.
+    tensors: usize,
+    /// Learned numbers: floating-point elements, running statistics left out.
+    parameters: u64,
+    /// Multiply-adds of the blocks' convs, with `--input-size`.
+    macs: Option<Macs>,
+    /// The size of the file.
+    bytes: u64,
+    /// The number of elements of each element type.
+    elements: &'a BTreeMap<String, u64>,
+    /// The file's own metadata.
+    metadata: BTreeMap<&'a str, &'a str>,
+}
+
+/// One block.
+#[derive(Serialize, JsonSchema)]
+struct BlockDocument<'a> {
+    name: &'a str,
+    /// Whether it holds a bare identity, which no file shows.
+    assumes_identity: bool,
+    /// Its learned numbers.
+    parameters: Change,
+    /// The convs it becomes.
+    outputs: Vec<OutputDocument<'a>>,
+}
+
+/// A conv that a block becomes.
+#[derive(Serialize, JsonSchema)]
+struct OutputDocument<'a> {
+    /// Its tensors are `<module>.weight` and `<module>.bias`.
+    module: &'a str,
+    weight_shape: Vec<usize>,
+    dtype: String,
+    /// Null where any number of groups gives the same kernel.
+    groups: Option<usize>,
+    /// What it is fused from, in a line.
+    expression: String,
+    /// Multiply-adds per output pixel at stride 1; of a transposed conv, per input pixel.
+    macs_per_pixel: Change,
+    /// The convs it is fused from.
+    convs: Vec<BranchDocument<'a>>,
+    /// With `--kernels`, what each branch adds to the fused kernel, and last the fused kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<Kernel>>,
+}
+
+/// A conv of a branch.
+#[derive(Serialize, JsonSchema)]
+struct BranchDocument<'a> {
+    /// The name of its weight.
+    weight: &'a str,
+    shape: &'a [usize],
+    groups: Option<usize>,
+    /// Distance between taps, height and width.
+    dilation: [usize; 2],
+}
+
+/// A conv outside blocks.
+#[derive(Serialize, JsonSchema)]
+struct ConvDocument<'a> {
+    /// The name of its weight.
+    weight: &'a str,
+    shape: &'a [usize],
+    /// `dense`, `grouped`, `depthwise` or `pointwise`, as far as the weight tells.
+    class: &'static str,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checkpoint = select::open_key(&args.file, args.key.as_deref(), args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
-    let found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    let mut found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    let wanted = match (&args.kernels, &found.plan) {
+        (None, _) => None,
+        (Some(wanted), Some(plan)) => Some(kernels::chosen(plan, wanted)?),
+        // Without a block there is nothing to draw, and the reason is the answer.
+        (Some(_), None) => match found.trouble.take() {
+            Some(trouble) => return Err(trouble.into()),
+            None => Some(Vec::new()),
+        },
+    };
     if args.json {
-        output::json(&as_json(args, &checkpoint, &found))?;
+        output::json(&document(args, &checkpoint, &found, wanted.as_deref())?)?;
+    } else if let Some(blocks) = wanted {
+        for block in blocks {
+            let maps = kernels::maps(&checkpoint, block)?;
+            output::result(&kernels::text(block, &maps, output::width()))?;
+        }
     } else {
-        output::result(&text(&checkpoint, &found))?;
+        output::result(&text(args, &checkpoint, &found))?;
     }
     Ok(Answer::Yes)
 }
@@ -66,142 +183,247 @@ fn class(class: Class) -> &'static str {
     }
 }
 
-fn text(checkpoint: &Checkpoint, found: &Inspection) -> String {
+fn block_parameters(block: &Block) -> Change {
+    let fused = |fused: &Fused| (fused.geometry().out * (fused.geometry().row_len() + 1)) as u64;
+    Change {
+        before: cost::parameters(&block.consumed),
+        after: block.fused.iter().map(fused).sum(),
+    }
+}
+
+fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     let mut out = String::new();
+    let mut assumed = false;
     if let Some(plan) = &found.plan {
-        for block in &plan.blocks {
-            out += &plain(&block.name);
-            out += if block.assumes_identity {
-                "  (a bare identity is assumed)\n"
-            } else {
-                "\n"
-            };
-            for fused in &block.fused {
-                for conv in fused.expr.expr().convs() {
-                    let groups = conv
-                        .groups
-                        .filter(|g| *g > 1 && fused.geometry().groups_known)
-                        .map(|g| format!("  groups {g}"))
-                        .unwrap_or_default();
-                    out += &format!(
-                        "    {}  {:?}{groups}\n",
-                        plain(conv.weight.name()),
-                        conv.weight.shape()
-                    );
-                }
-                let g = fused.geometry();
-                out += &format!(
-                    "  → {}  {:?} = {}\n",
-                    plain(&fused.module),
-                    g.weight_shape(),
-                    describe::expression(fused.expr.expr())
-                );
-            }
-        }
+        out += &blocks(args, &plan.blocks);
         out.push('\n');
+        assumed = plan.blocks.iter().any(|block| block.assumes_identity);
     }
     if !found.convs.is_empty() {
-        let row = |(tensor, c): &(_, _)| -> Vec<String> {
-            let tensor: &crate::tensor::Tensor = tensor;
-            vec![
-                plain(tensor.name()),
-                format!("{:?}", tensor.shape()),
-                class(*c).to_owned(),
-            ]
-        };
-        out += &output::table(&found.convs.iter().map(row).collect::<Vec<_>>(), &[]);
+        out += &convs(args, &found.convs);
         out.push('\n');
+    }
+    out += &line("form", form(found.form));
+    if let Some(plan) = &found.plan {
+        let eps = plan
+            .eps
+            .map(|e| format!(", bn eps {}", units::small(e)))
+            .unwrap_or_default();
+        out += &line(
+            "recipe",
+            &format!(
+                "{}{eps}: {} to fuse",
+                plan.recipe,
+                plural(plan.blocks.len(), "block")
+            ),
+        );
+        let note = plan.eps_note.as_ref();
+        if let Some(note) = note.filter(|_| plan.eps_source == EpsSource::Recipe) {
+            out += &line("", &plain(note));
+        }
+    }
+    if assumed {
+        out += &line(
+            "x",
+            "a bare identity, which no file shows and the recipe assumes",
+        );
+    }
+    if let Some(trouble) = &found.trouble {
+        // Near misses stand on lines of their own.
+        for part in trouble.to_string().split('\n') {
+            out += &line("", &plain(part.trim_start()));
+        }
+    }
+    out += &line(
+        "tensors",
+        &format!(
+            "{}, {} parameters, {}",
+            checkpoint.tensors().len(),
+            count(found.parameters),
+            bytes(checkpoint.file_len())
+        ),
+    );
+    if let Some(macs) = macs(args, checkpoint, found) {
+        let size = macs.input_size;
+        out += &line(
+            "macs",
+            &match macs.total {
+                Some(total) => format!(
+                    "{} → {} in the blocks at {size}×{size}",
+                    count(total.before),
+                    count(total.after)
+                ),
+                None => {
+                    "not known: neither the file nor the recipe says which strides this network has"
+                        .to_owned()
+                }
+            },
+        );
     }
     let dtypes: Vec<_> = found
         .dtypes
         .iter()
         .map(|(dtype, n)| format!("{} {dtype}", count(*n)))
         .collect();
-    out += &format!("form        {}\n", form(found.form));
-    if let Some(plan) = &found.plan {
-        let eps = plan
-            .eps
-            .map(|e| format!(", bn eps {}", output::small(e)))
-            .unwrap_or_default();
-        out += &format!(
-            "recipe      {}{eps}: {} to fuse\n",
-            plan.recipe,
-            plural(plan.blocks.len(), "block")
-        );
-        if let Some(note) = plan
-            .eps_note
-            .as_ref()
-            .filter(|_| plan.eps_source == EpsSource::Recipe)
-        {
-            out += &format!("            {}\n", plain(note));
-        }
-    }
-    if let Some(trouble) = &found.trouble {
-        out += &format!("            {}\n", output::printable(&trouble.to_string()));
-    }
-    out += &format!(
-        "tensors     {}, {} parameters, {}\n",
-        checkpoint.tensors().len(),
-        count(found.parameters),
-        bytes(checkpoint.file_len())
-    );
-    out += &format!("elements    {}\n", dtypes.join(", "));
+    out += &line("elements", &dtypes.join(", "));
     for (key, value) in checkpoint.metadata() {
-        out += &format!("metadata    {} = {}\n", plain(key), plain(value));
+        out += &line("metadata", &format!("{} = {}", plain(key), plain(value)));
     }
     out
 }
 
-fn as_json(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> serde_json::Value {
-    let blocks: Vec<_> = found
-        .plan
+/// One line for each conv that a block becomes, or for a run of equal ones.
+fn blocks(args: &Args, blocks: &[Block]) -> String {
+    let row = |block: &Block, fused: &Fused, parameters: Change| {
+        vec![
+            units::shape(&fused.geometry().weight_shape()),
+            describe::expression(fused.expr.expr()),
+            count(parameters.before),
+            "→".to_owned(),
+            count(parameters.after),
+            block.assumes_identity.to_string(),
+        ]
+    };
+    let mut things: Vec<(&str, Vec<String>)> = Vec::new();
+    for block in blocks {
+        for (i, fused) in block.fused.iter().enumerate() {
+            // A block's numbers stand in its first line.
+            let parameters = if i == 0 {
+                block_parameters(block)
+            } else {
+                Change::default()
+            };
+            let name = if block.fused.len() == 1 {
+                &block.name
+            } else {
+                &fused.module
+            };
+            things.push((name, row(block, fused, parameters)));
+        }
+    }
+    let header = ["block", "", "becomes", "from", "params", "", ""];
+    let mut rows = vec![header.map(output::soft).to_vec()];
+    for (name, n, mut cells) in runs(things, Clone::clone, !args.all) {
+        cells.pop();
+        if cells[2] == "0" {
+            cells[2..].fill(String::new());
+        }
+        rows.push([vec![plain(&name), times(n)], cells].concat());
+    }
+    output::table(
+        &rows,
+        &[1, 4, 6],
+        &[(0, Cut::Middle), (3, Cut::End)],
+        output::width(),
+    )
+}
+
+/// Convs outside blocks, runs of equal ones in one line.
+fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
+    let thing =
+        |(tensor, kind): &(Tensor, Class)| (units::shape(tensor.shape()), class(*kind).to_owned());
+    let names: Vec<(&str, (String, String))> = convs
         .iter()
-        .flat_map(|plan| &plan.blocks)
-        .map(|block| {
-            let outputs: Vec<_> = block
-                .fused
-                .iter()
-                .map(|fused| {
-                    let g = fused.geometry();
-                    let branches: Vec<_> = fused
-                        .expr
-                        .expr()
-                        .convs()
-                        .iter()
-                        .map(|c| json!({"weight": c.weight.name(), "shape": c.weight.shape(), "groups": c.groups, "dilation": c.dilation}))
-                        .collect();
-                    json!({
-                        "module": fused.module, "weight_shape": g.weight_shape(), "dtype": fused.dtype.to_string(),
-                        "groups": g.groups_known.then_some(g.groups), "expression": describe::expression(fused.expr.expr()), "convs": branches,
-                    })
-                })
-                .collect();
-            json!({"name": block.name, "assumes_identity": block.assumes_identity, "outputs": outputs})
-        })
+        .map(|conv| (conv.0.name(), thing(conv)))
         .collect();
-    let convs: Vec<_> = found
-        .convs
-        .iter()
-        .map(|(t, c)| json!({"weight": t.name(), "shape": t.shape(), "class": class(*c)}))
-        .collect();
-    let metadata: serde_json::Map<_, _> = checkpoint
-        .metadata()
-        .iter()
-        .map(|(k, v)| (k.clone(), v.clone().into()))
-        .collect();
-    json!({
-        "schema": "repfuse.inspect/1",
-        "file": args.file.display().to_string(),
-        "form": form(found.form),
-        "recipe": found.plan.as_ref().map(|p| &p.recipe),
-        "bn_eps": found.plan.as_ref().and_then(|p| p.eps),
-        "trouble": found.trouble.as_ref().map(ToString::to_string),
-        "blocks": blocks,
-        "convs": convs,
-        "tensors": checkpoint.tensors().len(),
-        "parameters": found.parameters,
-        "bytes": checkpoint.file_len(),
-        "elements": found.dtypes,
-        "metadata": metadata,
+    let header = ["other convs", "", "shape", "kind"];
+    let mut rows = vec![header.map(output::soft).to_vec()];
+    for (name, n, (shape, kind)) in runs(names, Clone::clone, !args.all) {
+        rows.push(vec![plain(&name), times(n), shape, kind]);
+    }
+    output::table(&rows, &[1], &[(0, Cut::Middle)], output::width())
+}
+
+fn times(n: usize) -> String {
+    if n == 1 {
+        String::new()
+    } else {
+        format!("{n}×")
+    }
+}
+
+fn macs(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> Option<Macs> {
+    let input_size = usize::from(args.input_size?);
+    let plan = found.plan.as_ref()?;
+    Some(Macs {
+        input_size,
+        total: cost::macs_of_network(checkpoint, plan, input_size),
     })
+}
+
+fn document<'a>(
+    args: &Args,
+    checkpoint: &'a Checkpoint,
+    found: &'a Inspection,
+    wanted: Option<&[&Block]>,
+) -> anyhow::Result<Document<'a>> {
+    let plan = found.plan.as_ref();
+    let mut blocks = Vec::new();
+    for block in plan.iter().flat_map(|plan| &plan.blocks) {
+        let drawn = wanted.is_some_and(|w| w.iter().any(|b| b.name == block.name));
+        let mut outputs = Vec::new();
+        for fused in &block.fused {
+            let kernels = match drawn {
+                true => {
+                    let maps = kernels::maps_of(checkpoint, fused)?;
+                    Some(maps.branches.into_iter().chain(maps.fused).collect())
+                }
+                false => None,
+            };
+            outputs.push(output_document(fused, kernels));
+        }
+        blocks.push(BlockDocument {
+            name: &block.name,
+            assumes_identity: block.assumes_identity,
+            parameters: block_parameters(block),
+            outputs,
+        });
+    }
+    let conv = |(tensor, kind): &'a (Tensor, Class)| ConvDocument {
+        weight: tensor.name(),
+        shape: tensor.shape(),
+        class: class(*kind),
+    };
+    let metadata = checkpoint.metadata().iter();
+    Ok(Document {
+        schema: "repfuse.inspect/1",
+        file: args.file.display().to_string(),
+        form: form(found.form),
+        recipe: plan.map(|p| p.recipe.as_str()),
+        bn_eps: plan.and_then(|p| p.eps),
+        trouble: found.trouble.as_ref().map(ToString::to_string),
+        blocks,
+        convs: found.convs.iter().map(conv).collect(),
+        tensors: checkpoint.tensors().len(),
+        parameters: found.parameters,
+        macs: macs(args, checkpoint, found),
+        bytes: checkpoint.file_len(),
+        elements: &found.dtypes,
+        metadata: metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+    })
+}
+
+fn output_document(fused: &Fused, kernels: Option<Vec<Kernel>>) -> OutputDocument<'_> {
+    let g = fused.geometry();
+    OutputDocument {
+        module: &fused.module,
+        weight_shape: g.weight_shape(),
+        dtype: fused.dtype.to_string(),
+        groups: g.groups_known.then_some(g.groups),
+        expression: describe::expression(fused.expr.expr()),
+        macs_per_pixel: macs_per_pixel(fused, 1),
+        convs: fused
+            .expr
+            .expr()
+            .convs()
+            .into_iter()
+            .map(|conv| BranchDocument {
+                weight: conv.weight.name(),
+                shape: conv.weight.shape(),
+                groups: conv.groups,
+                dilation: conv.dilation,
+            })
+            .collect(),
+        kernels,
+    }
 }

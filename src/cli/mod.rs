@@ -2,10 +2,15 @@
 
 mod fuse;
 mod inspect;
+mod kernels;
 mod output;
 mod progress;
 mod recipes;
+mod report;
+mod runs;
+mod schema;
 mod select;
+mod shell;
 mod signals;
 mod verify;
 mod whole;
@@ -13,13 +18,13 @@ mod whole;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::numbers;
 use crate::recipe;
 use crate::tensor;
 
-/// Fold re-parameterizable blocks (RepVGG, MobileOne, RepConv and kin) into plain convs, and prove it.
+/// Fold re-parameterizable blocks (RepVGG, MobileOne, RepConv and kin) into plain convs, and prove it
 #[derive(Debug, Parser)]
 #[command(
     name = "repfuse",
@@ -27,9 +32,12 @@ use crate::tensor;
     max_term_width = 100,
     arg_required_else_help = true
 )]
-#[command(
-    after_help = "Exit status: 0 done, 1 the answer is no (nothing to fuse, not equivalent), 2 it could not run."
-)]
+#[command(after_long_help = "Examples:
+  repfuse inspect train.safetensors
+  repfuse fuse train.safetensors deploy.safetensors --verify
+  repfuse report train.safetensors deploy.safetensors -o report.html
+
+Exit status: 0 done, 1 the answer is no (nothing to fuse, not equivalent), 2 it could not run.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,7 +48,25 @@ enum Command {
     Fuse(fuse::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
+    Report(report::Args),
     Recipes(recipes::Args),
+    Schema(schema::Args),
+    Completions(shell::Completions),
+    Man(shell::Man),
+}
+
+impl Command {
+    /// Whether whoever asks reads JSON.
+    fn json(&self) -> bool {
+        match self {
+            Command::Fuse(args) => args.json,
+            Command::Verify(args) => args.json,
+            Command::Inspect(args) => args.json,
+            Command::Report(args) => args.json,
+            Command::Recipes(args) => args.json(),
+            Command::Schema(_) | Command::Completions(_) | Command::Man(_) => false,
+        }
+    }
 }
 
 /// What a command found out.
@@ -50,8 +76,11 @@ enum Answer {
 }
 
 /// Runs the command line and returns the exit code.
-pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.collect();
+    let long = args.iter().any(|arg| arg == "--help") || args.get(1).is_some_and(|a| a == "help");
+    let parsed = help(Cli::command(), long).try_get_matches_from(args);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers; anything else could not run.
@@ -60,23 +89,57 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let json = cli.command.json();
     let answer = match cli.command {
         Command::Fuse(args) => fuse::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Recipes(args) => recipes::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, &Cli::command()),
     };
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
-            output::error(&error);
+            let code = exit_code(&error);
+            let causes = output::causes(&error);
+            output::error(&causes);
             if was_interrupted(&error) {
                 signals::end();
             }
-            ExitCode::from(exit_code(&error))
+            if json {
+                let _ = output::json(&schema::Failure::new(&causes, code));
+            }
+            ExitCode::from(code)
         }
     }
+}
+
+/// `-h` shows what is needed most, `--help` everything and examples. Clap's own long help spends three lines on each option;
+/// this keeps one.
+fn help(command: clap::Command, long: bool) -> clap::Command {
+    let examples = command
+        .get_after_long_help()
+        .filter(|_| long)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    let command = command
+        .after_help(examples)
+        .after_long_help(None::<&str>)
+        .mut_args(|arg| {
+            let rare = arg.is_hide_short_help_set();
+            arg.hide_short_help(false).hide(rare && !long)
+        });
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |sub| help(sub, long))
+    })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

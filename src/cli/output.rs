@@ -1,21 +1,21 @@
-//! Printing: results on stdout, everything else on stderr, and numbers in the units people use.
+//! Printing: results on stdout, everything else on stderr; tables that fit, and colour where it means something.
+//!
+//! Colour goes through anstream, which drops it where no terminal listens or `NO_COLOR` is set.
 
 use std::io::Write as _;
 
-use anyhow::Context;
+use anstyle::{AnsiColor, Style};
+use anyhow::Context as _;
 
 use crate::tensor::{is_control, plain};
+pub(super) use crate::units::{bytes, count, plural, small};
 
 /// Prints a result. A reader that has seen enough, as `head` has, is no error.
 ///
 /// # Errors
 /// When stdout is full.
 pub(super) fn result(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to the standard output"),
-    }
+    print(anstream::stdout().lock(), text)
 }
 
 /// Prints a result as JSON.
@@ -23,7 +23,15 @@ pub(super) fn result(text: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When stdout is full.
 pub(super) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    result(&(escaped(&serde_json::to_string_pretty(value)?) + "\n"))
+    let text = escaped(&serde_json::to_string_pretty(value)?) + "\n";
+    print(std::io::stdout().lock(), &text)
+}
+
+fn print(mut out: impl std::io::Write, text: &str) -> anyhow::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to the standard output"),
+    }
 }
 
 /// JSON in which characters that a terminal may act on are escaped. (JSON itself asks for it below U+0020 only, and those
@@ -42,45 +50,103 @@ fn escaped(json: &str) -> String {
 
 /// Prints a remark.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(anstream::stderr(), "{text}");
 }
 
 /// Prints an error and its causes.
-pub(super) fn error(error: &anyhow::Error) {
-    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+pub(super) fn error(causes: &[String]) {
+    note(&format!("{}: {}", bad("repfuse"), causes.join(": ")));
+}
+
+/// An error and its causes, outermost first, with nothing in them that a terminal acts on but line breaks.
+pub(super) fn causes(error: &anyhow::Error) -> Vec<String> {
+    let printable = |text: String| text.split('\n').map(plain).collect::<Vec<_>>().join("\n");
+    let mut causes: Vec<String> = error.chain().map(|e| printable(e.to_string())).collect();
     // Transparent errors repeat what their source says.
     causes.dedup();
-    note(&format!(
-        "repfuse: {}",
-        causes
-            .iter()
-            .map(|c| printable(c))
-            .collect::<Vec<_>>()
-            .join(": ")
-    ));
+    causes
 }
 
-/// A message keeps its line breaks and nothing else that a terminal acts on.
-pub(super) fn printable(text: &str) -> String {
-    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+/// Something holds.
+pub(super) fn good(text: &str) -> String {
+    styled(text, AnsiColor::Green.on_default().bold())
 }
 
-/// Columns aligned to their widest cell, two spaces apart; the last one is not padded.
-pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+/// Something does not.
+pub(super) fn bad(text: &str) -> String {
+    styled(text, AnsiColor::Red.on_default().bold())
+}
+
+/// Beside the point.
+pub(super) fn soft(text: &str) -> String {
+    styled(text, Style::new().dimmed())
+}
+
+/// In a colour of the 256-colour palette.
+pub(super) fn coloured(text: &str, colour: u8) -> String {
+    styled(text, anstyle::Ansi256Color(colour).on_default())
+}
+
+fn styled(text: &str, style: Style) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
+    format!("{style}{text}{style:#}")
+}
+
+/// How many columns a line may have: `COLUMNS`, else the terminal's, else 80.
+pub(super) fn width() -> usize {
+    let asked = std::env::var("COLUMNS").ok().and_then(|n| n.parse().ok());
+    let terminal = || terminal_size::terminal_size().map(|(w, _)| usize::from(w.0));
+    asked.or_else(terminal).unwrap_or(80).max(20)
+}
+
+/// Which part of a cell goes when a line is too long.
+#[derive(Clone, Copy)]
+pub(super) enum Cut {
+    /// The middle: names differ at both ends.
+    Middle,
+    /// The end.
+    End,
+}
+
+/// A column that can be cut is not cut below this.
+const NARROWEST: usize = 12;
+
+/// Columns aligned to their widest cell, two spaces apart, the ones in `right` to the right; the ones in `cut` give way
+/// until a line has no more than `width` columns.
+pub(super) fn table(
+    rows: &[Vec<String>],
+    right: &[usize],
+    cut: &[(usize, Cut)],
+    width: usize,
+) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| {
-        rows.iter()
-            .filter_map(|r| r.get(c))
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or(0)
+    let widest = |c: usize| {
+        let cells = rows.iter().filter_map(|r| r.get(c));
+        cells.map(|cell| visible(cell)).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut widths: Vec<usize> = (0..columns).map(widest).collect();
+    let mut over =
+        (widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1)).saturating_sub(width);
+    while over > 0 {
+        // The widest gives way first, one column at a time.
+        let give = cut.iter().map(|(c, _)| *c).max_by_key(|c| widths[*c]);
+        let Some(c) = give.filter(|c| widths[*c] > NARROWEST) else {
+            break;
+        };
+        widths[c] -= 1;
+        over -= 1;
+    }
     let mut out = String::new();
     for row in rows {
         let mut line = String::new();
         for (c, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[c].saturating_sub(cell.chars().count()));
+            let cell = match cut.iter().find(|(at, _)| *at == c) {
+                Some((_, cut)) => shortened(cell, widths[c], *cut),
+                None => cell.clone(),
+            };
+            let pad = " ".repeat(widths[c].saturating_sub(visible(&cell)));
             line += &if right.contains(&c) {
                 format!("{pad}{cell}  ")
             } else {
@@ -93,39 +159,98 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     out
 }
 
-/// `12.3 MB`.
-pub(super) fn bytes(n: u64) -> String {
-    scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])
+/// Characters that take up space: colours do not.
+fn visible(text: &str) -> usize {
+    anstream::adapter::strip_str(text)
+        .to_string()
+        .chars()
+        .count()
 }
 
-/// `12.3 M`.
-pub(super) fn count(n: u64) -> String {
-    scaled(n as f64, &["", "k", "M", "G"])
-}
-
-fn scaled(n: f64, units: &[&str]) -> String {
-    let mut value = n;
-    let mut unit = 0;
-    while value >= 999.5 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
+/// At most `width` characters of a text without colour, with `…` for what is missing.
+fn shortened(text: &str, width: usize, cut: Cut) -> String {
+    if visible(text) <= width {
+        return text.to_owned();
     }
-    let digits = if unit == 0 || value >= 99.95 { 0 } else { 1 };
-    format!("{value:.digits$} {}", units[unit])
-        .trim_end()
-        .to_owned()
+    let chars: Vec<char> = text.chars().collect();
+    let kept = width.saturating_sub(1);
+    let head = match cut {
+        Cut::Middle => kept / 2,
+        Cut::End => kept,
+    };
+    let tail = kept - head;
+    let ends = chars[..head]
+        .iter()
+        .chain(['…'].iter())
+        .chain(&chars[chars.len() - tail..]);
+    ends.collect()
 }
 
-/// `1e-5`, `3e-3`: a small number as it is written in a recipe.
-pub(super) fn small(x: f64) -> String {
-    format!("{x:e}")
+/// Words on lines of at most `width` columns, each but the first behind `indent` spaces.
+pub(super) fn wrapped(text: &str, indent: usize, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = indent;
+    for word in text.split(' ') {
+        let length = visible(word);
+        if column > indent && column + 1 + length > width {
+            out += &format!("\n{:indent$}", "");
+            column = indent;
+        } else if column > indent {
+            out.push(' ');
+            column += 1;
+        }
+        out += word;
+        column += length;
+    }
+    out
 }
 
-/// `one block`, `3 blocks`.
-pub(super) fn plural(n: usize, what: &str) -> String {
-    if n == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{n} {what}s")
+/// `  label       text`, the text wrapped beside its label.
+pub(super) fn line(label: &str, text: &str) -> String {
+    format!("  {label:<12}{}\n", wrapped(text, 14, width()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(rows: &[&[&str]]) -> Vec<Vec<String>> {
+        let row = |row: &&[&str]| row.iter().map(|cell| (*cell).to_owned()).collect();
+        rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_long_name_loses_its_middle_and_the_rest_stays() {
+        let rows = cells(&[
+            &[
+                "ok",
+                "backbone.stages.3.blocks.17.token_mixer",
+                "0.42",
+                "bn(3×3) + bn",
+            ],
+            &["ok", "head", "0.5", "bn(3×3)"],
+        ]);
+        let cut = [(1, Cut::Middle), (3, Cut::End)];
+        assert_eq!(
+            table(&rows, &[2], &cut, 40),
+            "ok  backbon…en_mixer  0.42  bn(3×3) + bn\nok  head               0.5  bn(3×3)\n"
+        );
+        assert!(table(&rows, &[2], &cut, 80).contains("backbone.stages.3.blocks.17.token_mixer"));
+    }
+
+    #[test]
+    fn colour_takes_no_room() {
+        let rows = vec![
+            vec![good("ok"), "a".to_owned()],
+            vec!["FAIL".to_owned(), "b".to_owned()],
+        ];
+        let shown = anstream::adapter::strip_str(&table(&rows, &[], &[], 80)).to_string();
+        assert_eq!(shown, "ok    a\nFAIL  b\n");
+    }
+
+    #[test]
+    fn words_wrap_beside_their_label() {
+        assert_eq!(wrapped("one two three", 4, 12), "one two\n    three");
+        assert_eq!(wrapped("unbreakable", 4, 8), "unbreakable");
     }
 }

@@ -1,16 +1,21 @@
 //! `repfuse recipes`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Answer;
-use super::output;
+use super::output::{self, Cut, plural};
 use super::select;
 use crate::recipe::{self, Options};
+use crate::tensor::{plain, quoted};
+use crate::units;
 
 /// List the built-in recipes, print one, or check your own
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-#[command(after_help = "Examples:
+#[command(after_long_help = "Examples:
   repfuse recipes
   repfuse recipes repvgg > my-block.json
   repfuse recipes check my-block.json train.safetensors")]
@@ -35,12 +40,90 @@ enum Command {
         /// A checkpoint to try it on
         #[arg(value_name = "CHECKPOINT")]
         checkpoint: Option<PathBuf>,
+        /// Print what was found as JSON
+        #[arg(long)]
+        json: bool,
     },
+}
+
+impl Args {
+    /// Whether whoever asks reads JSON.
+    pub(super) fn json(&self) -> bool {
+        match &self.command {
+            Some(Command::Check { json, .. }) => *json,
+            None => self.json,
+        }
+    }
+}
+
+/// What `recipes --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct List {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.recipes/1"))]
+    schema: &'static str,
+    recipes: Vec<Entry>,
+}
+
+/// One built-in recipe.
+#[derive(Serialize, JsonSchema)]
+struct Entry {
+    name: String,
+    /// One line on what it covers.
+    about: String,
+    /// The paper or project it comes from.
+    cite: String,
+    /// The eps of its batch norms, if it has any.
+    eps: Option<f64>,
+    /// Who else uses these names with another eps.
+    eps_note: Option<String>,
+}
+
+/// What `recipes check --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Checked {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.recipes-check/1"))]
+    schema: &'static str,
+    recipe: String,
+    /// How many kinds of block it describes.
+    kinds: usize,
+    /// What it matches in the checkpoint, if one was given.
+    checkpoint: Option<Matched>,
+}
+
+/// What a recipe matches in a checkpoint.
+#[derive(Serialize, JsonSchema)]
+struct Matched {
+    /// Whether detection would consider it for this file.
+    detected: bool,
+    /// The convs that its blocks become.
+    convs: Vec<MatchedConv>,
+}
+
+/// A conv that a block becomes.
+#[derive(Serialize, JsonSchema)]
+struct MatchedConv {
+    block: String,
+    /// Its tensors are `<module>.weight` and `<module>.bias`.
+    module: String,
+    weight_shape: Vec<usize>,
+    /// What it is fused from, in a line.
+    expression: String,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     match (&args.command, &args.name) {
-        (Some(Command::Check { recipe, checkpoint }), _) => check(recipe, checkpoint.as_ref())?,
+        (
+            Some(Command::Check {
+                recipe,
+                checkpoint,
+                json,
+            }),
+            _,
+        ) => {
+            check(recipe, checkpoint.as_deref(), *json)?;
+        }
         (None, Some(name)) => output::result(recipe::source(name)?.1)?,
         (None, None) => list(args.json)?,
     }
@@ -50,59 +133,81 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn list(json: bool) -> anyhow::Result<()> {
     let recipes = recipe::builtin()?;
     if json {
-        let list: Vec<_> = recipes
-            .iter()
-            .map(|r| serde_json::json!({"name": r.name, "about": r.about, "cite": r.cite, "eps": r.eps, "eps_note": r.eps_note}))
-            .collect();
-        return output::json(&serde_json::json!({"schema": "repfuse.recipes/1", "recipes": list}));
+        let entry = |r: recipe::Recipe| Entry {
+            name: r.name,
+            about: r.about,
+            cite: r.cite,
+            eps: r.eps,
+            eps_note: r.eps_note,
+        };
+        return output::json(&List {
+            schema: "repfuse.recipes/1",
+            recipes: recipes.into_iter().map(entry).collect(),
+        });
     }
-    let row = |r: &recipe::Recipe| {
-        vec![
-            r.name.clone(),
-            r.eps.map(output::small).unwrap_or_default(),
-            r.about.clone(),
-        ]
-    };
-    output::result(&output::table(
-        &recipes.iter().map(row).collect::<Vec<_>>(),
-        &[],
-    ))
+    let longest = recipes.iter().map(|r| r.name.chars().count()).max();
+    let name = longest.unwrap_or(0);
+    let mut text = String::new();
+    for r in &recipes {
+        let eps = r.eps.map(output::small).unwrap_or_default();
+        // What the list is read for wraps rather than being cut.
+        let about = output::wrapped(&r.about, name + 8, output::width());
+        text += &format!("{:<name$}  {eps:<4}  {about}\n", r.name);
+    }
+    output::result(&text)
 }
 
-fn check(name: &str, checkpoint: Option<&PathBuf>) -> anyhow::Result<()> {
+fn check(name: &str, path: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let recipe = select::named(name)?;
-    let kinds = if recipe.blocks.len() == 1 {
-        "kind"
-    } else {
-        "kinds"
-    };
+    let matched = path.map(|path| matched(&recipe, path)).transpose()?;
+    if json {
+        return output::json(&Checked {
+            schema: "repfuse.recipes-check/1",
+            kinds: recipe.blocks.len(),
+            recipe: recipe.name,
+            checkpoint: matched,
+        });
+    }
+    let kinds = plural(recipe.blocks.len(), "kind");
     let mut text = format!(
-        "`{}` is a valid recipe for {} {kinds} of block\n",
-        recipe.name,
-        recipe.blocks.len()
+        "{} is a valid recipe for {kinds} of block\n",
+        quoted(&recipe.name)
     );
-    if let Some(path) = checkpoint {
-        let checkpoint = select::open(path)?;
-        let plan = recipe::plan(checkpoint.tensors(), &recipe, &Options::default())?;
-        let mut rows = Vec::new();
-        for block in &plan.blocks {
-            for fused in &block.fused {
-                rows.push(vec![
-                    crate::tensor::plain(&block.name),
-                    "→".to_owned(),
-                    crate::tensor::plain(&fused.module),
-                    format!("{:?}", fused.geometry().weight_shape()),
-                    crate::describe::expression(fused.expr.expr()),
-                ]);
-            }
-        }
-        text += &output::table(&rows, &[]);
-        let found = recipe::found_in(&recipe, checkpoint.tensors());
-        text += if found {
+    if let Some(matched) = matched {
+        let row = |conv: &MatchedConv| {
+            vec![
+                plain(&conv.block),
+                "→".to_owned(),
+                plain(&conv.module),
+                units::shape(&conv.weight_shape),
+                conv.expression.clone(),
+            ]
+        };
+        let rows: Vec<_> = matched.convs.iter().map(row).collect();
+        let cut = [(0, Cut::Middle), (2, Cut::Middle), (4, Cut::End)];
+        text += &output::table(&rows, &[], &cut, output::width());
+        text += if matched.detected {
             "detection would consider it for this file\n"
         } else {
             "detection would not consider it for this file: its `when` or `unless` does not hold\n"
         };
     }
     output::result(&text)
+}
+
+fn matched(recipe: &recipe::Recipe, path: &Path) -> anyhow::Result<Matched> {
+    let checkpoint = select::open(path)?;
+    let plan = recipe::plan(checkpoint.tensors(), recipe, &Options::default())?;
+    let convs = plan.blocks.iter().flat_map(|block| {
+        block.fused.iter().map(|fused| MatchedConv {
+            block: block.name.clone(),
+            module: fused.module.clone(),
+            weight_shape: fused.geometry().weight_shape(),
+            expression: crate::describe::expression(fused.expr.expr()),
+        })
+    });
+    Ok(Matched {
+        detected: recipe::found_in(recipe, checkpoint.tensors()),
+        convs: convs.collect(),
+    })
 }

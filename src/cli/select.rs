@@ -18,10 +18,10 @@ pub(super) struct Select {
     #[arg(long, value_name = "E", value_parser = eps)]
     pub(super) bn_eps: Option<f64>,
     /// Fuse only blocks whose name matches; may be repeated
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) only: Vec<String>,
     /// Leave blocks as they are whose name matches; may be repeated
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) skip: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     Checkpoint::open(path).map_err(anyhow::Error::from)
 }
 
-/// The eps, where it comes from, and how much it matters for this file.
+/// The eps, where it comes from, and how much it matters for this file; in lines for the end of a text.
 pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String> {
     let weight = weight?;
     let eps = plan.eps.map(output::small).unwrap_or_default();
@@ -113,20 +113,20 @@ pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String
         EpsSource::Recipe => format!("recipe {}", plan.recipe),
         EpsSource::User => "--bn-eps".to_owned(),
     };
-    let matters = match weight.largest {
-        x if x >= 0.001 => format!("{:.1} %", 100.0 * x),
-        x => format!("{:.1e}", x),
-    };
-    let mut line = format!(
-        "{eps} from {source}; {} would change a scale by up to {matters}",
-        output::small(weight.other)
+    let mut line = output::line(
+        "bn eps",
+        &format!(
+            "{eps} from {source}; {} would change a scale by up to {}",
+            output::small(weight.other),
+            crate::units::share(weight.largest)
+        ),
     );
     if let Some(note) = plan
         .eps_note
         .as_ref()
         .filter(|_| plan.eps_source == EpsSource::Recipe)
     {
-        line += &format!("\n{:12}{}", "", plain(note));
+        line += &output::line("", &plain(note));
     }
     Some(line)
 }

@@ -4,19 +4,21 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::output::{self, plural};
+use super::output::{self, Cut, plural};
 use super::select::{self, Select};
 use super::whole;
 use crate::numbers;
 use crate::tensor::plain;
+use crate::units;
 use crate::verify::{self, Allowance, Deployed, Verdict};
 
 /// Prove that a deploy form computes what its training form does
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_long_help = "Examples:
   repfuse verify train.safetensors deploy.safetensors
   repfuse verify train.safetensors            # fold in memory, write nothing
   repfuse verify train.safetensors deploy.safetensors --json")]
@@ -30,28 +32,28 @@ pub(super) struct Args {
     #[command(flatten)]
     select: Select,
     /// The largest difference that passes, in units of the rounding bound
-    #[arg(long, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
+    #[arg(long, hide_short_help = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
     tolerance: f64,
     /// Random maps per block
-    #[arg(long, value_name = "N", default_value = "2")]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "2")]
     probes: NonZeroUsize,
     /// Send an impulse through every input channel, also where an inner conv makes that slow
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     exhaustive: bool,
     /// The number that random maps are drawn from
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "0")]
     seed: u64,
-    #[command(flatten)]
-    whole: whole::Whole,
     /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
     /// Print the verdict as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    whole: whole::Whole,
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
@@ -61,41 +63,67 @@ fn tolerance(text: &str) -> Result<f64, String> {
     }
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
+/// What `verify --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Report<'a> {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.verify/1"))]
     schema: &'static str,
+    /// The checkpoint in training form.
     input: String,
+    /// The deploy form; null if what `fuse` would write was verified in memory.
     output: Option<String>,
+    /// Whether both forms are the same network. The exit status is 0 if so, else 1.
     accepted: bool,
     recipe: &'a str,
+    /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
+    /// `recipe` or `user`.
     bn_eps_source: &'static str,
+    /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,
+    /// `one-rounding` for what repfuse wrote, `arithmetic` for the files of other converters.
     allowance: &'static str,
+    /// The largest ratio that passes.
     tolerance: f64,
+    /// The worst ratio of all convs; null if it is not a number.
     worst_ratio: Option<f64>,
+    /// Tensors that were copied and are the same, byte for byte.
     copied: usize,
+    /// What is wrong apart from the convs: names missing or left over, copies that differ.
     failures: &'a [String],
+    /// One for each fused conv.
     blocks: Vec<Block<'a>>,
     #[serde(flatten)]
     findings: whole::Findings,
     seconds: f64,
 }
 
-#[derive(Serialize)]
+/// The verdict on one fused conv. Numbers that are infinite or not numbers are null.
+#[derive(Serialize, JsonSchema)]
 struct Block<'a> {
     name: &'a str,
+    /// Its tensors are `<module>.weight` and `<module>.bias`.
     module: &'a str,
+    /// What it was fused from, in a line.
     expression: &'a str,
     accepted: bool,
+    /// The worst difference in units of the rounding bound.
     ratio: Option<f64>,
+    /// The worst absolute difference.
     absolute: Option<f64>,
+    /// The worst difference relative to the larger of output and bound.
     relative: Option<f64>,
+    /// Signal to noise over all probes; null where there is no noise at all.
     snr_db: Option<f64>,
+    /// The tensor of the deploy form in which the worst ratio is.
     tensor: Option<&'a str>,
+    /// Where in it.
     index: Option<&'a [usize]>,
+    /// Input channels of each group that an impulse was sent through.
     impulses: usize,
     input_channels_per_group: usize,
+    /// What is wrong with its tensors, if they cannot be compared at all.
     failure: Option<&'a str>,
 }
 
@@ -178,20 +206,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             }
         };
         let equal = if accepted {
-            "equivalent"
+            output::good("equivalent")
         } else {
-            "NOT equivalent"
+            output::bad("NOT equivalent")
         };
-        let worst = verdict.worst_ratio();
-        text += &format!(
-            "\n{equal}: {}, worst difference {worst:.2} of what {against} allows, {} copied\n",
+        let worst = units::ratio(verdict.worst_ratio());
+        let sentence = format!(
+            "{equal}: {}, worst difference {worst} of what {against} allows, {} copied",
             plural(verdict.blocks.len(), "conv"),
             plural(verdict.copied, "tensor")
         );
-        text += &format!("  recipe      {}\n", plan.recipe);
-        if let Some(eps) = select::eps_line(&plan, weight.as_ref()) {
-            text += &format!("  bn eps      {}\n", eps.replace('\n', "\n  "));
-        }
+        text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
+        text += &output::line("recipe", &plan.recipe);
+        text += &select::eps_line(&plan, weight.as_ref()).unwrap_or_default();
         output::result(&text)?;
     }
     let otherwise = deployed
@@ -205,22 +232,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// One line per fused conv.
 fn blocks(verdict: &Verdict) -> String {
-    let mut rows = vec![
-        ["", "conv", "ratio", "worst", "dB", "expression"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    for b in &verdict.blocks {
+    let header = ["", "conv", "ratio", "worst", "dB", "expression"];
+    let mut rows = vec![header.map(output::soft).to_vec()];
+    let mut blocks: Vec<_> = verdict.blocks.iter().collect();
+    blocks.sort_by(|a, b| units::natural_order(&a.module, &b.module));
+    for b in blocks {
         rows.push(vec![
-            if b.accepted { "ok" } else { "FAIL" }.to_owned(),
+            if b.accepted {
+                output::good("ok")
+            } else {
+                output::bad("FAIL")
+            },
             plain(&b.module),
-            format!("{:.2}", b.ratio),
+            units::ratio(b.ratio),
             format!("{:.1e}", b.absolute),
             format!("{:.0}", b.snr_db),
             b.expression.clone(),
         ]);
     }
-    output::table(&rows, &[2, 3, 4])
+    let cut = [(1, Cut::Middle), (5, Cut::End)];
+    output::table(&rows, &[2, 3, 4], &cut, output::width())
 }
 
 /// What is wrong, a line each; nothing for a verdict that accepts.
@@ -230,9 +261,9 @@ pub(super) fn failures(verdict: &Verdict) -> String {
         let what = match (&b.failure, &b.at) {
             (Some(failure), _) => failure.clone(),
             (None, Some((tensor, index))) => format!(
-                "{} at {index:?} is off by {:.2} times what rounding allows",
+                "{} at {index:?} is off by {} times what rounding allows",
                 crate::tensor::quoted(tensor),
-                b.ratio
+                units::ratio(b.ratio)
             ),
             (None, None) => "nothing was compared".to_owned(),
         };

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ndarray::{Array4, Axis};
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::output::{self, plural};
+use super::output::{self, Cut, plural};
 use crate::consistency::{SplitMix64, bidirectional_kl, dropout_kl};
 use crate::engine::PaddingMode;
 use crate::maps::{self, MapVerdict, Padding, verify_maps};
@@ -24,28 +25,33 @@ pub(super) struct Whole {
     #[arg(long = "input", id = "maps", value_name = "FILE")]
     maps: Option<PathBuf>,
     /// Stride of the blocks for --input: N or H,W
-    #[arg(long, value_name = "N", default_value = "1", value_parser = pair)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "1", value_parser = pair)]
     stride: [usize; 2],
     /// Padding of the blocks for --input: N or H,W, `same` or `valid`
-    #[arg(long, value_name = "N", default_value = "same", value_parser = padding)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "same", value_parser = padding)]
     padding: Padding,
     /// What the padding holds
-    #[arg(long, value_name = "MODE", default_value = "zeros")]
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "MODE",
+        default_value = "zeros"
+    )]
     padding_mode: Mode,
     /// Run the whole network in both forms, where the recipe says how its blocks follow one another
     #[arg(long)]
     end_to_end: bool,
     /// Images for --end-to-end, if no --input gives any
-    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=1024))]
     images: u16,
     /// Height and width of random images
-    #[arg(long, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..=4096))]
     size: u16,
     /// Arithmetic of --end-to-end
-    #[arg(long, default_value = "f64")]
+    #[arg(long, hide_short_help = true, default_value = "f64")]
     precision: Precision,
     /// The dropout to compare the difference with
-    #[arg(long, value_name = "P", default_value = "0.1", value_parser = probability)]
+    #[arg(long, hide_short_help = true, value_name = "P", default_value = "0.1", value_parser = probability)]
     dropout: f64,
 }
 
@@ -107,7 +113,7 @@ fn probability(text: &str) -> Result<f64, String> {
 }
 
 /// What the maps and the images have shown, as `--json` prints it.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(super) struct Findings {
     /// One for each block and array that was run.
     pub(super) maps: Vec<MapFinding>,
@@ -115,7 +121,7 @@ pub(super) struct Findings {
     pub(super) end_to_end: Option<EndToEnd>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct MapFinding {
     module: String,
     shape: [usize; 4],
@@ -125,7 +131,7 @@ pub(super) struct MapFinding {
     at: [usize; 4],
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct EndToEnd {
     images: usize,
     precision: &'static str,
@@ -286,9 +292,13 @@ pub(super) fn text(findings: &Findings) -> String {
                     },
                 )
             };
-            let ok = if m.accepted { "ok" } else { "FAIL" };
+            let ok = if m.accepted {
+                output::good("ok")
+            } else {
+                output::bad("FAIL")
+            };
             rows.push(vec![
-                ok.to_owned(),
+                ok,
                 plain(&m.module),
                 format!("{:?}", m.shape),
                 number(m.ratio, 2),
@@ -296,7 +306,7 @@ pub(super) fn text(findings: &Findings) -> String {
             ]);
         }
         out += "\n";
-        out += &output::table(&rows, &[3, 4]);
+        out += &output::table(&rows, &[3, 4], &[(1, Cut::Middle)], output::width());
     }
     if let Some(e) = &findings.end_to_end {
         out += &format!(

@@ -22,11 +22,8 @@ pub use model::{Network, Recipe};
 pub use parse::recipe as parse;
 pub use plan::{Block, EpsSource, Fused, Options, Plan, Planned, What, plan};
 
-/// The candidate that `word` is probably a slip for.
-pub(crate) fn closest<'a>(
-    word: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+/// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.
+pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let best = candidates.map(|c| (distance(word, c), c)).min()?;
     (best.0 <= 1 + word.len() / 4).then_some(best.1)
 }

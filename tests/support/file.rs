@@ -130,6 +130,8 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_repfuse"));
         command
             .current_dir(self.0.path())
+            // Names are looked for in what is printed, and so must not be shortened.
+            .env("COLUMNS", "400")
             .args(args)
             .stdin(Stdio::null());
         command

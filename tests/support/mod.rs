@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod forge;
+pub mod tiny;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -1,0 +1,127 @@
+//! `repfuse report IN [OUT] -o PAGE`.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::Answer;
+use super::output;
+use super::select::{self, Select};
+use crate::report::{self, Report};
+use crate::tensor::{Destination, quoted};
+use crate::units;
+use crate::verify::{self, Deployed};
+
+/// Draw what fusing does, block by block, on one page
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:
+  repfuse report train.safetensors -o report.html
+  repfuse report train.safetensors deploy.safetensors -o report.html
+  repfuse report train.safetensors --json | jq '.blocks[].convs[].ratio'")]
+pub(super) struct Args {
+    /// The checkpoint in training form
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The deploy form; without it, the report is on what `fuse` would write
+    #[arg(value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// The page to write; a report that is there already is replaced
+    #[arg(
+        long,
+        short = 'o',
+        value_name = "PAGE",
+        required_unless_present = "json"
+    )]
+    page: Option<PathBuf>,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
+    key: Option<String>,
+    #[command(flatten)]
+    select: Select,
+    /// Height and width of the images that multiply-adds are counted for
+    #[arg(long, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..))]
+    input_size: u16,
+    /// Replace PAGE even if it is no report
+    #[arg(long)]
+    force: bool,
+    /// Print what the page shows as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// What `report --json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Document<'a> {
+    /// This schema and its version.
+    #[schemars(extend("const" = "repfuse.report/1"))]
+    schema: &'static str,
+    /// The page that was written.
+    page: Option<String>,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    if let Some(page) = &args.page {
+        // What cannot be written to is said before anything is read.
+        Destination::new(page)?;
+        anyhow::ensure!(
+            args.force || may_replace(page)?,
+            "{} exists and is no report; choose another name or pass --force to replace it",
+            quoted(&page.display().to_string())
+        );
+    }
+    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
+    let deployed = args.output.as_deref().map(select::open).transpose()?;
+    let plan = args.select.plan(&checkpoint, None)?;
+    let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
+    let verdict = verify::verify(&checkpoint, &plan, form, &verify::Options::default())?;
+    let options = report::Options {
+        input_size: usize::from(args.input_size),
+    };
+    let report = report::report(&checkpoint, &plan, form, &verdict, &options)?;
+    if let Some(path) = &args.page {
+        let html = report::page(&report)?;
+        std::fs::write(path, &html)
+            .with_context(|| format!("cannot write {}", quoted(&path.display().to_string())))?;
+        if !args.quiet && !args.json {
+            output::result(&format!(
+                "{}: {}, {}\n",
+                path.display(),
+                units::plural(report.blocks.len(), "block"),
+                units::bytes(html.len() as u64)
+            ))?;
+        }
+    }
+    if args.json {
+        output::json(&Document {
+            schema: "repfuse.report/1",
+            page: args.page.as_ref().map(|p| p.display().to_string()),
+            report: &report,
+        })?;
+    }
+    Ok(if verdict.accepted() {
+        Answer::Yes
+    } else {
+        Answer::No
+    })
+}
+
+/// Nothing is there, or a report that an earlier run has left: never somebody's weights.
+fn may_replace(page: &Path) -> anyhow::Result<bool> {
+    let Ok(file) = std::fs::File::open(page) else {
+        return Ok(page.symlink_metadata().is_err());
+    };
+    let mut begin = Vec::new();
+    file.take(1024)
+        .read_to_end(&mut begin)
+        .with_context(|| format!("cannot read {}", quoted(&page.display().to_string())))?;
+    let begin = String::from_utf8_lossy(&begin);
+    Ok(begin.starts_with("<!doctype html>") && begin.contains("content=\"repfuse "))
+}
