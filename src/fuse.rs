@@ -7,13 +7,16 @@
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::algebra::fold::{Folded, Scratch};
 use crate::numbers::{self, explain};
 use crate::recipe::{Fused, Plan, Planned, What};
 use crate::tensor::write::Layout;
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer};
+use crate::tensor::{
+    Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
+};
 use crate::values::Reader;
 
 /// The bytes that a worker reads, folds and writes at a time.
@@ -39,6 +42,7 @@ pub struct Unfinished {
     writer: Writer,
     replace: bool,
     bytes: u64,
+    vanished: u64,
 }
 
 impl Unfinished {
@@ -50,6 +54,11 @@ impl Unfinished {
     /// The size of the file.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many fused numbers are not zero and became zero in the element type they are stored in.
+    pub fn vanished(&self) -> u64 {
+        self.vanished
     }
 
     /// Syncs the file and gives it its name.
@@ -74,7 +83,8 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, numbers::Error> {
-    if !options.replace && destination.symlink_metadata().is_ok() {
+    let place = Destination::new(destination)?;
+    if !options.replace && place.replaced().is_some() {
         let same = checkpoint.is_same_file(destination);
         return Err(if same {
             TensorError::SameFile(destination.to_owned())
@@ -89,7 +99,8 @@ pub fn fuse(
         .map(|planned| planned.output.clone())
         .collect();
     let layout = Layout::new(&outputs, metadata(checkpoint, plan));
-    let writer = Writer::create(destination, &layout)?;
+    let writer = Writer::create(place, &layout)?;
+    let vanished = AtomicU64::new(0);
     let writes = WriteQueue::new(&writer);
     let order = layout.order();
     let tasks = Mutex::new(tasks(plan, &layout, &order));
@@ -101,7 +112,7 @@ pub fn fuse(
         // Starting a thread takes as long as writing this much.
         .min(1 + (layout.file_len() / BYTES_PER_THREAD) as usize);
     let work = || {
-        let mut worker = Worker::new(checkpoint, &writes);
+        let mut worker = Worker::new(checkpoint, &writes, &vanished);
         loop {
             let task = lock(&tasks).next();
             let Some(task) = task.filter(|_| lock(&failure).is_none()) else {
@@ -118,7 +129,13 @@ pub fn fuse(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            // Where the system allows no more threads, those that run do all the work.
+            if std::thread::Builder::new()
+                .spawn_scoped(scope, work)
+                .is_err()
+            {
+                break;
+            }
         }
         work();
     });
@@ -126,6 +143,7 @@ pub fn fuse(
         Some(error) => Err(error),
         None => Ok(Unfinished {
             bytes: layout.file_len(),
+            vanished: vanished.into_inner(),
             writer,
             replace: options.replace,
         }),
@@ -297,6 +315,7 @@ fn slabs(len: u64, step: u64) -> impl Iterator<Item = Range<u64>> + Send {
 struct Worker<'a> {
     checkpoint: &'a Checkpoint,
     writes: &'a WriteQueue<'a>,
+    vanished: &'a AtomicU64,
     reader: Reader<'a>,
     scratch: Scratch,
     row: Vec<f64>,
@@ -305,10 +324,15 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(checkpoint: &'a Checkpoint, writes: &'a WriteQueue<'a>) -> Worker<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        writes: &'a WriteQueue<'a>,
+        vanished: &'a AtomicU64,
+    ) -> Worker<'a> {
         Worker {
             checkpoint,
             writes,
+            vanished,
             reader: Reader::new(checkpoint, SLAB_BYTES),
             scratch: Scratch::default(),
             row: Vec::new(),
@@ -365,6 +389,7 @@ impl<'a> Worker<'a> {
         self.reader.read_ahead_until(all_rows, rows.end);
         self.row.resize(row_len, 0.0);
         self.biases.clear();
+        let mut vanished = 0;
         self.bytes.resize(rows.len() * row_len * dtype.size(), 0);
         let stored = self.bytes.chunks_exact_mut(row_len * dtype.size());
         for (row, stored) in rows.clone().zip(stored) {
@@ -378,8 +403,10 @@ impl<'a> Worker<'a> {
             if !dtype.encode(&self.row, stored) {
                 return Err(explain(self.checkpoint, fused, row, &self.row, bias));
             }
+            vanished += dtype.vanishing(&self.row) + dtype.vanishing(&[bias]);
             self.biases.push(bias);
         }
+        self.vanished.fetch_add(vanished as u64, Relaxed);
         let mut written =
             self.write(job.weight_at + (rows.start * row_len * dtype.size()) as u64)?;
         if !g.transposed {

@@ -2,26 +2,30 @@
 
 use crate::algebra::{Expr, Values};
 use crate::recipe::{Block, Fused, Plan};
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, plain};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, plain, quoted};
 use crate::values::Reader;
 
 /// A number that stands in the way.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error("{tensor} is {value} at {index:?}; a variance must be finite and not negative")]
+    #[error("{tensor} is {value:?} at {index:?}; a variance must be finite and not negative")]
     Variance {
         tensor: String,
         index: Vec<usize>,
         value: f64,
     },
-    #[error("{tensor} is {value} at {index:?}; a branch must be finite")]
+    #[error("{tensor} is {value:?} at {index:?}; expected a finite number")]
     NotFinite {
         tensor: String,
         index: Vec<usize>,
         value: f64,
     },
-    #[error("the fused `{tensor}` is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}; store it with --dtype f32{}", if *dtype == Float::F16 { " or bf16" } else { "" })]
+    #[error(
+        "the fused {tensor} at {index:?} is beyond the largest f64, although every tensor it comes from is finite"
+    )]
+    Unbounded { tensor: String, index: Vec<usize> },
+    #[error("the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}{}", remedy(*value, *dtype))]
     Overflow {
         tensor: String,
         index: Vec<usize>,
@@ -33,6 +37,20 @@ pub enum Error {
     Deployed(String),
     #[error(transparent)]
     Tensor(#[from] TensorError),
+}
+
+/// The element types that would hold a number that `dtype` does not.
+fn remedy(value: f64, dtype: Float) -> String {
+    let holds = |float: &Float| *float != dtype && float.round(value).is_finite();
+    let types: Vec<String> = [Float::F32, Float::Bf16]
+        .iter()
+        .filter(|float| holds(float))
+        .map(Float::to_string)
+        .collect();
+    match types.is_empty() {
+        true => String::new(),
+        false => format!("; store it with --dtype {}", types.join(" or ")),
+    }
 }
 
 /// How much the eps of the batch norms matters for a file.
@@ -124,8 +142,12 @@ pub(crate) fn explain(
         }
         None => ("bias", vec![o], bias),
     };
+    let tensor = quoted(&format!("{}.{end}", fused.module));
+    if !value.is_finite() {
+        return Error::Unbounded { tensor, index };
+    }
     Error::Overflow {
-        tensor: plain(&format!("{}.{end}", fused.module)),
+        tensor,
         index,
         value,
         dtype,

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
@@ -24,7 +25,7 @@ use crate::describe;
 use crate::fuse::METADATA_PREFIX;
 use crate::numbers;
 use crate::recipe::{Fused, Plan, What};
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor, quoted};
 use crate::values::Reader;
 
 /// How a file is verified.
@@ -38,6 +39,17 @@ pub struct Options {
     pub exhaustive: bool,
     /// The largest difference that passes, in units of the rounding bound.
     pub tolerance: f64,
+    /// Raised from outside to end the work early, with [`Interrupted`](TensorError::Interrupted).
+    pub stop: Option<&'static AtomicBool>,
+}
+
+impl Options {
+    fn go_on(&self) -> Result<(), TensorError> {
+        match self.stop {
+            Some(stop) if stop.load(Relaxed) => Err(TensorError::Interrupted),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for Options {
@@ -47,6 +59,7 @@ impl Default for Options {
             seed: 0,
             exhaustive: false,
             tolerance: 1.0,
+            stop: None,
         }
     }
 }
@@ -156,7 +169,7 @@ pub fn verify(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let (copied, failures) = match deployed {
-        Deployed::File(file) => compare_copies(checkpoint, plan, file)?,
+        Deployed::File(file) => compare_copies(checkpoint, plan, file, options)?,
         Deployed::InMemory => (
             plan.outputs
                 .iter()
@@ -202,6 +215,7 @@ fn compare_copies(
     checkpoint: &Checkpoint,
     plan: &Plan,
     file: &Checkpoint,
+    options: &Options,
 ) -> Result<(usize, Vec<String>), TensorError> {
     let mut failures = Vec::new();
     let mut copied = 0;
@@ -211,6 +225,7 @@ fn compare_copies(
         .map(|p| (p.output.name.as_str(), p))
         .collect();
     for (name, planned) in &planned {
+        options.go_on()?;
         let Some(found) = file.get(name) else {
             failures.push(format!("{} is missing", quoted(name)));
             continue;
@@ -220,10 +235,18 @@ fn compare_copies(
                 None => copied += 1,
                 Some(difference) => failures.push(difference),
             },
+            What::Fill(_) if !same_kind(&planned.output, found) => failures.push(format!(
+                "{found} is {} {:?}; expected {} {:?}",
+                found.dtype(),
+                found.shape(),
+                planned.output.dtype,
+                planned.output.shape
+            )),
             What::Fill(value) => {
                 let mut reader = Reader::new(file, 1 << 16);
                 let values = reader.vector(found, 0, found.len())?;
-                if let Some(x) = values.iter().find(|x| **x != *value) {
+                let value = found.dtype().float().map_or(*value, |f| f.round(*value));
+                if let Some(x) = values.iter().find(|x| **x != value) {
                     failures.push(format!("{found} holds {x}; the recipe sets it to {value}"));
                 }
             }
@@ -243,6 +266,10 @@ fn compare_copies(
         )
     }));
     Ok((copied, failures))
+}
+
+fn same_kind(output: &Output, found: &Tensor) -> bool {
+    output.dtype == *found.dtype() && output.shape == found.shape()
 }
 
 fn difference(
@@ -520,6 +547,7 @@ impl Check<'_> {
     }
 
     fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
+        self.options.go_on()?;
         let g = self.fused.geometry();
         let (kernel, bias, float) =
             deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?;

@@ -4,7 +4,10 @@
 //! channels follows from a batch norm on the block's input, else from a bare identity (in = out), else
 //! any value that fits gives the same kernel, or the expression is refused as ambiguous.
 
+use std::collections::HashSet;
+
 use super::expr::{Conv, Expr, Factor, Operand};
+use super::size;
 
 /// What an expression maps: `[inputs, h, w]` to `[out, h − kh + 1, w − kw + 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,8 +224,14 @@ pub enum GeometryError {
     Transposed { leaf: String },
     #[error("an empty sequence or sum")]
     Empty,
-    #[error("{leaf} is larger than this machine can address once its dilation is spelled out")]
-    TooLarge { leaf: String },
+    #[error("its dilations and means cover more than this machine can address")]
+    TooLarge,
+    #[error(
+        "one kernel for it would be {kernel:?}, far more than the {stored} numbers of its tensors; a dilation or a mean is too wide"
+    )]
+    Spread { kernel: [usize; 4], stored: usize },
+    #[error("its sums multiply out to {found} products; at most {most} are folded")]
+    Products { found: usize, most: usize },
 }
 
 use GeometryError as E;
@@ -261,18 +270,7 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
         rank,
         transposed: first.transposed,
     };
-    let row = geometry
-        .in_per_group()
-        .checked_mul(op.extent[0])
-        .and_then(|n| n.checked_mul(op.extent[1]));
-    if row
-        .and_then(|n| n.checked_mul(op.out))
-        .is_none_or(|n| n > isize::MAX as usize / 16)
-    {
-        return Err(E::TooLarge {
-            leaf: first.weight.to_string(),
-        });
-    }
+    size::check(&expr, inputs)?;
     let expr = with_groups(expr, inputs)?;
     Ok(Resolved { expr, geometry })
 }
@@ -326,15 +324,29 @@ pub fn keeps_width<T: Operand>(branches: &[Expr<T>]) -> bool {
 }
 
 /// What one subtree maps, given its number of input channels.
-struct Op {
-    out: usize,
+#[derive(Clone)]
+pub(super) struct Op {
+    pub(super) out: usize,
     groups: usize,
-    in_per_group: usize,
-    extent: [usize; 2],
+    pub(super) in_per_group: usize,
+    pub(super) extent: [usize; 2],
     /// Made of diagonal maps only, so that it fits beside any kernel.
     channelwise: bool,
     /// The recipe declares the groups, so that a narrower kernel beside it is meant.
     declared: bool,
+}
+
+impl Op {
+    pub(super) fn channelwise(inputs: usize, extent: [usize; 2]) -> Op {
+        Op {
+            out: inputs,
+            groups: inputs,
+            in_per_group: 1,
+            extent,
+            channelwise: true,
+            declared: false,
+        }
+    }
 }
 
 fn check_weights<T: Operand>(expr: &Expr<T>) -> Result<(), GeometryError> {
@@ -387,10 +399,15 @@ fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError>
             // Nothing but a bare identity says how wide the input is. A conv whose own input is
             // narrower than its output is then depthwise, or grouped like a conv further in, or
             // does not belong beside an identity.
+            let mut inner = None;
             for conv in heads(expr) {
                 let [_, per_group, ..] = dims(conv);
                 let declared = conv.groups.is_some() || per_group == out || per_group == 1;
-                if !declared && !has_inner_groups(expr, out, out / per_group) {
+                if !declared
+                    && !inner
+                        .get_or_insert_with(|| inner_groups(expr, out))
+                        .contains(&(out / per_group))
+                {
                     let (leaf, shape) = (conv.weight.to_string(), conv.weight.shape().to_vec());
                     return Err(E::Identity {
                         leaf,
@@ -429,17 +446,15 @@ fn name_source<T: Operand>(error: GeometryError, expr: &Expr<T>) -> GeometryErro
     }
 }
 
-/// Whether a conv that is not applied to the block's input itself has this many groups.
-fn has_inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize, groups: usize) -> bool {
+/// The groups of the convs that are not applied to the block's input itself.
+fn inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize) -> HashSet<usize> {
     let Ok(expr) = with_groups(expr.clone(), inputs) else {
-        return false;
+        return HashSet::new();
     };
-    let heads = heads(&expr);
-    let inner = |conv: &&Conv<T>| !heads.iter().any(|head| std::ptr::eq(*head, *conv));
-    expr.convs()
-        .iter()
-        .filter(|c| inner(c))
-        .any(|conv| conv.groups == Some(groups))
+    let heads: HashSet<_> = heads(&expr).into_iter().map(std::ptr::from_ref).collect();
+    let inner = |conv: &&Conv<T>| !heads.contains(&std::ptr::from_ref(*conv));
+    let convs = expr.convs().into_iter().filter(inner);
+    convs.filter_map(|conv| conv.groups).collect()
 }
 
 /// What a batch norm, a vector or declared groups at the head of the expression say, and the leaf that says it.
@@ -452,10 +467,12 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
         Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
         Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) | Expr::Identity => None,
         Expr::Sum(xs) => xs.iter().find_map(told_inputs),
-        Expr::Seq(xs) => {
-            let tells = |x: &&Expr<T>| told_inputs(x).is_some() || x.mixes_channels();
-            xs.iter().find(tells).and_then(told_inputs)
-        }
+        // (Each part is asked once: nested sequences would double the work at every level.)
+        Expr::Seq(xs) => xs
+            .iter()
+            .map(|x| (told_inputs(x), x))
+            .find(|(told, x)| told.is_some() || x.mixes_channels())
+            .and_then(|(told, _)| told),
     }
 }
 
@@ -533,15 +550,8 @@ fn divisors(n: usize) -> impl Iterator<Item = usize> {
     low.chain(high.into_iter().rev())
 }
 
-fn walk<T: Operand>(expr: &Expr<T>, inputs: usize) -> Result<Op, GeometryError> {
-    let channelwise = |extent| Op {
-        out: inputs,
-        groups: inputs,
-        in_per_group: 1,
-        extent,
-        channelwise: true,
-        declared: false,
-    };
+pub(super) fn walk<T: Operand>(expr: &Expr<T>, inputs: usize) -> Result<Op, GeometryError> {
+    let channelwise = |extent| Op::channelwise(inputs, extent);
     match expr {
         Expr::Conv(c) => walk_conv(c, inputs),
         Expr::Bn(b) => {
@@ -570,7 +580,7 @@ fn walk<T: Operand>(expr: &Expr<T>, inputs: usize) -> Result<Op, GeometryError> 
             let mut op = channelwise([1, 1]);
             for x in xs {
                 let next = walk(x, op.out)?;
-                op = compose(inputs, op, next).ok_or_else(|| E::TooLarge { leaf: label(x) })?;
+                op = compose(inputs, op, next).ok_or(E::TooLarge)?;
             }
             if xs.is_empty() { Err(E::Empty) } else { Ok(op) }
         }
@@ -628,7 +638,7 @@ fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op, GeometryEr
     if let Some(bias) = &conv.bias {
         check_len(bias, out)?;
     }
-    let extent = dilated([kh, kw], conv.dilation).ok_or(E::TooLarge { leaf })?;
+    let extent = dilated([kh, kw], conv.dilation).ok_or(E::TooLarge)?;
     Ok(Op {
         out,
         groups,
@@ -639,7 +649,7 @@ fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op, GeometryEr
     })
 }
 
-fn compose(inputs: usize, first: Op, then: Op) -> Option<Op> {
+pub(super) fn compose(inputs: usize, first: Op, then: Op) -> Option<Op> {
     // Both partitions of the channels in between refine the one into gcd(g1, g2) parts.
     let groups = gcd(first.groups, then.groups);
     let extent = [

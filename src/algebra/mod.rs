@@ -8,6 +8,7 @@ pub mod expr;
 pub mod fold;
 pub mod forward;
 pub mod geometry;
+mod size;
 pub mod transposed;
 
 pub use expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};

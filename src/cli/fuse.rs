@@ -1,5 +1,6 @@
 //! `repfuse fuse IN OUT`.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,9 +11,10 @@ use super::Answer;
 use super::output::{self, bytes, count, plural};
 use super::progress;
 use super::select::{self, Select};
+use super::signals;
 use crate::numbers::{self, EpsWeight};
 use crate::recipe::{Plan, What};
-use crate::tensor::{Checkpoint, Float};
+use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
 use crate::{fuse, verify};
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
@@ -36,6 +38,9 @@ pub(super) struct Args {
     /// Verify after writing, and leave no OUT if that fails
     #[arg(long)]
     verify: bool,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -95,6 +100,7 @@ struct Summary<'a> {
     bytes_after: u64,
     seconds: f64,
     verified: Option<bool>,
+    became_zero: Option<u64>,
     blocks: Vec<BlockSummary<'a>>,
     dropped: Vec<&'a str>,
 }
@@ -118,51 +124,29 @@ struct OutputSummary<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
-    select::check_destination(&args.output)?;
-    let checkpoint = select::open(&args.input)?;
+    // What cannot be written to is said before anything is read.
+    Destination::new(&args.output)?;
+    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
-    let mut after = plan.outputs.iter().map(|p| p.output.byte_len).sum();
-    let mut verified = None;
+    let mut written = Written {
+        bytes: plan.outputs.iter().map(|p| p.output.byte_len).sum(),
+        verified: None,
+        vanished: None,
+    };
     if !args.dry_run {
-        let bar = progress::bar(after, args.quiet || args.json);
-        let options = fuse::Options {
-            replace: args.force,
-            threads: args.threads.map(usize::from),
-        };
-        let unfinished = fuse::fuse(&checkpoint, &plan, &args.output, &options, &|n| {
-            bar.inc(n);
-            ControlFlow::Continue(())
-        })?;
-        bar.finish_and_clear();
-        after = unfinished.bytes();
-        if args.verify {
-            let written = Checkpoint::open(unfinished.path())?;
-            let verdict = verify::verify(
-                &checkpoint,
-                &plan,
-                verify::Deployed::File(&written),
-                &verify::Options::default(),
-            )?;
-            verified = Some(verdict.accepted());
-            if !verdict.accepted() {
-                output::note(&super::verify::failures(&verdict));
-                anyhow::bail!(
-                    "the written file is not equivalent to its input; {} was not kept",
-                    crate::tensor::quoted(&args.output.display().to_string())
-                );
-            }
+        match write(args, &checkpoint, &plan, written.bytes)? {
+            Some(done) => written = done,
+            None => return Ok(Answer::No),
         }
-        unfinished.finish()?;
     }
     let summary = summary(
         args,
         &checkpoint,
         &plan,
         weight.as_ref(),
-        after,
+        &written,
         begin.elapsed().as_secs_f64(),
-        verified,
     );
     if args.json {
         output::json(&summary)?;
@@ -175,14 +159,89 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(Answer::Yes)
 }
 
+/// What is known of a file once it is there.
+struct Written {
+    bytes: u64,
+    verified: Option<bool>,
+    vanished: Option<u64>,
+}
+
+/// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
+fn write(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    bytes: u64,
+) -> anyhow::Result<Option<Written>> {
+    signals::watch()?;
+    let bar = progress::bar(bytes, args.quiet || args.json);
+    let options = fuse::Options {
+        replace: args.force,
+        threads: args.threads.map(usize::from),
+    };
+    let unfinished = fuse::fuse(checkpoint, plan, &args.output, &options, &|n| {
+        bar.inc(n);
+        match signals::stopped() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    bar.finish_and_clear();
+    let mut verified = None;
+    if args.verify {
+        let options = verify::Options {
+            stop: Some(&signals::STOP),
+            ..Default::default()
+        };
+        let file = Checkpoint::open(unfinished.path())?;
+        let verdict = verify::verify(checkpoint, plan, verify::Deployed::File(&file), &options)?;
+        if !verdict.accepted() {
+            output::note(&format!(
+                "repfuse: what was written is not equivalent to its input; {} was not kept\n{}",
+                quoted(&args.output.display().to_string()),
+                super::verify::failures(&verdict).trim_end()
+            ));
+            return Ok(None);
+        }
+        verified = Some(true);
+    }
+    if signals::stopped() {
+        return Err(tensor::Error::Interrupted.into());
+    }
+    let (bytes, vanished) = (unfinished.bytes(), unfinished.vanished());
+    unfinished.finish()?;
+    if vanished > 0 && !args.quiet {
+        output::note(&vanishing(plan, vanished));
+    }
+    Ok(Some(Written {
+        bytes,
+        verified,
+        vanished: Some(vanished),
+    }))
+}
+
+/// Says that numbers were too small for the type they are stored in.
+fn vanishing(plan: &Plan, vanished: u64) -> String {
+    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let all: usize = fused
+        .clone()
+        .map(|f| f.geometry().out * (f.geometry().row_len() + 1))
+        .sum();
+    let types: BTreeSet<String> = fused.map(|f| f.dtype.to_string()).collect();
+    let types: Vec<String> = types.into_iter().collect();
+    format!(
+        "repfuse: warning: {vanished} of {all} fused numbers are not zero, but too small for {}, and became zero",
+        types.join(" and ")
+    )
+}
+
 fn summary<'a>(
     args: &Args,
     checkpoint: &Checkpoint,
     plan: &'a Plan,
     weight: Option<&EpsWeight>,
-    bytes_after: u64,
+    written: &Written,
     seconds: f64,
-    verified: Option<bool>,
 ) -> Summary<'a> {
     let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
     let before = checkpoint.tensors().values();
@@ -215,9 +274,10 @@ fn summary<'a>(
             .map(|p| elements(&p.output.shape))
             .sum(),
         bytes_before: checkpoint.file_len(),
-        bytes_after,
+        bytes_after: written.bytes,
         seconds,
-        verified,
+        verified: written.verified,
+        became_zero: written.vanished,
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
     }

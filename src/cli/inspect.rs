@@ -28,13 +28,16 @@ pub(super) struct Args {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let checkpoint = select::open(&args.file)?;
+    let checkpoint = select::open_key(&args.file, args.key.as_deref(), args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
     let found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
     if args.json {
@@ -130,11 +133,11 @@ fn text(checkpoint: &Checkpoint, found: &Inspection) -> String {
             .as_ref()
             .filter(|_| plan.eps_source == EpsSource::Recipe)
         {
-            out += &format!("            {note}\n");
+            out += &format!("            {}\n", plain(note));
         }
     }
     if let Some(trouble) = &found.trouble {
-        out += &format!("            {trouble}\n");
+        out += &format!("            {}\n", output::printable(&trouble.to_string()));
     }
     out += &format!(
         "tensors     {}, {} parameters, {}\n",

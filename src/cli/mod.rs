@@ -6,6 +6,7 @@ mod output;
 mod progress;
 mod recipes;
 mod select;
+mod signals;
 mod verify;
 mod whole;
 
@@ -68,35 +69,30 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     match answer {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
-        // The reader of our output has seen enough, as `head` does; that is no error.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
+            if was_interrupted(&error) {
+                signals::end();
+            }
             ExitCode::from(exit_code(&error))
         }
     }
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let cause = |e: &(dyn std::error::Error + 'static)| {
-        if e.downcast_ref::<recipe::Error>()
+    let is_answer = |e: &(dyn std::error::Error + 'static)| {
+        e.downcast_ref::<recipe::Error>()
             .is_some_and(recipe::Error::is_nothing_to_fuse)
-        {
-            return Some(1);
-        }
-        let interrupted = matches!(e.downcast_ref(), Some(tensor::Error::Interrupted))
+    };
+    if error.chain().any(is_answer) { 1 } else { 2 }
+}
+
+fn was_interrupted(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| {
+        matches!(e.downcast_ref(), Some(tensor::Error::Interrupted))
             || matches!(
                 e.downcast_ref(),
                 Some(numbers::Error::Tensor(tensor::Error::Interrupted))
-            );
-        // As a shell reports a process that a SIGINT ended.
-        interrupted.then_some(130)
-    };
-    error.chain().find_map(cause).unwrap_or(2)
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            )
+    })
 }

@@ -2,25 +2,42 @@
 
 use std::io::Write as _;
 
-use crate::tensor::plain;
+use anyhow::Context;
 
-/// Prints a result.
+use crate::tensor::{is_control, plain};
+
+/// Prints a result. A reader that has seen enough, as `head` has, is no error.
 ///
 /// # Errors
-/// When stdout is closed or full.
+/// When stdout is full.
 pub(super) fn result(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to the standard output"),
+    }
 }
 
 /// Prints a result as JSON.
 ///
 /// # Errors
-/// When stdout is closed or full.
+/// When stdout is full.
 pub(super) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    result(&(serde_json::to_string_pretty(value)? + "\n"))
+    result(&(escaped(&serde_json::to_string_pretty(value)?) + "\n"))
+}
+
+/// JSON in which characters that a terminal may act on are escaped. (JSON itself asks for it below U+0020 only, and those
+/// that are left can only stand inside strings.)
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && is_control(c) {
+            out += &format!("\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// Prints a remark.
@@ -43,8 +60,8 @@ pub(super) fn error(error: &anyhow::Error) {
     ));
 }
 
-/// An error message keeps its line breaks and nothing else that a terminal acts on.
-fn printable(text: &str) -> String {
+/// A message keeps its line breaks and nothing else that a terminal acts on.
+pub(super) fn printable(text: &str) -> String {
     text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 

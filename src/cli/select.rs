@@ -1,13 +1,12 @@
 //! What every command asks first: which file, which recipe, which eps.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::Context;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
 
 use super::output;
 use crate::numbers::EpsWeight;
 use crate::recipe::{self, EpsSource, Options, Plan, Recipe};
-use crate::tensor::{Checkpoint, Float};
+use crate::tensor::{Checkpoint, Float, plain};
 
 /// Which blocks of which recipe.
 #[derive(Debug, clap::Args)]
@@ -63,11 +62,26 @@ pub(super) fn named(name: &str) -> anyhow::Result<Recipe> {
     if !is_path(name) {
         return Ok(recipe::source(name)?.0);
     }
-    let text = std::fs::read_to_string(name).map_err(|source| recipe::Error::Unreadable {
+    let text = read_text(name).map_err(|source| recipe::Error::Unreadable {
         path: name.to_owned(),
         source,
     })?;
     Ok(recipe::parse(&text, name)?)
+}
+
+/// A recipe has some dozen lines; what is longer than this is something else, or has no end.
+const LONGEST_RECIPE: u64 = 1 << 20;
+
+/// Reads a short text from a file or a pipe.
+fn read_text(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    let mut file = std::fs::File::open(path)?.take(LONGEST_RECIPE + 1);
+    file.read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_RECIPE {
+        let reason = format!("it is longer than {LONGEST_RECIPE} bytes, which no recipe is");
+        return Err(std::io::Error::new(ErrorKind::FileTooLarge, reason));
+    }
+    Ok(text)
 }
 
 fn is_path(name: &str) -> bool {
@@ -75,6 +89,18 @@ fn is_path(name: &str) -> bool {
 }
 
 /// Opens a checkpoint.
+pub(super) fn open_key(path: &Path, key: Option<&str>, quiet: bool) -> anyhow::Result<Checkpoint> {
+    let checkpoint = Checkpoint::open_key(path, key)?;
+    if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
+        output::note(&format!(
+            "repfuse: reading the state dict under `{}`",
+            crate::tensor::plain(key)
+        ));
+    }
+    Ok(checkpoint)
+}
+
+/// Opens a checkpoint of one state dict.
 pub(super) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
     Checkpoint::open(path).map_err(anyhow::Error::from)
 }
@@ -100,34 +126,9 @@ pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String
         .as_ref()
         .filter(|_| plan.eps_source == EpsSource::Recipe)
     {
-        line += &format!("\n{:12}{note}", "");
+        line += &format!("\n{:12}{}", "", plain(note));
     }
     Some(line)
-}
-
-/// The destination's directory must be there before work starts.
-pub(super) fn check_destination(path: &Path) -> anyhow::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let meta = std::fs::metadata(&parent).with_context(|| {
-        format!(
-            "cannot write to {}",
-            crate::tensor::quoted(&parent.display().to_string())
-        )
-    })?;
-    anyhow::ensure!(
-        meta.is_dir(),
-        "{} is not a directory",
-        crate::tensor::quoted(&parent.display().to_string())
-    );
-    anyhow::ensure!(
-        !path.is_dir(),
-        "{} is a directory; expected the name of a file",
-        crate::tensor::quoted(&path.display().to_string())
-    );
-    Ok(())
 }
 
 /// If a deploy form says that it was made by another recipe or eps than it is verified with: how to verify it with those.
@@ -138,7 +139,7 @@ pub(super) fn made_otherwise(deployed: &Checkpoint, plan: &Plan) -> Option<Strin
             .metadata()
             .iter()
             .find(|(k, _)| *k == key)
-            .map(|(_, value)| crate::tensor::plain(value))
+            .map(|(_, value)| plain(value))
     };
     let recipe = said("recipe").filter(|recipe| *recipe != plan.recipe);
     let eps = said("eps").filter(|eps| plan.eps.map(output::small).as_ref() != Some(eps));

@@ -43,6 +43,9 @@ pub(super) struct Args {
     seed: u64,
     #[command(flatten)]
     whole: whole::Whole,
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Print the verdict as JSON
     #[arg(long)]
     json: bool,
@@ -98,7 +101,7 @@ struct Block<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
-    let checkpoint = select::open(&args.input)?;
+    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
     let plan = args.select.plan(&checkpoint, None)?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
@@ -107,6 +110,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         seed: args.seed,
         exhaustive: args.exhaustive,
         tolerance: args.tolerance,
+        stop: None,
     };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let verdict = verify::verify(&checkpoint, &plan, form, &options)?;

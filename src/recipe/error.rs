@@ -1,13 +1,13 @@
 //! Why a checkpoint cannot be planned.
 
 use crate::algebra::GeometryError;
-use crate::tensor::quoted;
+use crate::tensor::{plain, quoted};
 
 /// A recipe that is wrong, or a checkpoint that does not fit one.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error("recipe {}{}: {message}", quoted(origin), if path.is_empty() { String::new() } else { format!(", at {}", quoted(path)) })]
+    #[error("recipe {}{}: {message}", quoted(origin), if path.is_empty() { String::new() } else { format!(", at {}", quoted(path)) }, message = plain(message))]
     Recipe {
         origin: String,
         path: String,
@@ -61,6 +61,8 @@ pub enum Error {
         first: String,
         second: String,
     },
+    #[error("{tensor} would be renamed to `{name}`, which is no name of a tensor in the format")]
+    Reserved { name: &'static str, tensor: String },
 }
 
 impl Error {

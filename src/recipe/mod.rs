@@ -7,6 +7,7 @@ mod builtin;
 mod error;
 mod expand;
 mod find;
+mod json;
 mod model;
 mod near;
 mod operand;

@@ -25,8 +25,8 @@ pub fn recipe(text: &str, origin: &str) -> Result<Recipe, Error> {
         path: path.to_owned(),
         message,
     };
-    let value: Value =
-        serde_json::from_str(text).map_err(|e| mistake("", format!("not valid JSON: {e}")))?;
+    let value =
+        super::json::from_str(text).map_err(|e| mistake("", format!("not valid JSON: {e}")))?;
     parse_recipe(&At {
         path: String::new(),
         value: &value,

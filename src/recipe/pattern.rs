@@ -13,6 +13,9 @@ use std::fmt;
 /// More captures than this in one pattern are refused: matching tries every combination of words.
 const MAX_CAPTURES: usize = 6;
 
+/// So are more combinations of words than this.
+const MAX_COMBINATIONS: usize = 256;
+
 /// What the captures of a pattern stand for.
 pub(super) type Captures = BTreeMap<String, String>;
 
@@ -111,6 +114,16 @@ impl Pattern {
         }
         if parts.iter().filter(|part| part.capture().is_some()).count() > MAX_CAPTURES {
             return Err(format!("`{text}` has more than {MAX_CAPTURES} captures"));
+        }
+        let words = parts.iter().filter_map(|part| match part {
+            Part::Word(_, words) => Some(words.len()),
+            _ => None,
+        });
+        let combinations = words.fold(1usize, usize::saturating_mul);
+        if combinations > MAX_COMBINATIONS {
+            return Err(format!(
+                "`{text}` has {combinations} combinations of words; at most {MAX_COMBINATIONS} are tried"
+            ));
         }
         if text.is_empty() {
             Err("a pattern cannot be empty".to_owned())
@@ -389,6 +402,11 @@ mod tests {
             (
                 "{a}.{b}.{c}.{d}.{e}.{f}.{g}",
                 "`{a}.{b}.{c}.{d}.{e}.{f}.{g}` has more than 6 captures",
+            ),
+            (
+                "{a:b|c|d|e|f|g|h|i|j|k|l|m|n|o|p|q|r}-{b:b|c|d|e|f|g|h|i|j|k|l|m|n|o|p|q}",
+                "`{a:b|c|d|e|f|g|h|i|j|k|l|m|n|o|p|q|r}-{b:b|c|d|e|f|g|h|i|j|k|l|m|n|o|p|q}` has 272 combinations of words; \
+                 at most 256 are tried",
             ),
             ("", "a pattern cannot be empty"),
         ] {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::error::Error;
 use super::expand::{Index, expand};
@@ -14,6 +14,7 @@ use super::near::owner;
 use super::pattern::{Captures, Pattern};
 use crate::algebra::geometry::resolve;
 use crate::algebra::{Expr, Geometry, Resolved};
+use crate::tensor::header::METADATA as RESERVED;
 use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 
 /// What a user may decide about a plan.
@@ -145,23 +146,29 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
 }
 
 struct Select {
-    only: Vec<GlobMatcher>,
-    skip: Vec<GlobMatcher>,
+    only: GlobSet,
+    skip: GlobSet,
 }
 
 impl Select {
     fn new(options: &Options) -> Result<Select, Error> {
-        let compile = |globs: &[String]| -> Result<Vec<GlobMatcher>, Error> {
-            let one = |glob: &String| {
-                let built = GlobBuilder::new(glob).build();
-                built
-                    .map(|g| g.compile_matcher())
-                    .map_err(|source| Error::Glob {
-                        glob: glob.clone(),
-                        source,
-                    })
-            };
-            globs.iter().map(one).collect()
+        let compile = |globs: &[String]| -> Result<GlobSet, Error> {
+            let mut set = GlobSetBuilder::new();
+            for glob in globs {
+                // A set says that an expression is too large; a single matcher would panic.
+                let alone = Glob::new(glob).and_then(|parsed| {
+                    set.add(parsed.clone());
+                    GlobSetBuilder::new().add(parsed).build()
+                });
+                alone.map_err(|source| Error::Glob {
+                    glob: glob.clone(),
+                    source,
+                })?;
+            }
+            set.build().map_err(|source| Error::Glob {
+                glob: globs.join("`, `"),
+                source,
+            })
         };
         Ok(Select {
             only: compile(&options.only)?,
@@ -170,8 +177,7 @@ impl Select {
     }
 
     fn takes(&self, name: &str) -> bool {
-        (self.only.is_empty() || self.only.iter().any(|g| g.is_match(name)))
-            && !self.skip.iter().any(|g| g.is_match(name))
+        (self.only.is_empty() || self.only.is_match(name)) && !self.skip.is_match(name)
     }
 }
 
@@ -363,13 +369,20 @@ impl<'a> Ledger<'a> {
             }
         }
         for (tensor, value) in &self.filled {
-            if tensor.dtype().float().is_none() {
+            let message = match tensor.dtype().float() {
+                None => format!(
+                    "{tensor} is {}; only a floating-point tensor can be set to {value}",
+                    tensor.dtype()
+                ),
+                Some(float) if !float.round(*value).is_finite() => {
+                    format!("{tensor} is {float}, which cannot hold the {value:e} it is set to")
+                }
+                Some(_) => String::new(),
+            };
+            if !message.is_empty() {
                 return Err(Error::Block {
                     block: tensor.name().to_owned(),
-                    message: format!(
-                        "{tensor} is {}; only a floating-point tensor can be set to {value}",
-                        tensor.dtype()
-                    ),
+                    message,
                 });
             }
             outputs.push(Planned {
@@ -415,6 +428,12 @@ impl<'a> Ledger<'a> {
     fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {
         let mut seen: HashMap<&str, &Planned> = HashMap::new();
         for planned in outputs {
+            if let (RESERVED, What::Copy(tensor)) = (&*planned.output.name, &planned.what) {
+                return Err(Error::Reserved {
+                    name: RESERVED,
+                    tensor: tensor.to_string(),
+                });
+            }
             if let Some(other) = seen.insert(&planned.output.name, planned) {
                 let [first, second] = [other, planned].map(|p| match &p.what {
                     What::Copy(tensor) => format!("a copy of {tensor}"),

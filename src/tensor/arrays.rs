@@ -1,13 +1,14 @@
 //! Feature maps and images from a file, `[batch, channels, height, width]`: safetensors or NumPy's `.npy`.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use ndarray::Array4;
 
 use super::checkpoint::Checkpoint;
 use super::error::{Error, quoted};
+use super::open;
 
 /// Arrays by name. A `.npy` file holds one, without a name; a single `[channels, height, width]` is a batch of one.
 pub type Arrays = Vec<(Option<String>, Array4<f64>)>;
@@ -17,19 +18,59 @@ pub type Arrays = Vec<(Option<String>, Array4<f64>)>;
 /// # Errors
 /// When the file is neither, an array has not four (or three) dimensions, or holds no floating-point numbers.
 pub fn read_arrays(path: &Path) -> Result<Arrays, Error> {
-    let io = |source| Error::Io {
-        what: "read",
-        path: path.to_owned(),
-        source,
-    };
+    let (mut file, metadata) = open::regular(path)?;
     let mut magic = [0; 6];
-    let is_npy =
-        File::open(path).map_err(io)?.read_exact(&mut magic).is_ok() && magic == *b"\x93NUMPY";
-    if is_npy {
-        Ok(vec![(None, npy(path)?)])
+    if file.read_exact(&mut magic).is_ok() && magic == *MAGIC {
+        Ok(vec![(None, npy(path, file, metadata.len())?)])
     } else {
         safetensors(path)
     }
+}
+
+/// What a `.npy` file begins with.
+const MAGIC: &[u8; 6] = b"\x93NUMPY";
+
+/// The longest header of a `.npy` file; one of numbers in four dimensions has 118 bytes.
+const LONGEST_HEADER: u64 = 1 << 16;
+
+/// The deepest brackets in it, before the parser is let loose on it.
+const DEEPEST_HEADER: usize = 8;
+
+/// Checks the claims of a `.npy` header that reading it would allocate memory or stack for.
+fn check_npy_header(file: &mut File, file_len: u64) -> Result<(), String> {
+    // Behind the magic: two bytes of version, and the length of the header in two bytes, or four since version 2.
+    let mut start = [0; 12];
+    let truncated = |_| "its header is cut off".to_owned();
+    file.rewind()
+        .and_then(|()| file.read_exact(&mut start))
+        .map_err(truncated)?;
+    let [.., major, _, a, b, c, d] = start;
+    let (len, before) = match major {
+        1 => (u64::from(u16::from_le_bytes([a, b])), 10),
+        _ => (u64::from(u32::from_le_bytes([a, b, c, d])), 12),
+    };
+    let most = LONGEST_HEADER.min(file_len - 12);
+    if len > most {
+        return Err(format!(
+            "its header has {len} bytes; at most {most} are read"
+        ));
+    }
+    let mut text = vec![0; len as usize];
+    file.seek(SeekFrom::Start(before))
+        .and_then(|_| file.read_exact(&mut text))
+        .map_err(truncated)?;
+    let mut depth = 0usize;
+    for byte in text {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST_HEADER {
+            return Err("its header is nested too deep".to_owned());
+        }
+    }
+    Ok(())
 }
 
 fn safetensors(path: &Path) -> Result<Arrays, Error> {
@@ -53,7 +94,7 @@ fn safetensors(path: &Path) -> Result<Arrays, Error> {
     Ok(arrays)
 }
 
-fn npy(path: &Path) -> Result<Array4<f64>, Error> {
+fn npy(path: &Path, mut file: File, file_len: u64) -> Result<Array4<f64>, Error> {
     let io = |source| Error::Io {
         what: "read",
         path: path.to_owned(),
@@ -63,8 +104,9 @@ fn npy(path: &Path) -> Result<Array4<f64>, Error> {
         path: path.to_owned(),
         reason,
     };
-    let mut reader = BufReader::new(File::open(path).map_err(io)?);
-    let file_len = reader.get_ref().metadata().map_err(io)?.len();
+    check_npy_header(&mut file, file_len).map_err(wrong)?;
+    file.rewind().map_err(io)?;
+    let mut reader = BufReader::new(file);
     let header = npyz::NpyHeader::from_reader(&mut reader)
         .map_err(|e| wrong(format!("its header is not valid: {e}")))?;
     let left = file_len.saturating_sub(reader.stream_position().map_err(io)?);
@@ -86,10 +128,10 @@ fn npy(path: &Path) -> Result<Array4<f64>, Error> {
         ));
     }
     let size = header.dtype().num_bytes().unwrap_or(0) as u64;
-    if count * size > left {
+    let needed = count.saturating_mul(size);
+    if needed > left {
         return Err(wrong(format!(
-            "its shape {shape:?} needs {} bytes; {left} follow",
-            count * size
+            "its shape {shape:?} needs {needed} bytes; {left} follow"
         )));
     }
     let dtype = header.dtype().descr();
@@ -117,6 +159,12 @@ fn in_four_dims(
     shape: &[usize],
     values: Vec<f64>,
 ) -> Result<Array4<f64>, Error> {
+    if values.is_empty() {
+        return Err(Error::Array {
+            path: path.to_owned(),
+            reason: format!("{what} has shape {shape:?} and so no number"),
+        });
+    }
     let dims = match *shape {
         [n, c, h, w] => Some((n, c, h, w)),
         [c, h, w] => Some((1, c, h, w)),

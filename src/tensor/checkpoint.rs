@@ -12,15 +12,26 @@ use std::sync::Arc;
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
 use super::header::{self, Header};
+use super::open;
 
 /// A file of tensors, opened; only its header has been read.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    file: File,
+    source: Source,
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
+}
+
+/// Where the bytes of its tensors are.
+#[derive(Debug)]
+enum Source {
+    /// A safetensors file: each tensor at its position.
+    Safetensors(File),
+    /// A file that `torch.save` wrote.
+    #[cfg(feature = "pytorch")]
+    Pytorch(super::pytorch::Storages),
 }
 
 /// One tensor of a checkpoint; cloning it is cheap.
@@ -32,7 +43,7 @@ struct Info {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Where its bytes begin in the file.
+    /// Where its bytes begin in a safetensors file.
     offset: u64,
     byte_len: u64,
 }
@@ -87,34 +98,45 @@ impl fmt::Debug for Tensor {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file and reads its header.
+    /// Opens a safetensors file and reads its header, or a file that `torch.save` wrote; its bytes tell which.
     ///
     /// # Errors
     /// When the file cannot be read or its header does not describe it exactly.
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
+        Checkpoint::open_key(path, None)
+    }
+
+    /// The same, for the state dict under `key` of a file that `torch.save` wrote.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and when there is no such key.
+    pub fn open_key(path: impl Into<PathBuf>, key: Option<&str>) -> Result<Checkpoint, Error> {
         let path = path.into();
-        let io = |what| {
-            let path = path.clone();
-            move |source| Error::Io { what, path, source }
-        };
         let format = |reason: String| Error::Format {
             path: path.clone(),
             reason,
         };
-        let file = File::open(&path).map_err(io("open"))?;
-        let stat = file.metadata().map_err(io("read"))?;
-        if stat.is_dir() {
-            return Err(format("it is a directory".to_owned()));
-        }
-        let file_len = stat.len();
+        let (file, metadata) = open::regular(&path)?;
+        let file_len = metadata.len();
         let mut prefix = [0; 8];
         if file_len < 8 {
             return Err(format(format!(
-                "it has {file_len} bytes; a header needs at least 8"
+                "it has {}; a header needs at least 8",
+                header::in_bytes(file_len)
             )));
         }
-        read_exact_at(&file, &mut prefix, 0).map_err(io("read"))?;
+        read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
+        #[cfg(feature = "pytorch")]
+        if super::pytorch::is_one(prefix, file_len) {
+            return Checkpoint::open_pytorch(path, file_len, key);
+        }
+        if let Some(key) = key {
+            return Err(Error::NoKeys {
+                path,
+                key: key.to_owned(),
+            });
+        }
         if header_len > file_len - 8 {
             return Err(format(format!(
                 "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
@@ -128,7 +150,7 @@ impl Checkpoint {
             )));
         }
         let mut json = vec![0; header_len as usize];
-        read_exact_at(&file, &mut json, 8).map_err(io("read"))?;
+        read_exact_at(&file, &mut json, 8).map_err(|e| unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
         let tensors = entries.into_iter().map(|e| {
@@ -145,9 +167,40 @@ impl Checkpoint {
             tensors: tensors.collect(),
             metadata,
             path,
-            file,
+            source: Source::Safetensors(file),
             file_len,
         })
+    }
+
+    #[cfg(feature = "pytorch")]
+    fn open_pytorch(path: PathBuf, file_len: u64, key: Option<&str>) -> Result<Checkpoint, Error> {
+        let (storages, entries) = super::pytorch::open(&path, key)?;
+        let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
+            let info = Info {
+                offset: 0,
+                byte_len,
+                dtype,
+                shape,
+                name: name.clone(),
+            };
+            (name, Tensor(Arc::new(info)))
+        });
+        Ok(Checkpoint {
+            tensors: tensors.collect(),
+            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            path,
+            source: Source::Pytorch(storages),
+            file_len,
+        })
+    }
+
+    /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
+    pub fn unwrapped(&self) -> Option<&str> {
+        match &self.source {
+            Source::Safetensors(_) => None,
+            #[cfg(feature = "pytorch")]
+            Source::Pytorch(storages) => storages.key(),
+        }
     }
 
     /// The path it was opened from.
@@ -181,11 +234,12 @@ impl Checkpoint {
     /// When the file cannot be read, for one because it has been truncated meanwhile.
     pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
         debug_assert!(at + out.len() as u64 <= tensor.byte_len());
-        read_exact_at(&self.file, out, tensor.0.offset + at).map_err(|source| Error::Io {
-            what: "read",
-            path: self.path.clone(),
-            source,
-        })
+        match &self.source {
+            Source::Safetensors(file) => read_exact_at(file, out, tensor.0.offset + at)
+                .map_err(|e| unreadable(&self.path, e)),
+            #[cfg(feature = "pytorch")]
+            Source::Pytorch(storages) => storages.read_at(&self.path, tensor.name(), at, out),
+        }
     }
 
     /// Whether `path` leads to this very file, by whatever name.
@@ -194,6 +248,17 @@ impl Checkpoint {
             (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
             _ => false,
         }
+    }
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::Truncated(path.to_owned()),
+        _ => Error::Io {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        },
     }
 }
 

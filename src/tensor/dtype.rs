@@ -170,6 +170,17 @@ impl Float {
         }
     }
 
+    /// How many numbers are not zero and become zero when they are stored.
+    pub fn vanishing(self, values: &[f64]) -> usize {
+        if self == Float::F64 {
+            return 0;
+        }
+        // Half of the smallest number is a tie, which rounds to the even zero.
+        let most = self.half_subnormal();
+        let vanishes = |x: &&f64| (x.abs() <= most) & (**x != 0.0);
+        values.iter().filter(vanishes).count()
+    }
+
     /// The value that [`encode`](Self::encode) would store.
     pub fn round(self, x: f64) -> f64 {
         match self {
@@ -288,6 +299,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_vanishes_is_counted() {
+        for float in [Float::Bf16, Float::F16, Float::F32, Float::F64] {
+            let smallest = float.half_subnormal();
+            let above = f64::from_bits(smallest.to_bits() + 1);
+            let values = [
+                smallest,
+                -smallest,
+                smallest / 3.0,
+                above,
+                -above,
+                1.0,
+                0.0,
+                -0.0,
+            ];
+            let zeros = values
+                .iter()
+                .filter(|x| **x != 0.0 && float.round(**x) == 0.0);
+            assert_eq!(float.vanishing(&values), zeros.count(), "{float}");
+        }
+        assert_eq!(
+            Float::F16.vanishing(&[2f64.powi(-25), 2f64.powi(-24), 0.0]),
+            1
+        );
     }
 
     #[test]

@@ -13,18 +13,40 @@ pub enum Error {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("{} is {found}; expected {expected}", quoted(&path.display().to_string()))]
+    NotAFile {
+        path: PathBuf,
+        found: &'static str,
+        expected: &'static str,
+    },
     #[error("{} is not a safetensors file: {reason}", quoted(&path.display().to_string()))]
     Format { path: PathBuf, reason: String },
+    #[error("{} has become shorter since it was opened; its tensors are no longer all there", quoted(&.0.display().to_string()))]
+    Truncated(PathBuf),
     #[error("{} exists; choose another name or pass --force to replace it", quoted(&.0.display().to_string()))]
     Exists(PathBuf),
     #[error("{} is the input itself; choose another name or pass --force to replace it", quoted(&.0.display().to_string()))]
     SameFile(PathBuf),
+    #[error("{} is a symbolic link to a file that is not there; remove it or choose another name", quoted(&.0.display().to_string()))]
+    DanglingLink(PathBuf),
+    #[error("the header of {} would have {len} bytes; the format allows {allowed}", quoted(&path.display().to_string()))]
+    LongHeader {
+        path: PathBuf,
+        len: u64,
+        allowed: u64,
+    },
     #[error(
         "{tensor} has dtype {found}, which no arithmetic is defined for; expected F64, F32, F16 or BF16"
     )]
     NotFloat { tensor: String, found: String },
     #[error("{} does not hold feature maps: {reason}", quoted(&path.display().to_string()))]
     Array { path: PathBuf, reason: String },
+    #[error("{} cannot be read as a PyTorch file: {reason}", quoted(&path.display().to_string()))]
+    Pytorch { path: PathBuf, reason: String },
+    #[error("{} holds several state dicts, `{}`; choose one with --key", quoted(&path.display().to_string()), keys.join("`, `"))]
+    SeveralKeys { path: PathBuf, keys: Vec<String> },
+    #[error("{} is a safetensors file, which has no keys; leave out --key {}", quoted(&path.display().to_string()), quoted(key))]
+    NoKeys { path: PathBuf, key: String },
     #[error("interrupted; nothing was written")]
     Interrupted,
 }
@@ -40,15 +62,17 @@ pub fn quoted(name: &str) -> String {
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match c {
-            // Besides control codes: marks that reorder what follows on a terminal.
-            c if c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                let _ = write!(out, "{}", c.escape_unicode());
-            }
-            c => out.push(c),
+        if is_control(c) {
+            let _ = write!(out, "{}", c.escape_unicode());
+        } else {
+            out.push(c);
         }
     }
     out
+}
+
+/// Whether a terminal may act on a character: control codes, and marks that break or reorder what follows.
+pub fn is_control(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

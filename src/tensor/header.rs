@@ -17,6 +17,15 @@ use super::error::quoted;
 /// The longest header that is read, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
 
+/// The key of the header under which no tensor stands.
+pub const METADATA: &str = "__metadata__";
+
+/// The longest name of a tensor or a metadata string. (A name of fifty megabytes is no name, and every pattern would be tried on it.)
+const MAX_NAME: usize = 1 << 16;
+
+/// The most dimensions of a tensor, as in NumPy.
+const MAX_RANK: usize = 64;
+
 /// A tensor as the header describes it; `start..end` counts from the end of the header.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
@@ -71,7 +80,8 @@ pub fn parse(json: &[u8], data_len: u64) -> Result<Header, String> {
     }
     if end != data_len {
         return Err(format!(
-            "its tensors need {end} bytes after the header; the file has {data_len}"
+            "its tensors need {} after the header; the file has {data_len}",
+            in_bytes(end)
         ));
     }
     Ok(header)
@@ -85,6 +95,13 @@ fn check(entry: &Entry) -> Result<(), String> {
         start,
         end,
     } = entry;
+    if shape.len() > MAX_RANK {
+        return Err(format!(
+            "{} has {} dimensions; at most {MAX_RANK} are read",
+            quoted(name),
+            shape.len()
+        ));
+    }
     let Some(len) = end.checked_sub(*start) else {
         return Err(format!(
             "{} ends at byte {end}, before its start {start}",
@@ -101,15 +118,29 @@ fn check(entry: &Entry) -> Result<(), String> {
     if let Some(bits) = dtype.bits() {
         // A shape that passed the check above times 64 bits fits in 128 bits.
         let needed = count as u128 * bits as u128;
+        if !needed.is_multiple_of(8) {
+            return Err(format!(
+                "{} is {dtype} {shape:?}, {needed} bits; expected whole bytes",
+                quoted(name)
+            ));
+        }
         if needed != u128::from(len) * 8 {
             return Err(format!(
-                "{} is {dtype} {shape:?}, {} bytes; its range has {len}",
+                "{} is {dtype} {shape:?}, {}; its range has {len}",
                 quoted(name),
-                needed.div_ceil(8)
+                in_bytes((needed / 8) as u64)
             ));
         }
     }
     Ok(())
+}
+
+/// `1 byte`, `3 bytes`.
+pub(super) fn in_bytes(n: u64) -> String {
+    match n {
+        1 => "1 byte".to_owned(),
+        n => format!("{n} bytes"),
+    }
 }
 
 /// The bytes before the tensors: length and JSON, padded with spaces so that the data is aligned to 8.
@@ -140,25 +171,16 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let (mut header, mut seen) = (Header::default(), HashSet::new());
-                while let Some(name) = map.next_key::<String>()? {
+                while let Some(Name(name)) = map.next_key()? {
                     if !seen.insert(name.clone()) {
                         return Err(A::Error::custom(format!(
                             "{} is there twice",
                             quoted(&name)
                         )));
                     }
-                    if name == "__metadata__" {
-                        let metadata: Option<serde_json::Map<String, serde_json::Value>> =
-                            map.next_value()?;
-                        for (key, value) in metadata.into_iter().flatten() {
-                            let serde_json::Value::String(value) = value else {
-                                return Err(A::Error::custom(format!(
-                                    "the metadata {} is not a string",
-                                    quoted(&key)
-                                )));
-                            };
-                            header.metadata.push((key, value));
-                        }
+                    if name == METADATA {
+                        let metadata: Option<Strings> = map.next_value()?;
+                        header.metadata = metadata.map(|strings| strings.0).unwrap_or_default();
                         continue;
                     }
                     let about: Description<'_> = map
@@ -179,6 +201,55 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// A key that is short enough to be shown.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        match name.len() {
+            0..=MAX_NAME => Ok(Name(name)),
+            len => Err(D::Error::custom(format!(
+                "a name has {len} bytes; at most {MAX_NAME} are read"
+            ))),
+        }
+    }
+}
+
+/// The `__metadata__` strings in their order; a key that is there twice is refused, as a tensor's name is.
+struct Strings(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Strings, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Strings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
+                let (mut strings, mut seen) = (Vec::new(), HashSet::new());
+                while let Some(Name(key)) = map.next_key()? {
+                    let value = map.next_value().map_err(|e| {
+                        A::Error::custom(format!("the metadata {}: {e}", quoted(&key)))
+                    })?;
+                    if !seen.insert(key.clone()) {
+                        return Err(A::Error::custom(format!(
+                            "the metadata {} is there twice",
+                            quoted(&key)
+                        )));
+                    }
+                    strings.push((key, value));
+                }
+                Ok(Strings(strings))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
 impl Serialize for Header {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -188,7 +259,7 @@ impl Serialize for Header {
                 .iter()
                 .map(|(k, v)| (k.clone(), v.clone().into()))
                 .collect();
-            map.serialize_entry("__metadata__", &metadata)?;
+            map.serialize_entry(METADATA, &metadata)?;
         }
         for entry in &self.entries {
             let dtype = match &entry.dtype {

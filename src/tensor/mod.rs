@@ -4,14 +4,19 @@
 
 pub mod arrays;
 pub mod checkpoint;
+pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod header;
+mod open;
+#[cfg(feature = "pytorch")]
+mod pytorch;
 pub mod queue;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
+pub use destination::Destination;
 pub use dtype::{Dtype, Float};
-pub use error::{Error, plain, quoted};
+pub use error::{Error, is_control, plain, quoted};
 pub use queue::WriteQueue;
 pub use write::{Output, Writer};

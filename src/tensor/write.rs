@@ -4,11 +4,12 @@
 //! any thread, to a scratch file beside the destination, which becomes the destination by a rename after it has
 //! been synced. Until then the destination is what it was.
 
-use std::fs::{File, Permissions};
-use std::path::{Path, PathBuf};
+use std::fs::{File, OpenOptions};
+use std::path::Path;
 
 use tempfile::{NamedTempFile, TempPath};
 
+use super::destination::Destination;
 use super::dtype::Dtype;
 use super::error::Error;
 use super::header::{self, Entry, Header};
@@ -40,8 +41,15 @@ pub struct Layout {
 pub struct Writer {
     file: File,
     scratch: TempPath,
-    destination: PathBuf,
+    destination: Destination,
 }
+
+/// The scratch file of `name` is called `.name.repfuse-XXXXXX.tmp`, in the directory of the destination. Only `kill -9` or a
+/// loss of power leaves it behind, and nothing removes it then: whether another run is still writing it cannot be known.
+const SCRATCH: [&str; 3] = [".", ".repfuse-", ".tmp"];
+
+/// As much of the destination's name as the scratch file's name takes up, in bytes. File systems allow 143 and more.
+const LONGEST_NAME: usize = 100;
 
 impl Layout {
     /// Lays tensors out as the safetensors library does: widest element type first, then by name.
@@ -113,21 +121,23 @@ impl Writer {
     /// Creates the scratch file and writes the header.
     ///
     /// # Errors
-    /// When the destination's directory cannot be written to.
-    pub fn create(destination: &Path, layout: &Layout) -> Result<Writer, Error> {
-        let directory = directory_of(destination);
-        let name = destination
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
+    /// When the destination's directory cannot be written to, or the header is longer than the format allows.
+    pub fn create(destination: Destination, layout: &Layout) -> Result<Writer, Error> {
+        let header_len = layout.prefix.len() as u64 - 8;
+        if header_len > header::MAX_HEADER {
+            return Err(Error::LongHeader {
+                path: destination.path().to_owned(),
+                len: header_len,
+                allowed: header::MAX_HEADER,
+            });
+        }
+        let [before, after, end] = SCRATCH;
+        let prefix = format!("{before}{}{after}", short_name(destination.path()));
         let mut builder = tempfile::Builder::new();
-        let prefix = format!(".{name}.repfuse-");
-        builder.prefix(&prefix).suffix(".tmp");
-        // The umask has the last word, as for any new file.
-        #[cfg(unix)]
-        builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+        builder.prefix(&prefix).suffix(end);
+        let directory = destination.directory();
         let scratch = builder
-            .tempfile_in(&directory)
+            .make_in(&directory, |path| create_new(path, &destination))
             .map_err(|source| Error::Io {
                 what: "write to",
                 path: directory.clone(),
@@ -137,7 +147,7 @@ impl Writer {
         let writer = Writer {
             file,
             scratch,
-            destination: destination.to_owned(),
+            destination,
         };
         writer.write_at(&layout.prefix, 0)?;
         writer
@@ -160,30 +170,35 @@ impl Writer {
         &self.scratch
     }
 
-    /// Syncs the file and moves it to its destination; `replace` allows one to be there already.
+    /// Syncs the file and moves it to its destination; `replace` allows one to be there already, whose mode it keeps.
     ///
     /// # Errors
     /// When syncing or renaming fails, or the destination has appeared meanwhile and may not be replaced.
     pub fn finish(self, replace: bool) -> Result<(), Error> {
+        if let Some(permissions) = self.destination.replaced() {
+            let kept = self.file.set_permissions(permissions.clone());
+            kept.map_err(|source| self.io(source))?;
+        }
         self.file.sync_all().map_err(|source| self.io(source))?;
         let destination = self.destination;
         let scratch = NamedTempFile::from_parts(self.file, self.scratch);
         let moved = if replace {
-            scratch.persist(&destination)
+            scratch.persist(destination.path())
         } else {
-            scratch.persist_noclobber(&destination)
+            scratch.persist_noclobber(destination.path())
         };
         moved.map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(destination.clone()),
+            std::io::ErrorKind::AlreadyExists => Error::Exists(destination.path().to_owned()),
             _ => Error::Io {
                 what: "write",
-                path: destination.clone(),
+                path: destination.path().to_owned(),
                 source: e.error,
             },
         })?;
-        sync_directory(&directory_of(&destination)).map_err(|source| Error::Io {
-            what: "write",
-            path: destination,
+        let directory = destination.directory();
+        sync_directory(&directory).map_err(|source| Error::Io {
+            what: "sync",
+            path: directory,
             source,
         })
     }
@@ -191,32 +206,42 @@ impl Writer {
     fn io(&self, source: std::io::Error) -> Error {
         Error::Io {
             what: "write",
-            path: self.destination.clone(),
+            path: self.destination.path().to_owned(),
             source,
         }
     }
 }
 
-fn directory_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
+fn short_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let end = (0..=LONGEST_NAME.min(name.len())).rfind(|at| name.is_char_boundary(*at));
+    name[..end.unwrap_or(0)].to_owned()
+}
+
+/// A new file is as open to others as the umask allows, and one that replaces another no more than that.
+fn create_new(path: &Path, destination: &Destination) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        let mode = destination.replaced().map_or(0o666, PermissionsExt::mode);
+        // Its owner reads it back to verify it.
+        options.mode(mode & 0o666 | 0o600);
     }
+    #[cfg(not(unix))]
+    let _ = destination;
+    options.open(path)
 }
 
 /// Makes the rename itself durable.
 #[cfg(unix)]
 fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    match File::open(directory)?.sync_all() {
-        // Some file systems cannot sync a directory; the file itself has been synced.
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        // Some file systems cannot sync a directory, and one that may be written to may be unreadable. The file itself has
+        // been synced.
+        Err(e) if matches!(e.kind(), InvalidInput | Unsupported | PermissionDenied) => Ok(()),
         result => result,
     }
 }

@@ -1,0 +1,98 @@
+//! Where a file is to go: looked at before any work, and replaced by a rename.
+
+use std::fs::Permissions;
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+use super::open::expect_regular;
+
+/// A place that a regular file has or can get.
+///
+/// A symbolic link is followed, as `cp` does: what it leads to is replaced, and the link stays.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    path: PathBuf,
+    replaced: Option<Permissions>,
+}
+
+impl Destination {
+    /// Looks at what is there now. Nothing is created.
+    ///
+    /// # Errors
+    /// When its directory is not there, or something that is no regular file is there: a device or a pipe would be
+    /// replaced by a file.
+    pub fn new(path: &Path) -> Result<Destination, Error> {
+        let io = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { what, path, source }
+        };
+        if !names_a_file(path) {
+            return Err(Error::NotAFile {
+                path: path.to_owned(),
+                found: "the name of a directory",
+                expected: "the name of a file",
+            });
+        }
+        match path.symlink_metadata() {
+            Ok(found) if found.is_symlink() => {
+                let target = path.canonicalize().map_err(|e| match e.kind() {
+                    std::io::ErrorKind::NotFound => Error::DanglingLink(path.to_owned()),
+                    _ => io("follow", path)(e),
+                })?;
+                let found = target.metadata().map_err(io("follow", path))?;
+                expect_regular(path, found.file_type())?;
+                Ok(Destination {
+                    path: target,
+                    replaced: Some(found.permissions()),
+                })
+            }
+            Ok(found) => {
+                expect_regular(path, found.file_type())?;
+                Ok(Destination {
+                    path: path.to_owned(),
+                    replaced: Some(found.permissions()),
+                })
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let directory = directory_of(path);
+                directory.metadata().map_err(io("write to", &directory))?;
+                Ok(Destination {
+                    path: path.to_owned(),
+                    replaced: None,
+                })
+            }
+            Err(e) => Err(io("write", path)(e)),
+        }
+    }
+
+    /// The path that a rename replaces.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The permissions of the file that is there, which the new one keeps.
+    pub fn replaced(&self) -> Option<&Permissions> {
+        self.replaced.as_ref()
+    }
+
+    /// The directory that the file is in.
+    pub fn directory(&self) -> PathBuf {
+        directory_of(&self.path)
+    }
+}
+
+/// Whether a path ends in a name, and not in a slash, a dot or nothing.
+fn names_a_file(path: &Path) -> bool {
+    let text = path.as_os_str().as_encoded_bytes();
+    let last = text
+        .rsplit(|b| std::path::is_separator(char::from(*b)))
+        .next();
+    !matches!(last, None | Some(b"" | b"." | b".."))
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
