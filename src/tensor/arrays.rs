@@ -49,7 +49,7 @@ fn check_npy_header(file: &mut File, file_len: u64) -> Result<(), String> {
         1 => (u64::from(u16::from_le_bytes([a, b])), 10),
         _ => (u64::from(u32::from_le_bytes([a, b, c, d])), 12),
     };
-    let most = LONGEST_HEADER.min(file_len - 12);
+    let most = LONGEST_HEADER.min(file_len.saturating_sub(before));
     if len > most {
         return Err(format!(
             "its header has {len} bytes; at most {most} are read"
@@ -59,6 +59,20 @@ fn check_npy_header(file: &mut File, file_len: u64) -> Result<(), String> {
     file.seek(SeekFrom::Start(before))
         .and_then(|_| file.read_exact(&mut text))
         .map_err(truncated)?;
+    // The parser multiplies the numbers of the shape without a look at their size, and takes more than decimal ones.
+    let decimal = |pair: &[u8]| {
+        !pair[0].is_ascii_digit() || !(pair[1] == b'_' || pair[1].is_ascii_alphabetic())
+    };
+    let mut digits = text
+        .split(|b| !b.is_ascii_digit())
+        .filter(|digits| !digits.is_empty());
+    let product = digits.try_fold(1u64, |product, digits| {
+        let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        product.checked_mul(number.max(1))
+    });
+    if product.is_none() || !text.windows(2).all(decimal) {
+        return Err("its header asks for more than can be addressed".to_owned());
+    }
     let mut depth = 0usize;
     for byte in text {
         match byte {

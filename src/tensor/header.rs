@@ -57,6 +57,11 @@ pub struct Header {
 pub fn parse(json: &[u8], data_len: u64) -> Result<Header, String> {
     let header: Header =
         serde_json::from_slice(json).map_err(|e| format!("its header is not valid: {e}"))?;
+    let mut names: Vec<&str> = header.entries.iter().map(|e| &*e.name).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("{} is there twice", quoted(twice[0])));
+    }
     for entry in &header.entries {
         check(entry)?;
     }
@@ -153,6 +158,7 @@ pub fn serialize(header: &Header) -> Vec<u8> {
 }
 
 #[derive(Deserialize, Serialize)]
+#[serde(expecting = "an object with `dtype`, `shape` and `data_offsets`")]
 struct Description<'a> {
     dtype: std::borrow::Cow<'a, str>,
     shape: std::borrow::Cow<'a, [usize]>,
@@ -170,15 +176,12 @@ impl<'de> Deserialize<'de> for Header {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let (mut header, mut seen) = (Header::default(), HashSet::new());
+                let (mut header, mut described) = (Header::default(), false);
                 while let Some(Name(name)) = map.next_key()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!(
-                            "{} is there twice",
-                            quoted(&name)
-                        )));
-                    }
                     if name == METADATA {
+                        if std::mem::replace(&mut described, true) {
+                            return Err(A::Error::custom(format!("`{METADATA}` is there twice")));
+                        }
                         let metadata: Option<Strings> = map.next_value()?;
                         header.metadata = metadata.map(|strings| strings.0).unwrap_or_default();
                         continue;
