@@ -307,8 +307,12 @@ fn difference(
 /// A spike this high makes the bias vanish beside the weights it is multiplied with.
 const AMPLITUDE: f64 = 16_777_216.0;
 
-/// Values held at a time for each intermediate map of a worker.
-const SLAB_VALUES: usize = 1 << 16;
+/// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
+const SLAB_VALUES: usize = 1 << 18;
+
+/// Values of each map that impulses give: they stay in the cache, and the allocator hands the same memory out again
+/// instead of asking the kernel for fresh pages. (Over as many as in a slab, verifying RepVGG-B3 takes 1.7 times as long.)
+const MAP_VALUES: usize = 1 << 14;
 
 /// The multiply-adds that impulses through an inner conv may cost before only some channels get one.
 const IMPULSE_BUDGET: f64 = 4e9;
@@ -497,8 +501,7 @@ impl Check<'_> {
         }
         let g = *fused.geometry();
         let composed = inner_cost(fused.expr.expr());
-        // What stands before the last conv runs anew for every slab, so such blocks are taken whole.
-        let per_slab = if composed > 0.0 || g.transposed {
+        let per_slab = if self.is_whole() {
             g.out
         } else {
             (SLAB_VALUES / g.row_len().max(1)).max(1)
@@ -537,6 +540,12 @@ impl Check<'_> {
         Ok(verdict)
     }
 
+    /// What stands before the last conv runs anew for every slab, so such blocks are taken whole; transposed ones too, for
+    /// their rows are not stored as such.
+    fn is_whole(&self) -> bool {
+        self.fused.geometry().transposed || inner_cost(self.fused.expr.expr()) > 0.0
+    }
+
     fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
         self.options.go_on()?;
         let g = self.fused.geometry();
@@ -559,25 +568,35 @@ impl Check<'_> {
             rows: rows.clone(),
         };
         compare.over(&self.maps(), [1, 1], &mut reader, &mut tally)?;
-        // Several channels at a time, as many as the buffers hold.
-        let values_per_channel = rows.len() * g.extent[0] * g.extent[1];
-        let step = (SLAB_VALUES / values_per_channel.max(1)).clamp(1, channels.max(1));
+        let area = g.extent[0] * g.extent[1];
+        // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
+        let (part, step) = if self.is_whole() {
+            let step = SLAB_VALUES / (rows.len() * area).max(1);
+            (rows.len(), step.clamp(1, channels.max(1)))
+        } else {
+            let part = MAP_VALUES / (channels * area).max(1);
+            (part.max(1), channels.max(1))
+        };
         // A sample of channels starts where the seed says.
         let offset = if channels < g.in_per_group() {
             self.options.seed as usize % (g.in_per_group() - channels + 1)
         } else {
             0
         };
-        let mut first = 0;
-        while first < channels {
-            let last = (first + step).min(channels);
-            let input = Input::Spikes {
-                per_group: g.in_per_group(),
-                channels: first + offset..last + offset,
-                amplitude: AMPLITUDE,
+        for start in rows.clone().step_by(part) {
+            let compare = Compare {
+                rows: start..(start + part).min(rows.end),
+                ..compare
             };
-            compare.over(&input, g.extent, &mut reader, &mut tally)?;
-            first = last;
+            for first in (0..channels).step_by(step) {
+                let last = (first + step).min(channels);
+                let input = Input::Spikes {
+                    per_group: g.in_per_group(),
+                    channels: first + offset..last + offset,
+                    amplitude: AMPLITUDE,
+                };
+                compare.over(&input, g.extent, &mut reader, &mut tally)?;
+            }
         }
         Ok(tally)
     }
