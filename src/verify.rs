@@ -378,14 +378,16 @@ pub fn deployed_rows(
         (Some((weight, bias, float)), Deployed::File(file)) => {
             let mut reader = Reader::new(file, 0);
             let kernel = if g.transposed {
-                transposed::from_stored(&reader.vector(weight, 0, weight.len())?, g)
+                transposed::read_rows(weight, g.groups, rows.clone(), &mut reader)?
             } else {
                 reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
             };
             Ok((kernel, reader.vector(bias, rows.start, rows.len())?, float))
         }
         _ => {
-            let mut reader = Reader::new(checkpoint, 1 << 18);
+            // A row of a transposed conv lies all over its weight; nothing beside it is wanted.
+            let window = if g.transposed { 0 } else { 1 << 18 };
+            let mut reader = Reader::new(checkpoint, window);
             let (mut kernel, mut bias) =
                 crate::fuse::fold_rows(checkpoint, fused, rows, &mut reader)?;
             kernel
@@ -501,7 +503,8 @@ impl Check<'_> {
         }
         let g = *fused.geometry();
         let composed = inner_cost(fused.expr.expr());
-        let per_slab = if self.is_whole() {
+        // What stands before the last conv runs anew for every slab, so such blocks are taken whole.
+        let per_slab = if composed > 0.0 {
             g.out
         } else {
             (SLAB_VALUES / g.row_len().max(1)).max(1)
@@ -540,12 +543,6 @@ impl Check<'_> {
         Ok(verdict)
     }
 
-    /// What stands before the last conv runs anew for every slab, so such blocks are taken whole; transposed ones too, for
-    /// their rows are not stored as such.
-    fn is_whole(&self) -> bool {
-        self.fused.geometry().transposed || inner_cost(self.fused.expr.expr()) > 0.0
-    }
-
     fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
         self.options.go_on()?;
         let g = self.fused.geometry();
@@ -570,7 +567,7 @@ impl Check<'_> {
         compare.over(&self.maps(), [1, 1], &mut reader, &mut tally)?;
         let area = g.extent[0] * g.extent[1];
         // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
-        let (part, step) = if self.is_whole() {
+        let (part, step) = if inner_cost(self.fused.expr.expr()) > 0.0 {
             let step = SLAB_VALUES / (rows.len() * area).max(1);
             (rows.len(), step.clamp(1, channels.max(1)))
         } else {

@@ -10,6 +10,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
 use super::expr::{Bn, Conv, Expr, Factor, Operand, Values};
 use super::geometry::{Geometry, dilated, extent_of, first_input, four_dims, outputs};
+use super::transposed;
 
 /// Feature maps, `[channels, maps, height, width]`, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -287,21 +288,13 @@ impl<V> Run<'_, V> {
         } else {
             (first, second)
         };
-        let mut data = vec![0.0; rows.len() * per_group * taps];
-        if conv.transposed {
-            // `[in, out/groups, kh, kw]`, turned by 180° as a conv over a map with zeros between pixels.
-            let whole = self.values.vector(&conv.weight, 0, first * second * taps)?;
-            for (row, o) in data.chunks_exact_mut(per_group * taps).zip(rows.clone()) {
-                for (i, kernel) in row.chunks_exact_mut(taps).enumerate() {
-                    let at = ((o / second * per_group + i) * second + o % second) * taps;
-                    kernel.copy_from_slice(&whole[at..at + taps]);
-                    kernel.reverse();
-                }
-            }
+        let mut data = if conv.transposed {
+            transposed::read_rows(&conv.weight, groups, rows.clone(), self.values)?
         } else {
+            let first = rows.start * per_group * taps;
             self.values
-                .read(&conv.weight, rows.start * per_group * taps, &mut data)?;
-        }
+                .vector(&conv.weight, first, rows.len() * per_group * taps)?
+        };
         if self.reading == Reading::Magnitude {
             data.iter_mut().for_each(|w| *w = w.abs());
         }
