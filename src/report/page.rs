@@ -10,7 +10,7 @@ use crate::units;
 
 /// The page's template. Whatever it interpolates is escaped, unless it says `safe`: that is for SVG made here.
 #[derive(Template)]
-#[template(path = "report.html")]
+#[template(path = "report.html", config = "src/report/askama.toml")]
 struct Page<'a> {
     report: &'a Report,
     title: String,
