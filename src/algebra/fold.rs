@@ -78,6 +78,7 @@ enum Source<T> {
 pub struct Scratch {
     weight: Vec<f64>,
     composed: Vec<f64>,
+    by_tap: Vec<f64>,
     blurred: [Vec<f64>; 2],
 }
 
@@ -126,6 +127,7 @@ impl<T: Operand> Folded<T> {
         let Scratch {
             weight,
             composed,
+            by_tap,
             blurred,
         } = scratch;
         let start = self.geometry.first_input(o);
@@ -151,7 +153,7 @@ impl<T: Operand> Folded<T> {
                         Some(inner) => {
                             bias += scale * row.through_bias(weight, &inner.bias);
                             let (extent, first) =
-                                row.through(weight, inner, o, &self.geometry, composed);
+                                row.through(weight, inner, o, &self.geometry, [composed, by_tap]);
                             (composed, extent, first)
                         }
                         None if conv.dilation == [1, 1] => (weight, row.kernel, row.first),
@@ -491,7 +493,7 @@ impl Row {
         inner: &Affine,
         o: usize,
         whole: &Geometry,
-        out: &mut Vec<f64>,
+        [out, by_tap]: [&mut Vec<f64>; 2],
     ) -> ([usize; 2], usize) {
         let [ih, iw] = inner.geometry.extent;
         let extent = [self.extent[0] + ih - 1, self.extent[1] + iw - 1];
@@ -504,22 +506,42 @@ impl Row {
             [1, 1] => weight,
             _ => spread(weight, self.kernel, self.extent, self.dilation, &mut apart),
         };
+        let area = extent[0] * extent[1];
         let kernels = weight.chunks_exact(self.extent[0] * self.extent[1]);
-        for (t, kernel) in kernels.enumerate() {
-            let t = self.first + t;
+        let inner_rows = (self.first..).map(|t| {
             let channel = inner.geometry.first_input(t) - start;
-            for (c, taps) in inner.row(t).chunks_exact(ih * iw).enumerate() {
-                let map =
-                    &mut out[(channel + c) * extent[0] * extent[1]..][..extent[0] * extent[1]];
-                // Either kernel may move over the other: the larger one moves, in fewer and longer steps. Over
-                // an inner 1×1 of 512 channels this is fifteen times as fast as the other way round.
-                let (steps, width, moved, moved_width) = match taps.len() < kernel.len() {
-                    true => (taps, iw, kernel, self.extent[1]),
-                    false => (kernel, self.extent[1], taps, iw),
-                };
-                for (i, w) in steps.iter().enumerate() {
-                    let at = i / width * extent[1] + i % width;
-                    add_at(moved, moved_width, *w, &mut map[at..], extent[1]);
+            (inner.row(t), channel)
+        });
+        if self.extent == [1, 1] {
+            for (w, (row, channel)) in weight.iter().zip(inner_rows) {
+                add_scaled(row, *w, &mut out[channel * area..]);
+            }
+        } else if [ih, iw] == [1, 1] {
+            // Tap by tap, for so the channels lie side by side.
+            by_tap.clear();
+            by_tap.resize(area * width, 0.0);
+            for (kernel, (row, channel)) in kernels.zip(inner_rows) {
+                for (w, map) in kernel.iter().zip(by_tap.chunks_exact_mut(width)) {
+                    add_scaled(row, *w, &mut map[channel..]);
+                }
+            }
+            for (c, map) in out.chunks_exact_mut(area).enumerate() {
+                let taps = by_tap[c..].iter().step_by(width);
+                map.iter_mut().zip(taps).for_each(|(to, w)| *to = *w);
+            }
+        } else {
+            for (kernel, (row, channel)) in kernels.zip(inner_rows) {
+                let maps = out[channel * area..].chunks_exact_mut(area);
+                for (taps, map) in row.chunks_exact(ih * iw).zip(maps) {
+                    // Either kernel may move over the other: the larger one moves, in fewer and longer steps.
+                    let (steps, width, moved, moved_width) = match taps.len() < kernel.len() {
+                        true => (taps, iw, kernel, self.extent[1]),
+                        false => (kernel, self.extent[1], taps, iw),
+                    };
+                    for (i, w) in steps.iter().enumerate() {
+                        let at = i / width * extent[1] + i % width;
+                        add_at(moved, moved_width, *w, &mut map[at..], extent[1]);
+                    }
                 }
             }
         }
@@ -602,7 +624,7 @@ fn add_centred(
     let area = into[0] * into[1];
     let out = &mut out[channel * area..];
     if extent == into {
-        out.iter_mut().zip(taps).for_each(|(o, w)| *o += scale * w);
+        add_scaled(taps, scale, out);
         return;
     }
     let at = (into[0] - extent[0]) / 2 * into[1] + (into[1] - extent[1]) / 2;
@@ -614,6 +636,10 @@ fn add_centred(
     }
 }
 
+fn add_scaled(from: &[f64], scale: f64, to: &mut [f64]) {
+    from.iter().zip(to).for_each(|(w, o)| *o += scale * w);
+}
+
 /// Adds `scale` times a map of rows of `width` to one whose rows are `stride` apart.
 fn add_at(from: &[f64], width: usize, scale: f64, to: &mut [f64], stride: usize) {
     if width == stride {
@@ -621,6 +647,6 @@ fn add_at(from: &[f64], width: usize, scale: f64, to: &mut [f64], stride: usize)
         return;
     }
     for (from, to) in from.chunks_exact(width).zip(to.chunks_mut(stride)) {
-        from.iter().zip(to).for_each(|(w, o)| *o += scale * w);
+        add_scaled(from, scale, to);
     }
 }
