@@ -232,6 +232,11 @@ fn hostile_pickles_are_refused() {
         );
     }
     assert!(!mark.exists(), "the pickle's command was run");
+    // A dict without a tensor is a pickle like any other; there is nothing to read in it.
+    assert_eq!(
+        refused(b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s."),
+        "`file.pt` cannot be read as a PyTorch file: it has no tensor"
+    );
 }
 
 /// A view can repeat one number as often as it says; what goes far beyond the file is not believed.

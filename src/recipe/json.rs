@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 /// Reads JSON text.
 ///
@@ -47,8 +47,7 @@ impl<'de> Visitor<'de> for Anything {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Strict, E> {
-        let number = Number::from_f64(value).ok_or_else(|| E::custom("a number is not finite"))?;
-        Ok(Strict(number.into()))
+        Ok(Strict(value.into()))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Strict, E> {

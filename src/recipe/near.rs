@@ -13,7 +13,7 @@ const SHOWN: usize = 3;
 
 /// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
 pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
-    let mut lines = BTreeSet::new();
+    let mut lines = Vec::new();
     let evident = |recipe: &&Recipe| {
         let there = |pattern| anywhere(index, pattern).next().is_some();
         recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
@@ -25,7 +25,7 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             if let Some((place, missing)) =
                 owner(recipe, tensor, index).filter(|(_, missing)| !missing.is_empty())
             {
-                lines.insert(format!(
+                lines.push(format!(
                     "{} looks like `{}` but {missing} is missing",
                     quoted(&place),
                     recipe.name
@@ -34,6 +34,8 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             }
         }
     }
+    // What the names that only one family has say outweighs what any other looks like.
+    let recipes = if lines.is_empty() { recipes } else { &[] };
     for recipe in recipes {
         let possible = |rule: &&BlockRule| rule.at.iter().any(|p| segments.allow(p));
         for rule in recipe.blocks.iter().filter(possible) {
@@ -51,7 +53,7 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
                     .filter(|path| !path.is_empty())
                     .cloned();
                 let place = place.unwrap_or_else(|| start.anchor.name().to_owned());
-                lines.insert(format!(
+                lines.push(format!(
                     "{} looks like `{}` but {reason}",
                     quoted(&place),
                     recipe.name
@@ -62,12 +64,15 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
                 let there = |pattern| anywhere(index, pattern).next().is_some();
                 let absent = recipe.when.iter().find(|any| !any.iter().any(there));
                 if let Some(pattern) = absent.and_then(|any| any.first()) {
-                    lines.insert(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
+                    lines.push(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
                 }
             }
         }
     }
-    lines.into_iter().take(SHOWN).collect()
+    let mut seen = BTreeSet::new();
+    lines.retain(|line| seen.insert(line.clone()));
+    lines.truncate(SHOWN);
+    lines
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).
