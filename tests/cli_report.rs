@@ -223,3 +223,61 @@ fn large_networks_and_large_kernels_stay_small_pages() {
     // Noise is the worst case: no two neighbours have one shade.
     assert!(page.len() < 60_000, "{} bytes", page.len());
 }
+
+/// Every family: kernels are linear, so no tap of the fused kernel is larger than those of its branches together, and the
+/// kernel that the authors' own code wrote looks like the one that is folded here.
+#[test]
+fn in_every_family_the_branches_make_up_the_fused_kernel() {
+    use repfuse::report::{Kernel, kernel_maps};
+    use repfuse::verify::Deployed;
+    use repfuse::{recipe, tensor::Checkpoint};
+
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let recipes = recipe::builtin().expect("recipes");
+    let mut seen = 0;
+    for recipe in &recipes {
+        let Ok(files) = std::fs::read_dir(root.join(&recipe.name)) else {
+            continue;
+        };
+        for path in files.map(|file| file.expect("an entry").path()) {
+            let text = path.to_str().expect("text");
+            let Some(case) = text.strip_suffix(".train.safetensors") else {
+                continue;
+            };
+            let train = Checkpoint::open(&path).expect("a checkpoint");
+            let deploy = Checkpoint::open(format!("{case}.deploy.safetensors")).expect("a pair");
+            let Ok(plan) = recipe::plan(train.tensors(), recipe, &recipe::Options::default())
+            else {
+                continue;
+            };
+            for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
+                let maps = kernel_maps(&train, fused, Deployed::InMemory).expect("maps");
+                let taps = |kernel: Option<Kernel>| kernel.expect("a kernel").taps;
+                let whole = taps(maps.fused);
+                for (i, tap) in whole.iter().enumerate() {
+                    let parts: f64 = maps.branches.iter().map(|b| b.taps[i]).sum();
+                    assert!(
+                        *tap <= parts * (1.0 + 1e-12),
+                        "{case} {}: tap {i}",
+                        fused.module
+                    );
+                    if let [only] = &maps.branches[..] {
+                        assert_eq!(*tap, only.taps[i], "{case} {}: tap {i}", fused.module);
+                    }
+                }
+                let largest = whole.iter().copied().fold(0.0, f64::max);
+                let theirs = kernel_maps(&train, fused, Deployed::File(&deploy)).expect("maps");
+                for (ours, theirs) in whole.iter().zip(taps(theirs.fused)) {
+                    // Half precision is the coarsest that a fixture is stored in.
+                    assert!(
+                        (ours - theirs).abs() <= 1e-2 * largest,
+                        "{case} {}",
+                        fused.module
+                    );
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 300, "{seen}");
+}
