@@ -173,8 +173,7 @@ impl Float {
         }
         // Half of the smallest number is a tie, which rounds to the even zero.
         let most = self.half_subnormal();
-        let vanishes = |x: &&f64| (x.abs() <= most) & (**x != 0.0);
-        values.iter().filter(vanishes).count()
+        dispatch!(Level::new(), _simd => count_below(most, values))
     }
 
     /// The value that [`encode`](Self::encode) would store.
@@ -261,6 +260,12 @@ where
         *single = round_to_odd(*x);
     }
     halves.convert_from_f32_slice(&singles[..values.len()]);
+}
+
+#[inline(always)]
+fn count_below(most: f64, values: &[f64]) -> usize {
+    let vanishes = |x: &&f64| (x.abs() <= most) & (**x != 0.0);
+    values.iter().filter(vanishes).count()
 }
 
 /// Rounds to f32 such that a second rounding to a half format gives the same as a single one.
