@@ -286,8 +286,7 @@ fn spikes_equal_dense_maps() {
         let mut maps = Maps::zeros(g.inputs, per_group, size);
         for channel in 0..g.inputs {
             let map = channel * per_group + channel % per_group;
-            maps.data
-                [map * size[0] * size[1] + g.extent[0].strict_sub(1) * size[1] + g.extent[1] - 1] =
+            maps.data[map * size[0] * size[1] + (g.extent[0] - 1) * size[1] + g.extent[1] - 1] =
                 3.0;
         }
         let dense = run(&tree, &Input::Dense(maps), g.extent, Reading::Value);
