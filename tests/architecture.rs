@@ -2,9 +2,13 @@
 //!
 //! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify, inspect → run, network → cost → report → cli → main`
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use support::file::files_below;
 
 /// Every module with the modules it may use.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -77,23 +81,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
-fn rust_files(directory: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            rust_files(&path, into);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            into.push(path);
-        }
-    }
-}
-
 fn source() -> Vec<(PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    rust_files(&src, &mut files);
     let text = |path: &PathBuf| fs::read_to_string(path).expect("a readable file");
-    files
+    files_below(&src, "rs")
         .iter()
         .map(|path| {
             (

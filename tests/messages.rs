@@ -10,7 +10,7 @@ use repfuse::tensor::write::Layout;
 use repfuse::tensor::{Checkpoint, Destination, Dtype, Output, Writer};
 use repfuse::values::Reader;
 use support::Array;
-use support::file::{Place, bytes, checkpoint, recipe};
+use support::file::{Place, bytes, checkpoint, ones, recipe};
 use support::forge::{File, Held};
 
 // Shapes
@@ -264,16 +264,6 @@ fn planned(file: &File, text: &str) -> Result<Plan, recipe::Error> {
     recipe::plan(checkpoint.tensors(), &recipe, &Options::default())
 }
 
-fn file(tensors: &[(&str, &[usize])]) -> File {
-    let mut file = File::default();
-    for (name, shape) in tensors {
-        let values = vec![1.0; shape.iter().product()];
-        file.tensors
-            .insert((*name).to_owned(), Held::f32(shape, &values));
-    }
-    file
-}
-
 /// A recipe that starts at `c.weight` and fuses an expression to `out`.
 fn fused(expression: &str) -> String {
     recipe(&format!(
@@ -295,7 +285,7 @@ fn blocks_that_are_not_whole() {
         ("a.v", &[5]),
     ];
     let without = |gone: &[&str]| {
-        file(
+        ones(
             &all.iter()
                 .copied()
                 .filter(|(name, _)| !gone.contains(name))
@@ -381,7 +371,7 @@ fn blocks_that_are_not_whole() {
     let by_name = recipe(
         r#"{"at": "{p}.d{i}.weight", "fuse": {"{p}.out": {"conv": "{p}.d{i}", "dilation": "{i}"}}}"#,
     );
-    let named = |name: &str| planned(&file(&[(name, &[4, 4, 3, 3])]), &by_name);
+    let named = |name: &str| planned(&ones(&[(name, &[4, 4, 3, 3])]), &by_name);
     let error = named("a.d0.weight").expect_err("no distance");
     assert_eq!(
         error.to_string(),
@@ -409,7 +399,7 @@ fn tensors_that_have_no_single_fate() {
         ("a.d.weight", &[4, 4, 1, 1]),
         ("a.i", &[4]),
     ];
-    let mut tensors = file(&two);
+    let mut tensors = ones(&two);
     tensors.tensors.insert(
         "a.i".to_owned(),
         Held {
@@ -492,12 +482,12 @@ fn tensors_that_have_no_single_fate() {
     }
     // A tensor with a name that only blocks of the family have.
     let owning = recipe(&at("c", c)).replacen(r#""eps""#, r#""owns": ["c"], "eps""#, 1);
-    let orphan = planned(&file(&[two[0], ("b.c.bias", &[4])]), &owning).expect_err("an orphan");
+    let orphan = planned(&ones(&[two[0], ("b.c.bias", &[4])]), &owning).expect_err("an orphan");
     assert_eq!(
         orphan.to_string(),
         "`b.c.bias` belongs to a block of recipe `own` that is not whole: `b.c.weight` is missing"
     );
-    assert!(planned(&file(&[two[0], ("b.d.bias", &[4])]), &owning).is_ok());
+    assert!(planned(&ones(&[two[0], ("b.d.bias", &[4])]), &owning).is_ok());
 }
 
 #[test]
@@ -513,7 +503,7 @@ fn files_that_no_recipe_fits() {
             "{args}"
         );
     };
-    file(&[("a.b", &[1])]).write(&place.path("other.safetensors"));
+    ones(&[("a.b", &[1])]).write(&place.path("other.safetensors"));
     run(
         "fuse other.safetensors x",
         1,
@@ -593,12 +583,12 @@ fn files_that_several_recipes_fit() {
         ("model.1.cv1.conv.weight", &[4, 4, 1, 1]),
         ("model.2.linear.weight", &[4, 4]),
     ];
-    file(&tensors[..5]).write(&place.path("little.safetensors"));
+    ones(&tensors[..5]).write(&place.path("little.safetensors"));
     let ran = place.run("fuse little.safetensors x");
     let hint = "\n  `model.0.bn.bias` looks like `ultralytics-cls` but nothing is named `{p}.model.{i}.cv1.conv.weight`; pass \
                 --recipe ultralytics-cls if it is";
     assert!(ran.stderr.contains(hint), "{}", ran.stderr);
-    file(&tensors).write(&place.path("enough.safetensors"));
+    ones(&tensors).write(&place.path("enough.safetensors"));
     assert_eq!(
         place.run("fuse enough.safetensors x -q").all(),
         (Some(0), "", "")

@@ -3,24 +3,14 @@
 mod support;
 
 use serde_json::Value;
-use support::file::{Place, recipe};
+use support::file::{Place, ones, recipe};
 use support::forge::{File, Held};
-
-fn file(tensors: &[(&str, &[usize])]) -> File {
-    let mut file = File::default();
-    for (name, shape) in tensors {
-        let values = vec![1.0; shape.iter().product()];
-        file.tensors
-            .insert((*name).to_owned(), Held::f32(shape, &values));
-    }
-    file
-}
 
 /// What is not fused must be there as it was, and what a recipe sets as it says.
 #[test]
 fn deploy_forms_that_differ() {
     let place = Place::new();
-    let tensors = file(&[("a.c.weight", &[1, 1, 1, 1]), ("a.s", &[2]), ("head", &[3])]);
+    let tensors = ones(&[("a.c.weight", &[1, 1, 1, 1]), ("a.s", &[2]), ("head", &[3])]);
     tensors.write(&place.path("in.safetensors"));
     place.write(
         "own.json",
@@ -100,9 +90,9 @@ fn deploy_forms_that_differ() {
 fn maps_that_cannot_be_run() {
     let place = Place::new();
     let c = [("a.c.weight", &[4, 4, 3, 3][..])];
-    file(&c).write(&place.path("in.safetensors"));
+    ones(&c).write(&place.path("in.safetensors"));
     let maps = |name: &str, channels: usize| {
-        file(&[(name, &[1, channels, 5, 5])]).write(&place.path("maps.safetensors"));
+        ones(&[(name, &[1, channels, 5, 5])]).write(&place.path("maps.safetensors"));
     };
     let run = |expression: &str, more: &str| {
         let block = format!(r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.out": {expression}}}}}"#);

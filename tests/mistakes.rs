@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use repfuse::recipe;
-use support::file::{Place, checkpoint, recipe as own};
+use support::file::{Place, checkpoint, files_below, recipe as own};
 
 /// A recipe of one block with something in it.
 fn block(more: &str) -> String {
@@ -297,17 +297,6 @@ fn arguments_with_one_mistake() {
 
 // All of them
 
-fn rust_files(directory: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            rust_files(&path, into);
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
-            into.push(path);
-        }
-    }
-}
-
 /// The string literals of a source without comments, line continuations and escaped quotes resolved.
 fn literals(code: &str) -> Vec<String> {
     let code: String = code
@@ -370,9 +359,7 @@ fn fixed_part(format: &str) -> String {
 #[test]
 fn every_message_is_held_by_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut sources, mut tests) = (Vec::new(), Vec::new());
-    rust_files(&root.join("src"), &mut sources);
-    rust_files(&root.join("tests"), &mut tests);
+    let [sources, tests] = ["src", "tests"].map(|part| files_below(&root.join(part), "rs"));
     let read = |path: &PathBuf| fs::read_to_string(path).expect("a source");
     let mut words: String = tests.iter().map(read).collect();
     let (mut looked_at, mut missing) = (0, Vec::new());

@@ -1,21 +1,12 @@
 //! The built-in recipes that are looked at for a file are enough: the others would change nothing.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::Path;
 
 use repfuse::recipe::{self, Recipe};
 use repfuse::tensor::Checkpoint;
-
-fn checkpoints(directory: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            checkpoints(&path, into);
-        } else if path.extension().is_some_and(|ext| ext == "safetensors") {
-            into.push(path);
-        }
-    }
-}
+use support::file::files_below;
 
 fn outcome(found: Result<recipe::Detected<'_>, recipe::Error>) -> Result<String, String> {
     found
@@ -26,11 +17,8 @@ fn outcome(found: Result<recipe::Detected<'_>, recipe::Error>) -> Result<String,
 #[test]
 fn recipes_that_are_not_looked_at_would_change_nothing() {
     let all = recipe::builtin().expect("the built-in recipes");
-    let mut paths = Vec::new();
-    checkpoints(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
-        &mut paths,
-    );
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let paths = files_below(&fixtures, "safetensors");
     let (mut looked_at, mut found, mut refused) = (0, 0, 0);
     for path in &paths {
         let file = Checkpoint::open(path).expect("a checkpoint");

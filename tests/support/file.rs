@@ -26,6 +26,17 @@ pub fn tensor(file: &mut File, name: &str, shape: &[usize], random: &mut Random)
         .insert(name.to_owned(), Held::f32(shape, &values));
 }
 
+/// A file of tensors that are all ones.
+pub fn ones(tensors: &[(&str, &[usize])]) -> File {
+    let mut file = File::default();
+    for (name, shape) in tensors {
+        let values = vec![1.0; shape.iter().product()];
+        let held = Held::f32(shape, &values);
+        file.tensors.insert((*name).to_owned(), held);
+    }
+    file
+}
+
 /// A batch norm of random values.
 pub fn norm(file: &mut File, module: &str, channels: usize, random: &mut Random) {
     for end in ["weight", "bias", "running_mean", "running_var"] {
@@ -62,6 +73,20 @@ pub fn checkpoint(blocks: usize, channels: usize) -> File {
 /// A recipe of one block.
 pub fn recipe(block: &str) -> String {
     format!(r#"{{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{block}]}}"#)
+}
+
+/// Every file below a directory whose name ends in `.extension`.
+pub fn files_below(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files.extend(files_below(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    files
 }
 
 /// A directory of its own to run the command in.
