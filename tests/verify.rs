@@ -9,6 +9,8 @@ use repfuse::fuse;
 use repfuse::recipe::{self, Options, Recipe};
 use repfuse::tensor::Checkpoint;
 use repfuse::verify::{Allowance, Deployed, Verdict, verify};
+use support::Random;
+use support::file::{norm, tensor};
 use support::forge::File;
 use tempfile::TempDir;
 
@@ -169,6 +171,32 @@ fn rejects_any_one_weight_off_by_1e_5_and_names_it() {
         }
         assert!(bench.verify(&file).accepted());
     }
+}
+
+/// How wide a conv is makes no difference to what its weights may be off by, for each of them is folded by itself.
+#[test]
+fn rejects_a_weight_off_by_1e_5_in_a_wide_conv_of_another_converter() {
+    let mut bench = Bench::new();
+    let (mut train, mut random) = (File::default(), Random(6));
+    for (branch, k) in [("rbr_dense", 3), ("rbr_1x1", 1)] {
+        let weight = format!("stage0.{branch}.conv.weight");
+        tensor(&mut train, &weight, &[2, 4096, k, k], &mut random);
+        norm(&mut train, &format!("stage0.{branch}.bn"), 2, &mut random);
+    }
+    bench.train = bench.path("wide.safetensors");
+    train.write(&bench.train);
+    let mut file = bench.fused();
+    file.metadata.clear();
+    let name = "stage0.rbr_reparam.weight";
+    let whole = file.at(name).clone();
+    for at in [0, 40_000, 2 * 4096 * 9 - 1] {
+        file.at(name).edit(|w| w[at] *= 1.0 + 1e-5);
+        let verdict = bench.verify(&file);
+        assert_eq!(verdict.allowance, Allowance::Arithmetic);
+        rejects(&verdict, "stage0.rbr_reparam");
+        *file.at(name) = whole.clone();
+    }
+    assert!(bench.verify(&file).accepted());
 }
 
 #[test]

@@ -1,0 +1,177 @@
+//! The proof: the training form runs branch by branch, the deploy form as one conv, and both must agree.
+//!
+//! The verdict is not a tolerance picked by feel. For an output `y = K ∗ x + b` whose kernel and bias are stored with
+//! unit roundoff `u`, rounding them moves `y` by at most `u·(|K| ∗ |x| + |b|)`; every difference is measured in units of
+//! that bound, and more than 1 of them is a failure. Nothing is shared with [`fold`](mod@crate::algebra::fold).
+//!
+//! Three kinds of input are tried on every block:
+//!
+//! | probe | finds |
+//! |---|---|
+//! | zero | the bias |
+//! | random maps | anything large |
+//! | impulses, one per input channel | any single weight, and names it |
+
+mod block;
+mod bound;
+mod copies;
+mod deployed;
+mod probes;
+mod tally;
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use crate::numbers;
+use crate::recipe::{Plan, What};
+use crate::tensor::{Checkpoint, Error as TensorError};
+
+use block::Check;
+use copies::compare_copies;
+
+pub use bound::Allowance;
+pub(crate) use bound::{allowance_of, slack};
+pub use deployed::{Deployed, deployed_rows};
+
+/// How a file is verified.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Random maps per block.
+    pub probes: NonZeroUsize,
+    /// The number that the maps are drawn from.
+    pub seed: u64,
+    /// Impulses on every input channel of every block, whatever it costs.
+    pub exhaustive: bool,
+    /// The largest difference that passes, in units of the rounding bound.
+    pub tolerance: f64,
+    /// Raised from outside to end the work early, with [`Interrupted`](TensorError::Interrupted).
+    pub stop: Option<&'static AtomicBool>,
+}
+
+impl Options {
+    fn go_on(&self) -> Result<(), TensorError> {
+        match self.stop {
+            Some(stop) if stop.load(Relaxed) => Err(TensorError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            probes: NonZeroUsize::new(2).unwrap_or(NonZeroUsize::MIN),
+            seed: 0,
+            exhaustive: false,
+            tolerance: 1.0,
+            stop: None,
+        }
+    }
+}
+
+/// The outcome for a whole file.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// One for each fused conv.
+    pub blocks: Vec<BlockVerdict>,
+    /// Tensors that were copied and are the same, byte for byte.
+    pub copied: usize,
+    /// What is wrong apart from the blocks: names missing or left over, copies that differ.
+    pub failures: Vec<String>,
+    /// Which rounding the file was allowed.
+    pub allowance: Allowance,
+    /// The largest ratio that passes.
+    pub tolerance: f64,
+}
+
+/// The outcome for one fused conv.
+#[derive(Clone, Debug)]
+pub struct BlockVerdict {
+    /// The block's name.
+    pub name: String,
+    /// The output module.
+    pub module: String,
+    /// What it was fused from, in a line.
+    pub expression: String,
+    /// The worst difference in units of its bound.
+    pub ratio: f64,
+    /// The worst absolute difference.
+    pub absolute: f64,
+    /// The worst difference relative to the larger of output and bound.
+    pub relative: f64,
+    /// Signal to noise over all probes, in dB.
+    pub snr_db: f64,
+    /// Where the worst ratio is: a tensor of the deploy form and an index in it.
+    pub at: Option<(String, Vec<usize>)>,
+    /// Input channels of each group that an impulse was sent through, of how many.
+    pub impulses: [usize; 2],
+    /// What is wrong with its tensors, if they cannot be compared at all.
+    pub failure: Option<String>,
+    /// Whether it passes.
+    pub accepted: bool,
+}
+
+impl Verdict {
+    /// Whether the two forms are the same network.
+    pub fn accepted(&self) -> bool {
+        self.failures.is_empty() && self.blocks.iter().all(|block| block.accepted)
+    }
+
+    /// The worst ratio of all blocks; NaN counts as the worst.
+    pub fn worst_ratio(&self) -> f64 {
+        self.blocks
+            .iter()
+            .map(|b| b.ratio)
+            .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+    }
+}
+
+/// Compares a training form with its deploy form.
+///
+/// # Errors
+/// When a file cannot be read or the training form cannot be folded. That the two differ is no error but a [`Verdict`].
+pub fn verify(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    options: &Options,
+) -> Result<Verdict, numbers::Error> {
+    let allowance = allowance_of(deployed);
+    let convs: Vec<_> = plan
+        .blocks
+        .iter()
+        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
+        .collect();
+    let blocks = convs
+        .par_iter()
+        .map(|(block, fused)| {
+            let check = Check {
+                checkpoint,
+                deployed,
+                fused,
+                allowance,
+                options,
+            };
+            check.run(&block.name)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let (copied, failures) = match deployed {
+        Deployed::File(file) => compare_copies(checkpoint, plan, file, options)?,
+        Deployed::InMemory => (
+            plan.outputs
+                .iter()
+                .filter(|p| matches!(p.what, What::Copy(_)))
+                .count(),
+            Vec::new(),
+        ),
+    };
+    Ok(Verdict {
+        blocks,
+        copied,
+        failures,
+        allowance,
+        tolerance: options.tolerance,
+    })
+}

@@ -1,0 +1,47 @@
+//! The inputs that are tried on a block.
+
+use crate::algebra::Geometry;
+use crate::algebra::forward::{Input, Maps};
+
+/// A spike this high makes the bias vanish beside the weights it is multiplied with.
+pub(super) const AMPLITUDE: f64 = 16_777_216.0;
+
+/// One map of zeros and some random ones, each as large as the kernel.
+pub(super) fn maps(g: &Geometry, random: usize, seed: u64) -> Input {
+    let mut maps = Maps::zeros(g.inputs, 1 + random, g.extent);
+    let area = g.extent[0] * g.extent[1];
+    let mut state = seed;
+    for (i, x) in maps.data.iter_mut().enumerate() {
+        if !(i / area).is_multiple_of(1 + random) {
+            *x = uniform(&mut state);
+        }
+    }
+    Input::Dense(maps)
+}
+
+/// A number from −1 to 1 (SplitMix64, Steele et al. 2014).
+fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+}
+
+/// The same input with every number replaced by its size.
+pub(super) fn magnitude(input: &Input) -> Input {
+    match input {
+        Input::Dense(maps) => Input::Dense(Maps {
+            data: maps.data.iter().map(|x| x.abs()).collect(),
+            ..*maps
+        }),
+        spikes => spikes.clone(),
+    }
+}
+
+/// What the roundings of subnormal numbers are multiplied by at most.
+pub(super) fn input_size(input: &Input) -> f64 {
+    match input {
+        Input::Dense(maps) => 1.0 + (maps.channels * maps.size[0] * maps.size[1]) as f64,
+        Input::Spikes { amplitude, .. } => 1.0 + amplitude,
+    }
+}
