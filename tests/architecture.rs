@@ -153,22 +153,24 @@ fn modules_use_only_what_lies_below_them() {
 
 #[test]
 fn fold_and_forward_share_no_code() {
-    for (file, other) in [
-        ("algebra/fold.rs", "forward"),
-        ("algebra/forward.rs", "fold"),
-    ] {
-        let (_, text) = source()
-            .into_iter()
-            .find(|(path, _)| path == Path::new(file))
-            .expect(file);
+    let mut looked_at = 0;
+    for (path, text) in source() {
+        let other = match path.to_string_lossy() {
+            path if path.starts_with("algebra/fold") => "forward",
+            path if path.starts_with("algebra/forward") => "fold",
+            _ => continue,
+        };
+        looked_at += 1;
         let imports = text.lines().filter(|line| line.starts_with("use "));
         for line in imports {
             assert!(
                 !line.contains(&format!("{other}::")),
-                "`{file}` imports `{other}`: {line}"
+                "`{}` imports `{other}`: {line}",
+                path.display()
             );
         }
     }
+    assert!(looked_at > 1, "{looked_at}");
 }
 
 #[test]

@@ -1,0 +1,230 @@
+//! The first reading: an expression becomes one kernel and one bias.
+//!
+//! The normal form is a sum of *terms*, each a scaled kernel or a scaled diagonal, plus a bias. A batch
+//! norm behind a conv only changes the term's scale, so nothing is multiplied out until a row of
+//! the fused kernel is asked for, and then every branch is read once: `row = Σ scale · branch row + taps`.
+//! A diagonal becomes a delta kernel only there, so the identity tap
+//! `[o, o mod (in/groups), ⌊kh/2⌋, ⌊kw/2⌋]` is written in one place.
+//!
+//! Rows (output channels) are independent of one another, and the large weights are read only row by row.
+//! What stands before the last conv of a sequence is needed whole by every row; it is folded when
+//! the expression is compiled.
+
+mod form;
+mod row;
+mod taps;
+
+use super::branches::Branch;
+use super::expr::{Operand, Values};
+use super::geometry::{Geometry, Resolved, four_dims};
+use form::{Form, Source, Term, compile};
+use row::read_row;
+use taps::{add_centred, blur, spread};
+
+/// A kernel `[out, in/groups, kh, kw]` and a bias `[out]`, in f64 and row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Affine {
+    /// The shapes of kernel and bias.
+    pub geometry: Geometry,
+    /// `out · in/groups · kh · kw` values.
+    pub kernel: Vec<f64>,
+    /// `out` values.
+    pub bias: Vec<f64>,
+}
+
+/// Folds a whole expression at once.
+///
+/// # Errors
+/// Whatever reading the values gives.
+pub fn fold<T: Operand, V: Values<T>>(
+    expr: &Resolved<T>,
+    values: &mut V,
+) -> Result<Affine, V::Error> {
+    Folded::compile(expr, values)?.all_rows(values)
+}
+
+/// An expression compiled to its normal form; rows of the fused kernel are there for the asking.
+#[derive(Debug)]
+pub struct Folded<T> {
+    geometry: Geometry,
+    form: Form<T>,
+}
+
+/// Buffers that one thread reuses from row to row.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    weight: Vec<f64>,
+    composed: Vec<f64>,
+    by_tap: Vec<f64>,
+    blurred: [Vec<f64>; 2],
+}
+
+impl<T: Operand> Folded<T> {
+    /// Compiles `expr`. Vectors are read, and inner convs folded; the outermost weights stay where they are.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn compile<V: Values<T>>(expr: &Resolved<T>, values: &mut V) -> Result<Self, V::Error> {
+        let geometry = *expr.geometry();
+        let form = compile(expr.expr(), geometry.inputs, None, values)?;
+        Ok(Folded { geometry, form })
+    }
+
+    /// Compiles one of the [`branches`](super::branches::branches) of an expression by itself. Its rows have the extent of
+    /// the whole kernel, with the branch in the middle; they add up to the rows of the whole.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn compile_branch<V: Values<T>>(
+        whole: &Resolved<T>,
+        branch: &Branch<T>,
+        values: &mut V,
+    ) -> Result<Self, V::Error> {
+        let geometry = *whole.geometry();
+        let form = compile(&branch.expr, geometry.inputs, None, values)?;
+        Ok(Folded { geometry, form })
+    }
+
+    /// What the fused kernel maps to what.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Writes the fused kernel's row `o`, `[in/groups, kh, kw]`, to `out` and returns its bias.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn row<V: Values<T>>(
+        &self,
+        o: usize,
+        values: &mut V,
+        scratch: &mut Scratch,
+        out: &mut [f64],
+    ) -> Result<f64, V::Error> {
+        let Scratch {
+            weight,
+            composed,
+            by_tap,
+            blurred,
+        } = scratch;
+        let start = self.geometry.first_input(o);
+        let mut bias = self.form.bias[o];
+        out.fill(0.0);
+        for Term {
+            source,
+            scale,
+            means,
+        } in &self.form.terms
+        {
+            let scale = scale[o];
+            let (taps, extent, first): (&[f64], _, _) = match source {
+                Source::Diagonal => (&[1.0], [1, 1], o),
+                Source::Inner(inner) => (
+                    inner.row(o),
+                    inner.geometry.extent,
+                    inner.geometry.first_input(o),
+                ),
+                Source::Conv { conv, after } => {
+                    let row = read_row(conv, o, values, weight)?;
+                    match after {
+                        Some(inner) => {
+                            bias += scale * row.through_bias(weight, &inner.bias);
+                            let (extent, first) =
+                                row.through(weight, inner, o, &self.geometry, [composed, by_tap]);
+                            (composed, extent, first)
+                        }
+                        None if conv.dilation == [1, 1] => (weight, row.kernel, row.first),
+                        None => (
+                            spread(weight, row.kernel, row.extent, conv.dilation, composed),
+                            row.extent,
+                            row.first,
+                        ),
+                    }
+                }
+            };
+            let (taps, extent) = blur(taps, extent, means, blurred);
+            add_centred(
+                taps,
+                extent,
+                first - start,
+                scale,
+                out,
+                self.geometry.extent,
+            );
+        }
+        Ok(bias)
+    }
+
+    /// Writes what is stored for input channel `i` of a transposed conv, `[out/groups, kh, kw]`, to `out`.
+    ///
+    /// Its taps stay as they are stored, for nothing but scales and sums can follow a transposed conv.
+    ///
+    /// # Errors
+    /// Whatever reading the values gives.
+    pub fn transposed_row<V: Values<T>>(
+        &self,
+        i: usize,
+        values: &mut V,
+        scratch: &mut Scratch,
+        out: &mut [f64],
+    ) -> Result<(), V::Error> {
+        let Geometry {
+            inputs,
+            out: outputs,
+            groups,
+            extent,
+            ..
+        } = self.geometry;
+        let area = extent[0] * extent[1];
+        // The group of input channel `i`, and so its first output channel.
+        let start = i * groups / inputs * (outputs / groups);
+        out.fill(0.0);
+        for Term { source, scale, .. } in &self.form.terms {
+            let Source::Conv { conv, .. } = source else {
+                continue;
+            };
+            let [_, width, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+            let weight = &mut scratch.weight;
+            weight.resize(width * kh * kw, 0.0);
+            values.read(&conv.weight, i * weight.len(), weight)?;
+            let first = i * conv.groups.unwrap_or(1) / inputs * width;
+            let maps = out[(first - start) * area..].chunks_exact_mut(area);
+            for ((kernel, map), scale) in
+                weight.chunks_exact(kh * kw).zip(maps).zip(&scale[first..])
+            {
+                add_centred(kernel, [kh, kw], 0, *scale, map, extent);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bias of every output channel, as far as no outermost weight has a part in it; of a transposed conv, all of it.
+    pub fn constant_bias(&self) -> &[f64] {
+        &self.form.bias
+    }
+
+    pub(super) fn all_rows<V: Values<T>>(&self, values: &mut V) -> Result<Affine, V::Error> {
+        let geometry = self.geometry;
+        let mut kernel = vec![0.0; geometry.out * geometry.row_len()];
+        let mut bias = Vec::with_capacity(geometry.out);
+        let mut scratch = Scratch::default();
+        for (o, row) in kernel
+            .chunks_exact_mut(geometry.row_len().max(1))
+            .enumerate()
+        {
+            bias.push(self.row(o, values, &mut scratch, row)?);
+        }
+        Ok(Affine {
+            geometry,
+            kernel,
+            bias,
+        })
+    }
+}
+
+impl Affine {
+    /// Row `o` of the kernel.
+    pub(super) fn row(&self, o: usize) -> &[f64] {
+        &self.kernel[o * self.geometry.row_len()..][..self.geometry.row_len()]
+    }
+}
