@@ -526,7 +526,7 @@ fn files_that_no_recipe_fits() {
     run(
         "fuse x y --recipe repvgg",
         1,
-        "nothing to fuse: the file is already in deploy form (`stage0.0.rbr_reparam.weight` is what `repvgg` writes)",
+        "nothing to fuse: the file is already in deploy form, for `stage0.0.rbr_reparam.weight` is in it",
     );
     run(
         "fuse in.safetensors y --only nothing",

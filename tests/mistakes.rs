@@ -295,6 +295,26 @@ fn arguments_with_one_mistake() {
     }
 }
 
+#[test]
+fn files_the_wrong_way_round() {
+    let place = Place::new();
+    checkpoint(1, 4).write(&place.path("in.safetensors"));
+    let fine = |line: &str| assert_eq!(place.run(line).all(), (Some(0), "", ""), "{line}");
+    fine("fuse in.safetensors out.safetensors --quiet");
+    for command in ["verify", "report -o page.html"] {
+        fine(&format!("{command} in.safetensors out.safetensors --quiet"));
+        let ran = place.run(&format!("{command} out.safetensors in.safetensors --quiet"));
+        let expected = "repfuse: the files are the wrong way round; the training form comes first, then its deploy form\n";
+        assert_eq!(ran.all(), (Some(2), "", expected));
+        // Two deploy forms are not.
+        let ran = place.run(&format!(
+            "{command} out.safetensors out.safetensors --quiet"
+        ));
+        let expected = "repfuse: nothing to fuse: the file is already in deploy form, for `stage0.0.rbr_reparam.weight` is in it\n";
+        assert_eq!(ran.all(), (Some(1), "", expected));
+    }
+}
+
 // All of them
 
 /// The string literals of a source without comments, line continuations and escaped quotes resolved.

@@ -79,7 +79,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
-    let plan = args.select.plan(&checkpoint, None)?;
+    let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let verdict = verify::verify(&checkpoint, &plan, form, &verify::Options::default())?;
     let options = report::Options {

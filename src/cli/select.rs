@@ -55,6 +55,27 @@ impl Select {
         };
         Ok(plan)
     }
+
+    /// Plans a training form that is to be compared with its deploy form; says so if the two are the wrong way round.
+    pub(super) fn plan_first(
+        &self,
+        training: &Checkpoint,
+        deployed: Option<&Checkpoint>,
+    ) -> anyhow::Result<Plan> {
+        let planned = self.plan(training, None);
+        let nothing = |e: &anyhow::Error| {
+            e.downcast_ref::<recipe::Error>()
+                .is_some_and(recipe::Error::is_nothing_to_fuse)
+        };
+        if planned.as_ref().is_err_and(nothing)
+            && deployed.is_some_and(|other| self.plan(other, None).is_ok())
+        {
+            anyhow::bail!(
+                "the files are the wrong way round; the training form comes first, then its deploy form"
+            );
+        }
+        planned
+    }
 }
 
 /// The recipe of a name, or in a file.

@@ -131,7 +131,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
-    let plan = args.select.plan(&checkpoint, None)?;
+    let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
     let options = verify::Options {
         probes: args.probes,

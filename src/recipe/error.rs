@@ -24,10 +24,8 @@ pub enum Error {
     NoBlock { near: Vec<String> },
     #[error("no block of recipe `{recipe}` is in this file{}", list(near))]
     NoBlockOf { recipe: String, near: Vec<String> },
-    #[error(
-        "nothing to fuse: the file is already in deploy form ({tensor} is what `{recipe}` writes)"
-    )]
-    Deployed { tensor: String, recipe: String },
+    #[error("nothing to fuse: the file is already in deploy form, for {tensor} is in it")]
+    Deployed { tensor: String },
     #[error("the recipes `{}` fit equally well; choose one with --recipe", recipes.join("` and `"))]
     Ambiguous { recipes: Vec<String> },
     #[error(

@@ -166,9 +166,8 @@ fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> b
 /// Why there is nothing to fuse: the deploy form, or names that almost fit.
 pub(super) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
     match deployed(recipes, index) {
-        Some((recipe, tensor)) => Error::Deployed {
+        Some(tensor) => Error::Deployed {
             tensor: tensor.to_string(),
-            recipe: recipe.name.clone(),
         },
         None => Error::NoBlock {
             near: near_misses(index, recipes),
@@ -177,16 +176,13 @@ pub(super) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
 }
 
 /// A tensor that only the deploy form of one of the recipes has.
-pub fn deployed<'a, 'r>(
-    recipes: &'r [Recipe],
-    index: &'a Index,
-) -> Option<(&'r Recipe, &'a Tensor)> {
+pub fn deployed<'a>(recipes: &[Recipe], index: &'a Index) -> Option<&'a Tensor> {
     let segments = Segments::of(index);
-    recipes.iter().find_map(|recipe| {
-        let mut patterns = recipe.deploy.iter().filter(|p| segments.allow(p));
-        let (tensor, _) = patterns.find_map(|p| anywhere(index, p).next())?;
-        Some((recipe, tensor))
-    })
+    let names = recipes.iter().flat_map(|recipe| &recipe.deploy);
+    names
+        .filter(|name| segments.allow(name))
+        .find_map(|name| anywhere(index, name).next())
+        .map(|(tensor, _)| tensor)
 }
 
 /// The distinct segments of a file's names: most recipes are ruled out by them before a name is matched.
