@@ -179,7 +179,9 @@ fn one(
         placement.stride,
         Reading::Magnitude,
     )?;
-    let float = deployed_rows(checkpoint, fused, deployed, 0..0).map(|(_, _, float)| float)?;
+    // An output shows the rounding of both.
+    let [weight, bias] = deployed_rows(checkpoint, fused, deployed, 0..0)?.types;
+    let float = weight.min(bias);
     let allowed = Allowed::new(
         float,
         slack(allowance_of(deployed), float, fused.expr.expr()),

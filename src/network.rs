@@ -14,7 +14,7 @@ use crate::recipe::{Fused, Plan, What};
 use crate::run::{self, Placement, number, pad, run};
 use crate::tensor::{Checkpoint, Tensor, quoted};
 use crate::values::Reader;
-use crate::verify::{Deployed, deployed_rows};
+use crate::verify::{Deployed, DeployedRows, deployed_rows};
 
 /// A network whose every layer is known.
 #[derive(Debug)]
@@ -289,7 +289,7 @@ pub fn deployed_conv<F: Element>(
     reading: Reading,
 ) -> Result<Array4<F>, Error> {
     let g = fused.geometry();
-    let (kernel, bias, _) = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
+    let DeployedRows { kernel, bias, .. } = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
     let shape = (g.out, g.in_per_group(), g.extent[0], g.extent[1]);
     let kernel = Array4::from_shape_vec(
         shape,

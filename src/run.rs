@@ -196,7 +196,10 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 }
                 Ok(if mixes { y } else { strided(y.view(), stride) })
             }
-            Expr::Mean(k) => Ok(strided(mean(x, *k).view(), stride)),
+            Expr::Mean(k) => {
+                let weight = number(self.reading.of(1.0 / (k[0] * k[1]) as f64));
+                Ok(strided(pool(x, *k, weight).view(), stride))
+            }
             diagonal => self.diagonal(diagonal, strided(x, stride)),
         }
     }
@@ -238,28 +241,33 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
         mut x: Array4<F>,
     ) -> Result<Array4<F>, Error> {
         let channels = x.dim().1;
-        let mut per_channel = |leaf: &Tensor| -> Result<Vec<F>, Error> {
-            let values = self.vector(leaf)?;
+        let reading = self.reading;
+        let mut as_read = |leaf: &Tensor, reading| -> Result<Vec<F>, Error> {
+            let values = self.vector_as(leaf, reading)?;
             Ok(if values.len() == 1 {
                 vec![values[0]; channels]
             } else {
                 values
             })
         };
+        // A variance is one, however the numbers are read.
+        let variance = match expr {
+            Expr::Bn(bn) => as_read(&bn.var, Reading::Value)?,
+            _ => Vec::new(),
+        };
+        let mut per_channel = |leaf| as_read(leaf, reading);
         let (ones, zeros) = (vec![F::one(); channels], vec![F::zero(); channels]);
         // As training did: subtract the mean, divide by the root, scale, shift.
         let (mean, factor, shift) = match expr {
             Expr::Bn(Bn {
-                mean,
-                var,
-                affine,
-                eps,
+                mean, affine, eps, ..
             }) => {
                 let eps: F = number(*eps);
-                let root: Vec<F> = per_channel(var)?
-                    .into_iter()
-                    .map(|v| (v + eps).sqrt())
-                    .collect();
+                let root = |v: F| match reading {
+                    Reading::Energy => v + eps,
+                    _ => (v + eps).sqrt(),
+                };
+                let root = variance.into_iter().map(root);
                 let (weight, bias) = match affine {
                     Some([weight, bias]) => (per_channel(weight)?, per_channel(bias)?),
                     None => (ones, zeros),
@@ -270,23 +278,21 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     bias,
                 )
             }
-            Expr::Scale(Factor::Number(n)) => (
-                zeros.clone(),
-                vec![number(self.reading.of(*n)); channels],
-                zeros,
-            ),
+            Expr::Scale(Factor::Number(n)) => {
+                (zeros.clone(), vec![number(reading.of(*n)); channels], zeros)
+            }
             Expr::Scale(Factor::Tensor(v)) => {
                 let factors = v.read(self.values, 0, channels)?.into_iter();
-                let factors = factors.map(|x| number(self.reading.of(x))).collect();
+                let factors = factors.map(|x| number(reading.of(x))).collect();
                 (zeros.clone(), factors, zeros)
             }
             Expr::Shift(t) => (zeros, ones, per_channel(t)?),
             _ => return Ok(x),
         };
-        // A magnitude grows by the mean instead of losing it; everything else is positive already.
-        let mean = match self.reading {
+        // Sizes grow by the mean instead of losing it; everything else is positive already.
+        let mean: Vec<F> = match reading {
             Reading::Value => mean,
-            Reading::Magnitude => mean.into_iter().map(|m| -m).collect(),
+            Reading::Magnitude | Reading::Energy => mean.into_iter().map(|m| -m).collect(),
         };
         for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
             maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);
@@ -295,8 +301,11 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
     }
 
     fn vector<F: Element>(&mut self, leaf: &Tensor) -> Result<Vec<F>, Error> {
+        self.vector_as(leaf, self.reading)
+    }
+
+    fn vector_as<F: Element>(&mut self, leaf: &Tensor, reading: Reading) -> Result<Vec<F>, Error> {
         let values = self.values.vector(leaf, 0, Operand::len(leaf))?;
-        let reading = self.reading;
         Ok(values.into_iter().map(|x| number(reading.of(x))).collect())
     }
 }
@@ -343,7 +352,7 @@ fn strided<F: Element>(mut x: ArrayView4<'_, F>, stride: [usize; 2]) -> Array4<F
 }
 
 /// Average pooling with stride 1 and no padding.
-fn mean<F: Element>(x: ArrayView4<'_, F>, k: [usize; 2]) -> Array4<F> {
+fn pool<F: Element>(x: ArrayView4<'_, F>, k: [usize; 2], weight: F) -> Array4<F> {
     let (maps, channels, h, w) = x.dim();
     let (h, w) = (h + 1 - k[0], w + 1 - k[1]);
     let mut sum = Array4::zeros((maps, channels, h, w));
@@ -355,6 +364,5 @@ fn mean<F: Element>(x: ArrayView4<'_, F>, k: [usize; 2]) -> Array4<F> {
             sum += &shifted;
         }
     }
-    let weight = number::<F>(1.0 / (k[0] * k[1]) as f64);
     sum.mapv_into(|x| x * weight)
 }

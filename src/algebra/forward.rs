@@ -50,6 +50,8 @@ pub enum Reading {
     /// The same with every operand and every intermediate result replaced by its absolute value: what the
     /// rounding error of any order of evaluation is proportional to.
     Magnitude,
+    /// The same with squares: the sum of the squares of all terms, whose root independent errors of the terms add up to.
+    Energy,
 }
 
 impl Reading {
@@ -58,6 +60,7 @@ impl Reading {
         match self {
             Reading::Value => x,
             Reading::Magnitude => x.abs(),
+            Reading::Energy => x * x,
         }
     }
 }
@@ -179,14 +182,10 @@ impl<V> Run<'_, V> {
                 };
                 maps.each_channel(|c, map| {
                     let root = (var[c] + eps).sqrt();
-                    let (mean, factor, bias) = match reading {
-                        Reading::Value => (mean[c], weight[c] / root, bias[c]),
-                        Reading::Magnitude => {
-                            (-mean[c].abs(), (weight[c] / root).abs(), bias[c].abs())
-                        }
-                    };
+                    let [less, factor, bias] =
+                        [-mean[c], weight[c] / root, bias[c]].map(|x| reading.of(x));
                     map.iter_mut()
-                        .for_each(|x| *x = (*x - mean) * factor + bias);
+                        .for_each(|x| *x = (*x + less) * factor + bias);
                 });
             }
             Expr::Scale(Factor::Number(n)) => {
@@ -200,7 +199,10 @@ impl<V> Run<'_, V> {
                 let shift = self.vector(t, &rows)?;
                 maps.each_channel(|c, map| map.iter_mut().for_each(|x| *x += reading.of(shift[c])));
             }
-            Expr::Mean(k) => return Ok(mean_pool(&maps.cropped(grown(want, [k[0], k[1]])), *k)),
+            Expr::Mean(k) => {
+                let weight = reading.of(1.0 / (k[0] * k[1]) as f64);
+                return Ok(pool(&maps.cropped(grown(want, [k[0], k[1]])), *k, weight));
+            }
             Expr::Sum(_) | Expr::Seq(_) => {
                 // Several diagonal operators grouped together: run them on these channels alone.
                 return self.grouped(expr, maps, rows, want);
@@ -295,8 +297,9 @@ impl<V> Run<'_, V> {
             self.values
                 .vector(&conv.weight, first, rows.len() * per_group * taps)?
         };
-        if self.reading == Reading::Magnitude {
-            data.iter_mut().for_each(|w| *w = w.abs());
+        if self.reading != Reading::Value {
+            let reading = self.reading;
+            data.iter_mut().for_each(|w| *w = reading.of(*w));
         }
         Ok(Weights {
             out,
@@ -516,12 +519,11 @@ impl Maps {
     }
 }
 
-/// Average pooling with stride 1 and no padding.
-fn mean_pool(x: &Maps, k: [usize; 2]) -> Maps {
+/// `weight` times the sum over each window, with stride 1 and no padding.
+fn pool(x: &Maps, k: [usize; 2], weight: f64) -> Maps {
     let [h, w] = x.size;
     let size = [h + 1 - k[0], w + 1 - k[1]];
     let mut out = Maps::zeros(x.channels, x.maps, size);
-    let weight = 1.0 / (k[0] * k[1]) as f64;
     for (from, to) in x
         .data
         .chunks_exact(h * w)

@@ -92,7 +92,7 @@ fn stored_magnitudes(
     for first in (0..g.out).step_by(step.max(1)) {
         let rows = first..(first + step).min(g.out);
         match deployed_rows(checkpoint, fused, deployed, rows) {
-            Ok((kernel, _, _)) => add_magnitudes(&kernel, &mut sums),
+            Ok(rows) => add_magnitudes(&rows.kernel, &mut sums),
             // The verdict says what is wrong with it.
             Err(numbers::Error::Deployed(_)) => return Ok(None),
             Err(error) => return Err(error),

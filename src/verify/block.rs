@@ -4,17 +4,17 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bound::{Allowance, slack};
-use super::deployed::{Deployed, Part, Slab, deployed_rows, stored};
-use super::probes::{AMPLITUDE, input_size, magnitude, maps};
+use super::bound::{Allowance, expected, slack};
+use super::deployed::{Deployed, Part, Slab, deployed_rows, stored, stored_index};
+use super::probes::{AMPLITUDE, as_read, input_size, maps};
 use super::tally::Tally;
 use super::{BlockVerdict, Options};
 use crate::algebra::forward::{Input, Reading, forward};
-use crate::algebra::{Expr, Operand};
+use crate::algebra::{Expr, Operand, branches};
 use crate::describe;
 use crate::numbers;
 use crate::recipe::Fused;
-use crate::tensor::{Checkpoint, Float};
+use crate::tensor::{Checkpoint, Float, Tensor};
 use crate::values::Reader;
 
 /// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
@@ -92,26 +92,25 @@ impl Check<'_> {
     fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
         self.options.go_on()?;
         let g = self.fused.geometry();
-        let (kernel, bias, float) =
-            deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?;
         let slab = Slab {
             geometry: *g,
             first: rows.start,
-            kernel,
-            bias,
+            rows: deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?,
         };
+        let mut tally = Tally::default();
+        if let Some(at) = slab.not_finite() {
+            // Every output of the channel would show it; here is where it comes from.
+            tally.add(f64::NAN, f64::NAN, f64::NAN, 1.0, || at);
+            return Ok(tally);
+        }
         let conv = slab.as_conv();
         let mut reader = Reader::new(self.checkpoint, 0);
-        let mut tally = Tally::default();
         let compare = Compare {
             check: self,
             conv: &conv,
             slab: &slab,
-            float,
             rows: rows.clone(),
         };
-        let dense = maps(g, self.options.probes.get(), self.options.seed);
-        compare.over(&dense, [1, 1], &mut reader, &mut tally)?;
         let area = g.extent[0] * g.extent[1];
         // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
         let (part, step) = if inner_cost(self.fused.expr.expr()) > 0.0 {
@@ -142,6 +141,9 @@ impl Check<'_> {
                 compare.over(&input, g.extent, &mut reader, &mut tally)?;
             }
         }
+        // After the impulses, which name a weight where these can only name a channel.
+        let dense = maps(g, self.options.probes.get(), self.options.seed);
+        compare.over(&dense, [1, 1], &mut reader, &mut tally)?;
         Ok(tally)
     }
 }
@@ -151,7 +153,6 @@ struct Compare<'a> {
     check: &'a Check<'a>,
     conv: &'a Expr<Part>,
     slab: &'a Slab,
-    float: Float,
     rows: Range<usize>,
 }
 
@@ -163,60 +164,107 @@ impl Compare<'_> {
         reader: &mut Reader<'_>,
         tally: &mut Tally,
     ) -> Result<(), numbers::Error> {
-        let (g, rows) = (self.check.fused.geometry(), &self.rows);
-        let expr = self.check.fused.expr.expr();
-        let trained = forward(expr, g, input, rows.clone(), want, Reading::Value, reader)?;
-        let mut slab = self.slab;
-        let Ok(deployed) = forward(
-            self.conv,
-            g,
+        let trained = self.trained(
+            self.check.fused.expr.expr(),
             input,
-            rows.clone(),
             want,
             Reading::Value,
-            &mut slab,
-        );
-        let absolute = magnitude(input);
-        let Ok(size) = forward(
-            self.conv,
-            g,
-            &absolute,
-            rows.clone(),
-            want,
-            Reading::Magnitude,
-            &mut slab,
-        );
-        let (unit, floor) = (
-            self.float.unit_roundoff(),
-            self.float.half_subnormal() * input_size(input),
-        );
-        let bound = |i: usize| unit * size.data[i] + floor;
-        let off = |i: usize| (trained.data[i] - deployed.data[i]).abs();
-        let within = (0..trained.data.len()).all(|i| off(i) <= bound(i));
+            reader,
+        )?;
+        let deployed = self.deployed(input, want, Reading::Value);
+        let bound = self.bound(input, want);
+        let off: Vec<f64> = trained
+            .iter()
+            .zip(deployed)
+            .map(|(a, b)| (a - b).abs())
+            .collect();
         // Only where one rounding does not explain a difference does the arithmetic itself come in.
-        let beyond = if within {
-            None
-        } else {
-            let terms = forward(
-                expr,
-                g,
-                &absolute,
-                rows.clone(),
-                want,
-                Reading::Magnitude,
-                reader,
-            )?;
-            Some((slack(self.check.allowance, self.float, expr), terms.data))
+        let beyond = match off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
+            true => vec![0.0; off.len()],
+            false => self.beyond(input, want, reader)?,
         };
         let height = match input {
             Input::Dense(_) => 1.0,
             Input::Spikes { amplitude, .. } => *amplitude,
         };
-        for (i, y) in trained.data.iter().enumerate() {
-            let allowed = bound(i) + beyond.as_ref().map_or(0.0, |(unit, terms)| unit * terms[i]);
-            tally.add(off(i), *y, allowed, height, || self.place(input, i, want));
+        for (i, y) in trained.iter().enumerate() {
+            let allowed = bound[i] + beyond[i];
+            tally.add(off[i], *y, allowed, height, || self.place(input, i, want));
         }
         Ok(())
+    }
+
+    /// Outputs of an expression over the training form's tensors.
+    fn trained(
+        &self,
+        expr: &Expr<Tensor>,
+        input: &Input,
+        want: [usize; 2],
+        reading: Reading,
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<f64>, numbers::Error> {
+        let (g, input) = (self.check.fused.geometry(), as_read(input, reading));
+        let maps = forward(expr, g, &input, self.rows.clone(), want, reading, reader)?;
+        Ok(maps.data)
+    }
+
+    /// Outputs of the deploy form.
+    fn deployed(&self, input: &Input, want: [usize; 2], reading: Reading) -> Vec<f64> {
+        let (g, input) = (self.check.fused.geometry(), as_read(input, reading));
+        let rows = self.rows.clone();
+        let mut slab = self.slab;
+        let Ok(maps) = forward(self.conv, g, &input, rows, want, reading, &mut slab);
+        maps.data
+    }
+
+    /// What rounding the stored numbers may move each output by: `u·(|K| ∗ |x| + |b|)`, kernel and bias each with their own `u`.
+    fn bound(&self, input: &Input, want: [usize; 2]) -> Vec<f64> {
+        let mut bound = self.deployed(input, want, Reading::Magnitude);
+        let rows = &self.slab.rows;
+        let [of_kernel, of_bias] = rows.types.map(Float::unit_roundoff);
+        let [least, least_bias] = rows.types.map(Float::half_subnormal);
+        let floor = least * input_size(input) + least_bias;
+        let first = self.rows.start - self.slab.first;
+        let per_row = bound.len() / self.rows.len().max(1);
+        for (bound, bias) in bound.chunks_mut(per_row.max(1)).zip(&rows.bias[first..]) {
+            let bias = bias.abs();
+            bound
+                .iter_mut()
+                .for_each(|size| *size = of_kernel * (*size - bias) + of_bias * bias + floor);
+        }
+        bound
+    }
+
+    /// What arithmetic may add to that.
+    fn beyond(
+        &self,
+        input: &Input,
+        want: [usize; 2],
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<f64>, numbers::Error> {
+        let fused = self.check.fused;
+        let expr = fused.expr.expr();
+        // An impulse shows weights; the others show biases, too.
+        let [weight, bias] = self.slab.rows.types;
+        let float = match input {
+            Input::Spikes { .. } => weight,
+            Input::Dense(_) => weight.min(bias),
+        };
+        if self.check.allowance == Allowance::OneRounding {
+            let slack = slack(Allowance::OneRounding, float, expr);
+            let mut terms = self.trained(expr, input, want, Reading::Magnitude, reader)?;
+            terms.iter_mut().for_each(|x| *x *= slack);
+            return Ok(terms);
+        }
+        let [of_terms, of_branches] = expected(float, expr);
+        let mut beyond = self.trained(expr, input, want, Reading::Energy, reader)?;
+        beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
+        for branch in branches(&fused.expr) {
+            let branch = self.trained(&branch.expr, input, want, Reading::Value, reader)?;
+            let sizes = branch.iter().map(|y| of_branches * y.abs());
+            beyond.iter_mut().zip(sizes).for_each(|(x, y)| *x += y);
+        }
+        Ok(beyond)
     }
 
     /// The number of the deploy form that an output shows.
@@ -237,13 +285,7 @@ impl Compare<'_> {
                     tap / want[1],
                     tap % want[1],
                 ];
-                let rank = g.rank.clamp(2, 4);
-                let index = if rank == 3 {
-                    vec![index[0], index[1], index[3]]
-                } else {
-                    index[..rank].to_vec()
-                };
-                ("weight", index)
+                ("weight", stored_index(g, index))
             }
         }
     }

@@ -29,36 +29,62 @@ pub(crate) fn allowance_of(deployed: Deployed<'_>) -> Allowance {
 }
 
 /// What the rounding of a deploy form may add up to beyond the rounding of its stored numbers: this many times the
-/// magnitude of the training form's terms.
+/// magnitude of the training form's terms. No order of evaluation goes beyond it.
 pub(crate) fn slack<T: Operand>(allowance: Allowance, float: Float, expr: &Expr<T>) -> f64 {
     let unit = match allowance {
         Allowance::OneRounding => f64::EPSILON,
         Allowance::Arithmetic => float.unit_roundoff(),
     };
-    unit * roundings(expr, true)
+    unit * (steps(expr) + added_up(expr, true).sqrt())
 }
 
-/// How many roundings in a row the slowest path through an expression takes when it is folded.
+/// What arithmetic in the stored type may be expected to add up to: so many times the root of the terms' energy, and so
+/// many times the sizes of the branches.
 ///
-/// A conv on the block's input takes two (scale, bias), a batch norm four (root, quotient, product, sum) and a sum one per
-/// branch. A conv on anything else adds up one product per channel and tap, whose errors grow like the root of their number.
-fn roundings<T: Operand>(expr: &Expr<T>, on_input: bool) -> f64 {
+/// Where terms are many, the bound that no order of evaluation exceeds is larger than their sum, and would let anything
+/// pass. But the errors of many terms are as likely up as down, and add up like the root of their squares: 3.5·√steps is six
+/// standard deviations of as many roundings. What all terms of a branch share (the scale of its last norm) it is wrong by as a
+/// whole. Sums of products are accumulated in f32 at the least, as PyTorch does for the half types.
+pub(super) fn expected<T: Operand>(float: Float, expr: &Expr<T>) -> [f64; 2] {
+    let unit = float.unit_roundoff();
+    let accumulated = 2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(expr, true).sqrt();
+    let steps = steps(expr);
+    [
+        3.5 * unit * steps.sqrt() + accumulated,
+        unit * steps + accumulated,
+    ]
+}
+
+/// How many roundings in a row the longest path through an expression takes when it is folded, those of long sums aside.
+///
+/// A conv takes two (scale, bias), a batch norm four (root, quotient, product, sum) and a sum one per branch.
+fn steps<T: Operand>(expr: &Expr<T>) -> f64 {
     match expr {
-        Expr::Conv(_) if on_input => 2.0,
-        Expr::Conv(c) => {
-            let [_, i, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
-            2.0 + ((i * kh * kw) as f64).sqrt()
-        }
+        Expr::Conv(_) => 2.0,
         Expr::Bn(_) => 4.0,
         Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) => 1.0,
         Expr::Identity => 0.0,
+        Expr::Sum(xs) => xs.iter().map(steps).fold(0.0, f64::max) + xs.len() as f64,
+        Expr::Seq(xs) => xs.iter().map(steps).sum(),
+    }
+}
+
+/// How many products are added up for one number: each weight of a conv on the block's input is folded by itself, but a conv
+/// on anything else adds up one product per channel and tap.
+fn added_up<T: Operand>(expr: &Expr<T>, on_input: bool) -> f64 {
+    match expr {
+        Expr::Conv(c) if !on_input => {
+            let [_, i, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
+            (i * kh * kw) as f64
+        }
         Expr::Sum(xs) => {
-            let branches = xs.iter().map(|x| roundings(x, on_input));
-            branches.fold(0.0, f64::max) + xs.len() as f64
+            let branches = xs.iter().map(|x| added_up(x, on_input));
+            branches.fold(0.0, f64::max)
         }
         Expr::Seq(xs) => {
             let steps = xs.iter().enumerate();
-            steps.map(|(i, x)| roundings(x, on_input && i == 0)).sum()
+            steps.map(|(i, x)| added_up(x, on_input && i == 0)).sum()
         }
+        _ => 0.0,
     }
 }

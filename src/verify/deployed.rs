@@ -20,11 +20,22 @@ pub enum Deployed<'a> {
     InMemory,
 }
 
-/// The deploy form's weight and bias and the coarser of their types, or what is wrong with them. None in memory.
+/// Some output channels of a deploy form.
+#[derive(Clone, Debug)]
+pub struct DeployedRows {
+    /// `[rows, in/groups, kh, kw]`.
+    pub kernel: Vec<f64>,
+    /// `[rows]`.
+    pub bias: Vec<f64>,
+    /// The types that kernel and bias are stored in.
+    pub types: [Float; 2],
+}
+
+/// The deploy form's weight and bias and their types, or what is wrong with them. None in memory.
 pub(super) fn stored<'a>(
     fused: &Fused,
     deployed: Deployed<'a>,
-) -> Result<Option<(&'a Tensor, &'a Tensor, Float)>, String> {
+) -> Result<Option<[(&'a Tensor, Float); 2]>, String> {
     let Deployed::File(file) = deployed else {
         return Ok(None);
     };
@@ -35,27 +46,29 @@ pub(super) fn stored<'a>(
     };
     let (weight, bias) = (find("weight")?, find("bias")?);
     let g = fused.geometry();
-    let mut float = Float::F64;
-    for (tensor, expected) in [(weight, g.weight_shape()), (bias, vec![g.out])] {
+    let check = |tensor: &'a Tensor, expected: Vec<usize>| {
         if tensor.shape() != expected {
             return Err(format!(
                 "{tensor} has shape {:?}; expected {expected:?}",
                 tensor.shape()
             ));
         }
-        let Some(of_tensor) = tensor.dtype().float() else {
-            return Err(format!(
+        let float = tensor.dtype().float();
+        let expected = || {
+            format!(
                 "{tensor} is {}; expected a floating-point type",
                 tensor.dtype()
-            ));
+            )
         };
-        float = float.min(of_tensor);
-    }
-    Ok(Some((weight, bias, float)))
+        Ok((tensor, float.ok_or_else(expected)?))
+    };
+    Ok(Some([
+        check(weight, g.weight_shape())?,
+        check(bias, vec![g.out])?,
+    ]))
 }
 
-/// Output channels `rows` of the deploy form: the kernel `[rows, in/groups, kh, kw]`, the bias, and the type they are
-/// stored in. In memory, they are folded and rounded as `fuse` would.
+/// Output channels `rows` of the deploy form. In memory, they are folded and rounded as `fuse` would.
 ///
 /// # Errors
 /// When the tensors are missing or of another shape, or cannot be read or folded.
@@ -64,20 +77,24 @@ pub fn deployed_rows(
     fused: &Fused,
     deployed: Deployed<'_>,
     rows: Range<usize>,
-) -> Result<(Vec<f64>, Vec<f64>, Float), numbers::Error> {
+) -> Result<DeployedRows, numbers::Error> {
     let g = fused.geometry();
     match (
         stored(fused, deployed).map_err(numbers::Error::Deployed)?,
         deployed,
     ) {
-        (Some((weight, bias, float)), Deployed::File(file)) => {
+        (Some([(weight, of_weight), (bias, of_bias)]), Deployed::File(file)) => {
             let mut reader = Reader::new(file, 0);
             let kernel = if g.transposed {
                 transposed::read_rows(weight, g.groups, rows.clone(), &mut reader)?
             } else {
                 reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
             };
-            Ok((kernel, reader.vector(bias, rows.start, rows.len())?, float))
+            Ok(DeployedRows {
+                kernel,
+                bias: reader.vector(bias, rows.start, rows.len())?,
+                types: [of_weight, of_bias],
+            })
         }
         _ => {
             // A row of a transposed conv lies all over its weight; nothing beside it is wanted.
@@ -88,7 +105,11 @@ pub fn deployed_rows(
                 .iter_mut()
                 .chain(&mut bias)
                 .for_each(|x| *x = fused.dtype.round(*x));
-            Ok((kernel, bias, fused.dtype))
+            Ok(DeployedRows {
+                kernel,
+                bias,
+                types: [fused.dtype; 2],
+            })
         }
     }
 }
@@ -97,8 +118,7 @@ pub fn deployed_rows(
 pub(super) struct Slab {
     pub geometry: Geometry,
     pub first: usize,
-    pub kernel: Vec<f64>,
-    pub bias: Vec<f64>,
+    pub rows: DeployedRows,
 }
 
 #[derive(Clone)]
@@ -130,15 +150,42 @@ impl Values<Part> for &Slab {
 
     fn read(&mut self, leaf: &Part, first: usize, out: &mut [f64]) -> Result<(), Self::Error> {
         let (from, skipped) = match leaf {
-            Part::Kernel(_) => (&self.kernel, self.first * self.geometry.row_len()),
-            Part::Bias(_) => (&self.bias, self.first),
+            Part::Kernel(_) => (&self.rows.kernel, self.first * self.geometry.row_len()),
+            Part::Bias(_) => (&self.rows.bias, self.first),
         };
         out.copy_from_slice(&from[first - skipped..][..out.len()]);
         Ok(())
     }
 }
 
+/// An index `[o, i, y, x]` in as many dimensions as the weight is stored in.
+pub(super) fn stored_index(g: &Geometry, index: [usize; 4]) -> Vec<usize> {
+    match g.rank {
+        0..=2 => index[..2].to_vec(),
+        3 => vec![index[0], index[1], index[3]],
+        _ => index.to_vec(),
+    }
+}
+
 impl Slab {
+    /// The first stored number that is none: in which tensor, and its index there.
+    pub(super) fn not_finite(&self) -> Option<(&'static str, Vec<usize>)> {
+        let first = |values: &[f64]| values.iter().position(|x| !x.is_finite());
+        let g = &self.geometry;
+        let of_kernel = first(&self.rows.kernel).map(|i| {
+            let (row, area) = (g.row_len(), g.extent[0] * g.extent[1]);
+            let tap = i % area;
+            let index = [
+                self.first + i / row,
+                i % row / area,
+                tap / g.extent[1],
+                tap % g.extent[1],
+            ];
+            ("weight", stored_index(g, index))
+        });
+        of_kernel.or_else(|| first(&self.rows.bias).map(|i| ("bias", vec![self.first + i])))
+    }
+
     pub(super) fn as_conv(&self) -> Expr<Part> {
         let g = &self.geometry;
         Expr::Conv(Conv {

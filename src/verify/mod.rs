@@ -33,7 +33,7 @@ use copies::compare_copies;
 
 pub use bound::Allowance;
 pub(crate) use bound::{allowance_of, slack};
-pub use deployed::{Deployed, deployed_rows};
+pub use deployed::{Deployed, DeployedRows, deployed_rows};
 
 /// How a file is verified.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! The inputs that are tried on a block.
 
 use crate::algebra::Geometry;
-use crate::algebra::forward::{Input, Maps};
+use crate::algebra::forward::{Input, Maps, Reading};
 
 /// A spike this high makes the bias vanish beside the weights it is multiplied with.
 pub(super) const AMPLITUDE: f64 = 16_777_216.0;
@@ -27,14 +27,22 @@ fn uniform(state: &mut u64) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// The same input with every number replaced by its size.
-pub(super) fn magnitude(input: &Input) -> Input {
+/// The same input as a reading sees it.
+pub(super) fn as_read(input: &Input, reading: Reading) -> Input {
     match input {
         Input::Dense(maps) => Input::Dense(Maps {
-            data: maps.data.iter().map(|x| x.abs()).collect(),
+            data: maps.data.iter().map(|x| reading.of(*x)).collect(),
             ..*maps
         }),
-        spikes => spikes.clone(),
+        Input::Spikes {
+            per_group,
+            channels,
+            amplitude,
+        } => Input::Spikes {
+            per_group: *per_group,
+            channels: channels.clone(),
+            amplitude: reading.of(*amplitude),
+        },
     }
 }
 
