@@ -83,16 +83,7 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, numbers::Error> {
-    let place = Destination::new(destination)?;
-    if !options.replace && place.replaced().is_some() {
-        let same = checkpoint.is_same_file(destination);
-        return Err(if same {
-            TensorError::SameFile(destination.to_owned())
-        } else {
-            TensorError::Exists(destination.to_owned())
-        }
-        .into());
-    }
+    let place = place_for(checkpoint, destination, options.replace)?;
     let outputs: Vec<Output> = plan
         .outputs
         .iter()
@@ -149,6 +140,25 @@ pub fn fuse(
             replace: options.replace,
         }),
     }
+}
+
+/// Where [`fuse`] would write to.
+///
+/// # Errors
+/// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
+pub fn place_for(
+    checkpoint: &Checkpoint,
+    destination: &Path,
+    replace: bool,
+) -> Result<Destination, TensorError> {
+    let place = Destination::new(destination)?;
+    if replace || place.replaced().is_none() {
+        return Ok(place);
+    }
+    Err(match checkpoint.is_same_file(destination) {
+        true => TensorError::SameFile(destination.to_owned()),
+        false => TensorError::Exists(destination.to_owned()),
+    })
 }
 
 /// The size in bytes of the file that [`fuse`] would write.

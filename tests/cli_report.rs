@@ -3,6 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::file::{Place, checkpoint, end, start};
 use support::forge::File;
 use support::tiny::Tiny;
 
@@ -178,6 +179,45 @@ fn only_a_report_is_replaced() {
         2
     );
     tiny.prints(&["report", "train.safetensors", "-o", "page.html", "--force"]);
+    // Not even with that.
+    let ran = tiny.run(&[
+        "report",
+        "train.safetensors",
+        "-o",
+        "train.safetensors",
+        "--force",
+    ]);
+    assert_eq!(
+        (ran.status, &*ran.stderr),
+        (
+            2,
+            "repfuse: `train.safetensors` is what the report is on; choose another name\n"
+        )
+    );
+    assert_eq!(
+        std::fs::read(tiny.path("train.safetensors")).expect("a file"),
+        before
+    );
+}
+
+/// A page is written whole or not at all, as a checkpoint is.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_page_before() {
+    let place = Place::new();
+    checkpoint(2, 4).write(&place.path("in.safetensors"));
+    let report = |limit: &str| {
+        let line =
+            format!("ulimit -f {limit}; exec \"$REPFUSE\" report in.safetensors -o page.html");
+        end(start(place.shell(&line)))
+    };
+    assert_eq!(report("100000").code(), Some(0));
+    let before = place.read("page.html");
+    let full = report("4");
+    let expected = "repfuse: cannot write `page.html`: File too large (os error 27)\n";
+    assert_eq!(full.all(), (Some(2), "", expected));
+    assert_eq!(place.read("page.html"), before);
+    assert_eq!(place.names(), ["in.safetensors", "page.html"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use repfuse::recipe;
-use support::file::{Place, checkpoint, files_below, recipe as own};
+use support::file::{Place, checkpoint, files_below, ones, recipe as own};
 
 /// A recipe of one block with something in it.
 fn block(more: &str) -> String {
@@ -239,6 +239,7 @@ fn recipes_with_one_mistake() {
 fn arguments_with_one_mistake() {
     let place = Place::new();
     checkpoint(1, 4).write(&place.path("in.safetensors"));
+    ones(&[("stage0.0", &[1, 4, 5, 5])]).write(&place.path("maps.safetensors"));
     for (argument, value, expected, twin) in [
         (
             "--tolerance <RATIO>",
@@ -276,12 +277,7 @@ fn arguments_with_one_mistake() {
             "expected a probability from 0 up to, but not including, 1",
             "0.5",
         ),
-        (
-            "--probes <N>",
-            "0",
-            "number would be zero for non-zero type",
-            "1",
-        ),
+        ("--probes <N>", "0", "expected a number from 1 to 1024", "1"),
         ("--seed <N>", "-1", "invalid digit found in string", "1"),
     ] {
         let flag = argument.split(' ').next().expect("a flag");
@@ -290,8 +286,19 @@ fn arguments_with_one_mistake() {
             "error: invalid value '{value}' for '{argument}': {expected}\n\nFor more information, try '--help'.\n"
         );
         assert_eq!(ran.all(), (Some(2), "", &*expected));
-        let ran = place.run(&format!("verify in.safetensors --quiet {flag}={twin}"));
-        assert_eq!(ran.all(), (Some(0), "", ""));
+        // Some say something only beside another.
+        let beside = match flag {
+            "--stride" | "--padding" => "--input maps.safetensors",
+            _ => "",
+        };
+        let with = |value| place.run(&format!("verify in.safetensors -q {beside} {flag}={value}"));
+        if flag == "--dropout" {
+            let alone = "error: the following required arguments were not provided:\n  --end-to-end\n\n\
+                Usage: repfuse verify --end-to-end --quiet <IN> [OUT]\n\nFor more information, try '--help'.\n";
+            assert_eq!(with(twin).all(), (Some(2), "", alone));
+        } else {
+            assert_eq!(with(twin).all(), (Some(0), "", ""), "{flag}");
+        }
     }
 }
 

@@ -456,3 +456,43 @@ fn recipes_check_shows_what_matches() {
     assert_eq!(code, Some(1));
     assert_eq!(text, "repfuse: no block of recipe `own` is in this file\n");
 }
+
+/// The recipe of README: its branches have the numbers of their dilations, which begin where they like.
+#[test]
+fn the_recipe_of_readme_does_what_it_says() {
+    let readme = include_str!("../README.md");
+    let begin = readme
+        .find("{\n  \"name\": \"my-net\"")
+        .expect("the recipe");
+    let text = &readme[begin..];
+    let text = &text[..text.find("\n```").expect("its end")];
+    let mut bench = Bench::new();
+    bench.tensor("stem.0.main.conv.weight", &[4, 4, 3, 3]);
+    bench.norm("stem.0.main.bn", 4);
+    for dilation in [2, 3] {
+        bench.tensor(&format!("stem.0.dil.{dilation}.weight"), &[4, 4, 3, 3]);
+        bench.norm(&format!("stem.0.dil_bn.{dilation}"), 4);
+    }
+    bench.tensor("stem.0.point.weight", &[4, 4, 1, 1]);
+    bench.tensor("stem.0.alpha", &[4]);
+    bench.norm("stem.0.norm", 4);
+    bench.tensor("aux_head.weight", &[10, 4]);
+    let fused = shapes(&bench.fuse(text));
+    let names: Vec<&str> = fused.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "stem.0.fused.bias",
+            "stem.0.fused.weight",
+            "stem.0.post_norm.bias",
+            "stem.0.post_norm.running_mean",
+            "stem.0.post_norm.running_var",
+            "stem.0.post_norm.weight",
+        ]
+    );
+    assert_eq!(fused[1].1, [4, 4, 7, 7]);
+    // A branch that has lost its norm is still an error.
+    bench.file.tensors.remove("stem.0.dil_bn.3.running_var");
+    let error = bench.refused(text);
+    assert!(error.contains("`running_var` is missing"), "{error}");
+}

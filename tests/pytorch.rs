@@ -255,6 +255,91 @@ fn repeated_numbers_are_bound_by_the_file() {
     assert_eq!(file.get("a.weight").expect("a tensor").shape(), [1024, 1]);
 }
 
+fn string(text: &str) -> Vec<u8> {
+    let len = (text.len() as u32).to_le_bytes();
+    [b"X", &len[..], text.as_bytes()].concat()
+}
+
+/// An archive as `torch.save` writes it, of one number under a name.
+fn archive(name: &str) -> Vec<u8> {
+    use std::io::Write as _;
+    let pickle = [
+        b"\x80\x02}q\x00",
+        &string(name)[..],
+        b"ctorch._utils\n_rebuild_tensor_v2\n((",
+        &string("storage"),
+        b"ctorch\nFloatStorage\n",
+        &string("0"),
+        &string("cpu"),
+        b"K\x01tQK\x00K\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs.",
+    ]
+    .concat();
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (part, bytes) in [
+        ("data.pkl", &pickle[..]),
+        ("version", b"3\n"),
+        ("data/0", &1f32.to_le_bytes()),
+    ] {
+        zip.start_file(format!("archive/{part}"), stored)
+            .expect("a part");
+        zip.write_all(bytes).expect("its bytes");
+    }
+    zip.finish().expect("an archive").into_inner()
+}
+
+/// What is read must be readable again when it has been written.
+#[test]
+fn names_are_as_long_as_they_may_be_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("file.pt");
+    let longest = "n".repeat(1 << 16);
+    std::fs::write(&path, archive(&longest)).expect("a file");
+    let file = Checkpoint::open(&path).expect("a checkpoint");
+    assert_eq!(file.get(&longest).expect("a tensor").shape(), [1]);
+    assert_eq!(
+        refused(&archive(&(longest + "n"))),
+        "`file.pt` cannot be read as a PyTorch file: a name has 65537 bytes and its tensor 1 dimensions; at most 65536 and 64 are read"
+    );
+    // Nested dicts make long names of a few long keys.
+    let nested = |leaves: u32| {
+        let mut pickle = b"\x80\x02".to_vec();
+        for _ in 0..10 {
+            pickle.extend([b"}", &string(&"k".repeat(60_000))[..]].concat());
+        }
+        pickle.push(b'}');
+        for i in 0..leaves {
+            pickle.extend([&string(&i.to_string())[..], b"K\x01s"].concat());
+        }
+        pickle.extend(b"s".repeat(10));
+        pickle.push(b'.');
+        pickle
+    };
+    let begin = "`file.pt` cannot be read as a PyTorch file: ";
+    assert_eq!(
+        refused(&nested(200)),
+        format!("{begin}the names in it are longer than 100000000 bytes in all")
+    );
+    assert_eq!(refused(&nested(100)), format!("{begin}it has no tensor"));
+}
+
+/// A compressed part may become a thousand times as large as the file.
+#[test]
+fn archives_are_not_compressed() {
+    let mut bytes = archive("a.weight");
+    let central = bytes.windows(4).position(|w| w == b"PK\x01\x02");
+    // The method of the first part, in both of its headers.
+    for at in [8, central.expect("a directory") + 10] {
+        assert_eq!(bytes[at], 0);
+        bytes[at] = 8;
+    }
+    assert_eq!(
+        refused(&bytes),
+        "`file.pt` cannot be read as a PyTorch file: `archive/data.pkl` in it is compressed, which torch.save never does"
+    );
+}
+
 /// A truncated archive, or one that is not one, is an error that names the file.
 #[test]
 fn broken_files_are_refused() {

@@ -199,6 +199,68 @@ fn rejects_a_weight_off_by_1e_5_in_a_wide_conv_of_another_converter() {
     assert!(bench.verify(&file).accepted());
 }
 
+/// A sum of a thousand products has a worst case beyond any of its values; nobody's arithmetic comes near it.
+#[test]
+fn rejects_another_kernel_of_another_converter_behind_an_inner_conv() {
+    let (mut train, mut random) = (File::default(), Random(8));
+    tensor(&mut train, "a.first.weight", &[1024, 4], &mut random);
+    tensor(&mut train, "a.then.weight", &[4, 1024, 3, 3], &mut random);
+    for held in train.tensors.values_mut() {
+        let values = held.values();
+        held.dtype = safetensors::Dtype::BF16;
+        held.bytes = values
+            .iter()
+            .flat_map(|x| half::bf16::from_f32(*x).to_le_bytes())
+            .collect();
+    }
+    let mut bench = Bench::new();
+    bench.recipe = recipe::parse(
+        r#"{"name": "own", "about": "a test", "blocks": [{"at": "{p}.first.weight",
+            "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.then"}]}}}]}"#,
+        "own",
+    )
+    .expect("a recipe");
+    bench.train = bench.path("inner.safetensors");
+    train.write(&bench.train);
+    let mut file = bench.fused();
+    file.metadata.clear();
+    let accepted = bench.verify(&file);
+    assert!(accepted.accepted(), "{accepted:?}");
+    assert_eq!(accepted.allowance, Allowance::Arithmetic);
+    let whole = file.at("a.out.weight").bytes.clone();
+    for change in [|_: u8| 0, |high: u8| high ^ 0x80] {
+        // The high byte of each number: its sign and most of its exponent.
+        let bytes = &mut file.at("a.out.weight").bytes;
+        bytes.clone_from(&whole);
+        bytes
+            .iter_mut()
+            .skip(1)
+            .step_by(2)
+            .for_each(|b| *b = change(*b));
+        rejects(&bench.verify(&file), "a.out");
+    }
+}
+
+/// A coarse bias is no excuse for the weights beside it.
+#[test]
+fn holds_kernel_and_bias_each_to_its_own_type() {
+    let bench = Bench::new();
+    let module = bench.square();
+    let mut file = bench.fused();
+    let bias = file.at(&format!("{module}.bias"));
+    let values = bias.values();
+    bias.dtype = safetensors::Dtype::F16;
+    bias.bytes = values
+        .iter()
+        .flat_map(|x| half::f16::from_f32(*x).to_le_bytes())
+        .collect();
+    assert!(bench.verify(&file).accepted());
+    file.at(&format!("{module}.weight"))
+        .edit(|w| w[5] *= 1.0 + 1e-5);
+    let (tensor, index) = rejects(&bench.verify(&file), &module);
+    assert_eq!((tensor, index.len()), (format!("{module}.weight"), 4));
+}
+
 #[test]
 fn rejects_a_transposed_kernel() {
     let bench = Bench::new();
@@ -292,9 +354,14 @@ fn rejects_nan() {
     for end in ["weight", "bias"] {
         let name = format!("{module}.{end}");
         let whole = file.at(&name).clone();
-        file.at(&name).edit(|x| x[0] = f32::NAN);
+        file.at(&name).edit(|x| x[3] = f32::NAN);
         let verdict = bench.verify(&file);
-        rejects(&verdict, &module);
+        let at = if end == "weight" {
+            vec![0, 0, 1, 0]
+        } else {
+            vec![3]
+        };
+        assert_eq!(rejects(&verdict, &module), (name.clone(), at));
         assert!(verdict.worst_ratio().is_nan());
         *file.at(&name) = whole;
     }

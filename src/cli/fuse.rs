@@ -13,6 +13,7 @@ use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::select::{self, Select};
 use super::signals;
+use super::workers::with_workers;
 use crate::cost;
 use crate::numbers::{self, EpsWeight};
 use crate::recipe::{Plan, What};
@@ -150,6 +151,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     // What cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
     let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
+    fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
     let mut written = Written {
@@ -226,7 +228,11 @@ fn write(
             ..Default::default()
         };
         let file = Checkpoint::open(unfinished.path())?;
-        let verdict = verify::verify(checkpoint, plan, verify::Deployed::File(&file), &options)?;
+        let form = verify::Deployed::File(&file);
+        let verdict = with_workers(|| verify::verify(checkpoint, plan, form, &options))??;
+        if !args.quiet && !args.json {
+            super::verify::sampled(&verdict);
+        }
         if !verdict.accepted() {
             output::note(&format!(
                 "repfuse: what was written is not equivalent to its input; {} was not kept\n{}",

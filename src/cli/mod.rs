@@ -14,6 +14,7 @@ mod shell;
 mod signals;
 mod verify;
 mod whole;
+mod workers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

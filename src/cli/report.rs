@@ -8,10 +8,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::output;
 use super::select::{self, Select};
+use super::workers::with_workers;
+use super::{output, signals};
 use crate::report::{self, Report};
-use crate::tensor::{Destination, quoted};
+use crate::tensor::{self, Checkpoint, Destination, Scratch, plain, quoted};
 use crate::units;
 use crate::verify::{self, Deployed};
 
@@ -80,20 +81,40 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
+    if let Some(page) = &args.page {
+        let is_input = |file: &Checkpoint| file.is_same_file(page);
+        anyhow::ensure!(
+            !is_input(&checkpoint) && !deployed.as_ref().is_some_and(is_input),
+            "{} is what the report is on; choose another name",
+            quoted(&page.display().to_string())
+        );
+        signals::watch()?;
+    }
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
-    let verdict = verify::verify(&checkpoint, &plan, form, &verify::Options::default())?;
-    let options = report::Options {
-        input_size: usize::from(args.input_size),
-    };
-    let report = report::report(&checkpoint, &plan, form, &verdict, &options)?;
+    let (verdict, report) = with_workers(|| -> anyhow::Result<_> {
+        let options = verify::Options {
+            stop: Some(&signals::STOP),
+            ..Default::default()
+        };
+        let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
+        let options = report::Options {
+            input_size: usize::from(args.input_size),
+        };
+        let report = report::report(&checkpoint, &plan, form, &verdict, &options)?;
+        Ok((verdict, report))
+    })??;
     if let Some(path) = &args.page {
         let html = report::page(&report)?;
-        std::fs::write(path, &html)
-            .with_context(|| format!("cannot write {}", quoted(&path.display().to_string())))?;
+        if signals::stopped() {
+            return Err(tensor::Error::Interrupted.into());
+        }
+        let page = Scratch::create(Destination::new(path)?)?;
+        page.write_at(html.as_bytes(), 0)?;
+        page.finish(true)?;
         if !args.quiet && !args.json {
             output::result(&format!(
                 "{}: {}, {}\n",
-                path.display(),
+                plain(&path.display().to_string()),
                 units::plural(report.blocks.len(), "block"),
                 units::bytes(html.len() as u64)
             ))?;

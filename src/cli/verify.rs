@@ -1,6 +1,6 @@
 //! `repfuse verify IN [OUT]`.
 
-use std::num::NonZeroUsize;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use super::Answer;
 use super::output::{self, Cut, plural};
 use super::select::{self, Select};
 use super::whole;
+use super::workers::with_workers;
 use crate::numbers;
 use crate::tensor::plain;
 use crate::units;
@@ -35,8 +36,8 @@ pub(super) struct Args {
     #[arg(long, hide_short_help = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
     tolerance: f64,
     /// Random maps per block
-    #[arg(long, hide_short_help = true, value_name = "N", default_value = "2")]
-    probes: NonZeroUsize,
+    #[arg(long, hide_short_help = true, value_name = "N", default_value = "2", value_parser = probes)]
+    probes: NonZeroU16,
     /// Send an impulse through every input channel, also where an inner conv makes that slow
     #[arg(long, hide_short_help = true)]
     exhaustive: bool,
@@ -56,10 +57,33 @@ pub(super) struct Args {
     whole: whole::Whole,
 }
 
+/// More maps say no more, and each is held in memory.
+const MOST_PROBES: u16 = 1024;
+
+fn probes(text: &str) -> Result<NonZeroU16, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|n: &NonZeroU16| n.get() <= MOST_PROBES)
+        .ok_or_else(|| format!("expected a number from 1 to {MOST_PROBES}"))
+}
+
 fn tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
         _ => Err("expected a positive number; 1 is the rounding bound itself".to_owned()),
+    }
+}
+
+/// Says of which blocks not every weight was looked at.
+pub(super) fn sampled(verdict: &Verdict) {
+    for block in &verdict.blocks {
+        let [tried, all] = block.impulses;
+        if tried < all && block.failure.is_none() {
+            output::note(&format!(
+                "repfuse: {}: impulses went through {tried} of {all} input channels; `verify --exhaustive` tries all",
+                plain(&block.module)
+            ));
+        }
     }
 }
 
@@ -141,15 +165,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         stop: None,
     };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
-    let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
-    let findings = whole::run(
-        &args.whole,
-        args.seed,
-        args.tolerance,
-        &checkpoint,
-        &plan,
-        form,
-    )?;
+    let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
+        let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
+        let findings = whole::run(
+            &args.whole,
+            args.seed,
+            args.tolerance,
+            &checkpoint,
+            &plan,
+            form,
+        )?;
+        Ok((verdict, findings))
+    })??;
+    if !args.quiet && !args.json {
+        sampled(&verdict);
+    }
     let accepted = verdict.accepted() && findings.accepted();
     if args.json {
         let finite = |x: f64| x.is_finite().then_some(x);

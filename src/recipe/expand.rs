@@ -349,8 +349,9 @@ impl Expander<'_> {
         });
         if let ([index], [pattern, ..]) = (&free.iter().collect::<Vec<_>>()[..], &tensors[..])
             && pattern.is_index(index)
+            && !template.sizes().contains(*index)
         {
-            // The indices of a list of modules run from 0; a gap is a branch that was lost.
+            // The indices of a list of modules run from 0; a gap is a branch that was lost. (Sizes are whatever they are.)
             if let Some(gap) = found
                 .iter()
                 .enumerate()

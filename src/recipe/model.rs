@@ -216,16 +216,26 @@ impl Template {
             .iter()
             .flat_map(|p| p.captures().map(str::to_owned).collect::<Vec<_>>())
             .collect();
-        self.visit(&mut |node| match node {
-            Template::Conv { dilation, .. } => {
+        names.extend(self.sizes());
+        self.visit(&mut |node| {
+            if let Template::Mean(Window::Of(p)) = node {
+                names.extend(p.captures().map(str::to_owned));
+            }
+        });
+        names
+    }
+
+    /// The captures whose text is a size: `"dilation": "{r}"`.
+    pub fn sizes(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        self.visit(&mut |node| {
+            if let Template::Conv { dilation, .. } = node {
                 for size in dilation {
                     if let Size::Captured(p) = size {
                         names.extend(p.captures().map(str::to_owned));
                     }
                 }
             }
-            Template::Mean(Window::Of(p)) => names.extend(p.captures().map(str::to_owned)),
-            _ => {}
         });
         names
     }

@@ -21,10 +21,10 @@ pub const MAX_HEADER: u64 = 100_000_000;
 pub const METADATA: &str = "__metadata__";
 
 /// The longest name of a tensor or a metadata string. (A name of fifty megabytes is no name, and every pattern would be tried on it.)
-const MAX_NAME: usize = 1 << 16;
+pub(super) const MAX_NAME: usize = 1 << 16;
 
 /// The most dimensions of a tensor, as in NumPy.
-const MAX_RANK: usize = 64;
+pub(super) const MAX_RANK: usize = 64;
 
 /// A tensor as the header describes it; `start..end` counts from the end of the header.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,6 +12,7 @@ mod open;
 #[cfg(feature = "pytorch")]
 mod pytorch;
 pub mod queue;
+pub mod scratch;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Tensor};
@@ -19,4 +20,5 @@ pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
 pub use queue::WriteQueue;
+pub use scratch::Scratch;
 pub use write::{Output, Writer};

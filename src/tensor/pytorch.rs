@@ -15,6 +15,7 @@ use pytorch_reader::{DType, PytorchReader, Tensor};
 
 use super::dtype::Dtype;
 use super::error::{Error, plain, quoted};
+use super::header::{MAX_HEADER, MAX_NAME, MAX_RANK};
 
 /// Under these keys, projects keep the state dict or the module beside optimizer and epoch.
 const WRAPPERS: [&str; 9] = [
@@ -34,6 +35,9 @@ const KEPT_BYTES: usize = 32 << 20;
 
 /// A view may repeat what is stored, as `expand` does, and so claim any size; this much more than the file has is believed.
 const REPEATED_BYTES: u64 = 16 << 20;
+
+/// How often the bytes of a file may be shared by its tensors, all in all.
+const SHARED: u64 = 4;
 
 /// A tensor's name, element type, shape and number of bytes.
 pub(super) type Entry = (String, Dtype, Vec<usize>, u64);
@@ -72,9 +76,16 @@ pub(super) fn open(
     file_len: u64,
     key: Option<&str>,
 ) -> Result<(Storages, Vec<Entry>), Error> {
+    expect_stored(path)?;
+    let top =
+        PytorchReader::read_pickle_data(path, None).map_err(|e| wrong(path, e.to_string()))?;
+    if name_bytes(&top, 0) > MAX_HEADER {
+        let most = format!("the names in it are longer than {MAX_HEADER} bytes in all");
+        return Err(wrong(path, most));
+    }
     let key = match key {
         Some(key) => Some(key.to_owned()),
-        None => wrapper(path)?,
+        None => wrapper(path, top)?,
     };
     let (first, below) = match key
         .as_deref()
@@ -106,12 +117,32 @@ pub(super) fn open(
         )
     });
     let entries: Vec<Entry> = entries.collect();
+    // What is written is to be read again.
+    for (name, _, shape, _) in &entries {
+        if name.len() > MAX_NAME || shape.len() > MAX_RANK {
+            let found = format!(
+                "a name has {} bytes and its tensor {} dimensions; at most {MAX_NAME} and {MAX_RANK} are read",
+                name.len(),
+                shape.len()
+            );
+            return Err(wrong(path, found));
+        }
+    }
     let most = file_len.saturating_add(REPEATED_BYTES);
-    if let Some((name, _, _, len)) = entries.iter().find(|(_, _, _, len)| *len > most) {
-        let claim = format!(
-            "{} claims {len} bytes; the file has {file_len}",
-            quoted(name)
-        );
+    let mut claimed: u64 = 0;
+    for (name, _, _, len) in &entries {
+        claimed = claimed.saturating_add(*len);
+        if *len > most {
+            let claim = format!(
+                "{} claims {len} bytes; the file has {file_len}",
+                quoted(name)
+            );
+            return Err(wrong(path, claim));
+        }
+    }
+    // Names that share a storage, as tied weights do, are several tensors here, too.
+    if claimed > most.saturating_mul(SHARED) {
+        let claim = format!("its tensors claim {claimed} bytes; the file has {file_len}");
         return Err(wrong(path, claim));
     }
     let mut sizes: Vec<usize> = tensors.values().map(Tensor::byte_len).collect();
@@ -128,6 +159,42 @@ pub(super) fn open(
     ))
 }
 
+/// `torch.save` puts everything into an archive as it is. A compressed part could become a thousand times the file.
+fn expect_stored(path: &Path) -> Result<(), Error> {
+    let failed = |e: zip::result::ZipError| wrong(path, e.to_string());
+    let file = std::fs::File::open(path).map_err(|source| Error::Io {
+        what: "open",
+        path: path.to_owned(),
+        source,
+    })?;
+    // What is no archive is one of the older forms.
+    let Ok(mut archive) = zip::ZipArchive::new(io::BufReader::new(file)) else {
+        return Ok(());
+    };
+    for i in 0..archive.len() {
+        let part = archive.by_index_raw(i).map_err(failed)?;
+        if part.compression() != zip::CompressionMethod::Stored {
+            let name = quoted(&part.name().map_err(failed)?);
+            return Err(wrong(
+                path,
+                format!("{name} in it is compressed, which torch.save never does"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How long the dotted names of everything in nested dicts are together: a few long keys make many long names.
+fn name_bytes(value: &PickleValue, before: u64) -> u64 {
+    match value {
+        PickleValue::Dict(inside) => inside
+            .iter()
+            .map(|(key, value)| name_bytes(value, before + key.len() as u64 + 1))
+            .fold(0, u64::saturating_add),
+        _ => before,
+    }
+}
+
 fn read(path: &Path, key: Option<&str>) -> Result<PytorchReader, Error> {
     let opened = match key {
         Some(key) => PytorchReader::with_top_level_key(path, key),
@@ -137,9 +204,7 @@ fn read(path: &Path, key: Option<&str>) -> Result<PytorchReader, Error> {
 }
 
 /// The key that wraps the state dict, if the file is a dict that has one.
-fn wrapper(path: &Path) -> Result<Option<String>, Error> {
-    let top =
-        PytorchReader::read_pickle_data(path, None).map_err(|e| wrong(path, e.to_string()))?;
+fn wrapper(path: &Path, top: PickleValue) -> Result<Option<String>, Error> {
     let PickleValue::Dict(top) = top else {
         return Ok(None);
     };

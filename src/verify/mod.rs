@@ -19,7 +19,7 @@ mod deployed;
 mod probes;
 mod tally;
 
-use std::num::NonZeroUsize;
+use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -39,7 +39,7 @@ pub use deployed::{Deployed, DeployedRows, deployed_rows};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Random maps per block.
-    pub probes: NonZeroUsize,
+    pub probes: NonZeroU16,
     /// The number that the maps are drawn from.
     pub seed: u64,
     /// Impulses on every input channel of every block, whatever it costs.
@@ -62,7 +62,7 @@ impl Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            probes: NonZeroUsize::new(2).unwrap_or(NonZeroUsize::MIN),
+            probes: NonZeroU16::new(2).unwrap_or(NonZeroU16::MIN),
             seed: 0,
             exhaustive: false,
             tolerance: 1.0,
