@@ -6,6 +6,7 @@ mod support;
 
 use std::process::Command;
 
+use repfuse::tensor::Checkpoint;
 use support::Random;
 use support::file::{self, Place, checkpoint, end, recipe, start};
 use support::forge::File;
@@ -161,6 +162,32 @@ fn recipes_cannot_ask_for_more_than_the_tensors_justify() {
     let many = r#", {"mean": 65536}"#.repeat(60);
     let chained = refusal(&place, fused(&format!(r#"{{"seq": [{CONV}{many}]}}"#)));
     assert_eq!(chained, spread("[4, 4, 65538, 65538]"));
+}
+
+/// A plan is bound by the file as well.
+#[test]
+fn recipes_cannot_make_many_convs_of_few_tensors() {
+    let place = prepared();
+    let tensors = Checkpoint::open(place.path("in.safetensors")).expect("a checkpoint");
+    let most = 8 * tensors.tensors().len();
+    let convs = |count: usize| {
+        let outputs: Vec<String> = (0..count)
+            .map(|i| format!(r#""{{p}}.out{i}": {{"conv": "{{p}}.c"}}"#))
+            .collect();
+        recipe(&format!(
+            r#"{{"at": "{{p}}.c.weight", "fuse": {{{}}}}}"#,
+            outputs.join(", ")
+        ))
+    };
+    assert_eq!(refusal(&place, convs(most)), "");
+    assert_eq!(
+        refusal(&place, convs(most + 1)),
+        format!(
+            "block `a`: with it the recipe makes {} convs of {} tensors; at most {most} are planned\n",
+            most + 1,
+            most / 8
+        )
+    );
 }
 
 /// What would take for ever is refused, or done at once.

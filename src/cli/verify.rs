@@ -76,15 +76,17 @@ fn tolerance(text: &str) -> Result<f64, String> {
 
 /// Says of which blocks not every weight was looked at.
 pub(super) fn sampled(verdict: &Verdict) {
-    for block in &verdict.blocks {
-        let [tried, all] = block.impulses;
-        if tried < all && block.failure.is_none() {
-            output::note(&format!(
-                "repfuse: {}: impulses went through {tried} of {all} input channels; `verify --exhaustive` tries all",
-                plain(&block.module)
-            ));
-        }
+    let compared = verdict.blocks.iter().filter(|b| b.failure.is_none());
+    for line in compared.filter_map(|b| sample_of(&b.module, b.impulses)) {
+        output::note(&line);
     }
+}
+
+fn sample_of(module: &str, [tried, all]: [usize; 2]) -> Option<String> {
+    let module = plain(module);
+    (tried < all).then(|| {
+        format!("repfuse: {module}: impulses went through {tried} of {all} input channels; `verify --exhaustive` tries all")
+    })
 }
 
 /// What `verify --json` prints.
@@ -303,4 +305,17 @@ pub(super) fn failures(verdict: &Verdict) -> String {
         lines += &format!("  {failure}\n");
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample_of;
+
+    #[test]
+    fn a_sample_is_said_to_be_one() {
+        let said = sample_of("a.out", [3, 8]);
+        let expected = "repfuse: a.out: impulses went through 3 of 8 input channels; `verify --exhaustive` tries all";
+        assert_eq!(said.as_deref(), Some(expected));
+        assert_eq!(sample_of("a.out", [8, 8]), None);
+    }
 }

@@ -145,6 +145,9 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
     ledger.finish()
 }
 
+/// A recipe may make several convs of one tensor, but a small file no endless plan.
+const CONVS_PER_TENSOR: usize = 8;
+
 struct Select {
     only: GlobSet,
     skip: GlobSet,
@@ -189,6 +192,8 @@ struct Ledger<'a> {
     taken: HashMap<String, Fate>,
     used_names: HashSet<String>,
     blocks: Vec<Block>,
+    /// The convs of all blocks so far.
+    convs: usize,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
     filled: Vec<(Tensor, f64)>,
@@ -213,6 +218,7 @@ impl<'a> Ledger<'a> {
             taken: HashMap::new(),
             used_names: HashSet::new(),
             blocks: Vec::new(),
+            convs: 0,
             skipped: Vec::new(),
             renamed: BTreeMap::new(),
             filled: Vec::new(),
@@ -233,6 +239,15 @@ impl<'a> Ledger<'a> {
                 .or(self.recipe.eps)
                 .unwrap_or(f64::NAN)
         };
+        self.convs += rule.fuse.len();
+        let most = CONVS_PER_TENSOR * self.index.len();
+        if self.convs > most {
+            return Err(fail(format!(
+                "with it the recipe makes {} convs of {} tensors; at most {most} are planned",
+                self.convs,
+                self.index.len()
+            )));
+        }
         for (pattern, shape) in &rule.shapes {
             // Such a start was let through as half a block.
             let name = pattern.fill(captures).unwrap_or_default();
