@@ -276,7 +276,7 @@ fn ranges_cover_the_data_once() {
         ),
         (
             &two([0, 4], [5, 9]),
-            "`b` starts at byte 5 and leaves a gap before it, which ends at 4",
+            "`b` starts at byte 5 and leaves a gap behind the tensor before it, which ends at 4",
             &two([4, 8], [0, 4]),
             8,
         ),

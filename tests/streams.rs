@@ -132,6 +132,8 @@ fn a_full_stdout_is_an_error() {
         "inspect in.safetensors",
         "verify in.safetensors --json",
         "recipes",
+        "--help",
+        "--version",
     ] {
         let full = std::fs::OpenOptions::new()
             .write(true)

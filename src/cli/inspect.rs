@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::output::{self, Cut, bytes, count, line, plural};
+use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
 use super::{kernels, select};
 use crate::cost::{self, Change, macs_per_pixel};
@@ -267,10 +267,15 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
         .collect();
     out += &line("elements", &dtypes.join(", "));
     for (key, value) in checkpoint.metadata() {
-        out += &line("metadata", &format!("{} = {}", plain(key), plain(value)));
+        let [key, value] =
+            [key, value].map(|text| shortened(&plain(text), LONGEST_SHOWN, Cut::End));
+        out += &line("metadata", &format!("{key} = {value}"));
     }
     out
 }
+
+/// Some projects keep whole configurations in the metadata. `--json` has them in full.
+const LONGEST_SHOWN: usize = 400;
 
 /// One line for each conv that a block becomes, or for a run of equal ones.
 fn blocks(args: &Args, blocks: &[Block]) -> String {

@@ -85,8 +85,11 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers; anything else could not run.
+            if let Err(error) = output::printed(error.print()) {
+                output::error(&output::causes(&error));
+                return ExitCode::from(2);
+            }
             let code = if error.use_stderr() { 2 } else { 0 };
-            let _ = error.print();
             return ExitCode::from(code);
         }
     };

@@ -28,7 +28,15 @@ pub(super) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 }
 
 fn print(mut out: impl std::io::Write, text: &str) -> anyhow::Result<()> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Whether a result has been printed, as far as anybody reads it.
+///
+/// # Errors
+/// When stdout is full.
+pub(super) fn printed(outcome: std::io::Result<()>) -> anyhow::Result<()> {
+    match outcome {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to the standard output"),
     }
@@ -168,7 +176,7 @@ fn visible(text: &str) -> usize {
 }
 
 /// At most `width` characters of a text without colour, with `…` for what is missing.
-fn shortened(text: &str, width: usize, cut: Cut) -> String {
+pub(super) fn shortened(text: &str, width: usize, cut: Cut) -> String {
     if visible(text) <= width {
         return text.to_owned();
     }

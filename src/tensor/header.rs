@@ -71,12 +71,12 @@ pub fn parse(json: &[u8], data_len: u64) -> Result<Header, String> {
     for entry in by_place {
         if entry.start != end {
             let what = if entry.start < end {
-                "overlaps the tensor before it"
+                "overlaps"
             } else {
-                "leaves a gap before it"
+                "leaves a gap behind"
             };
             return Err(format!(
-                "{} starts at byte {} and {what}, which ends at {end}",
+                "{} starts at byte {} and {what} the tensor before it, which ends at {end}",
                 quoted(&entry.name),
                 entry.start
             ));
