@@ -430,10 +430,11 @@ fn recipes_check_shows_what_matches() {
         r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c"}, "identity"]}}}"#,
     );
     bench.fuse(&own);
+    let directory = bench.directory.path().to_owned();
     let check = |more: &[&str]| {
         let mut run = Command::new(env!("CARGO_BIN_EXE_repfuse"));
         let output = run
-            .current_dir(bench.directory.path())
+            .current_dir(&directory)
             .args(["recipes", "check"])
             .args(more)
             .output();
@@ -452,6 +453,28 @@ fn recipes_check_shows_what_matches() {
     let (code, text) = check(&["own.json", "in.safetensors"]);
     assert_eq!(code, Some(0));
     assert!(text.contains("a  →  a.d  4×4×3×3  3×3 + x\n"), "{text}");
+    // What it leaves alone is where a slip of the pen shows.
+    assert!(
+        text.contains("  copied      nothing\n") && !text.contains("idle"),
+        "{text}"
+    );
+    bench.tensor("a.norm.weight", &[4]);
+    bench.tensor("aux.weight", &[4]);
+    let slip = own.replace(
+        r#""blocks""#,
+        r#""drop": ["aux", "{p}.head"], "rename": {"{p}.nrom": "{p}.post"}, "blocks""#,
+    );
+    bench.run(&slip, "fuse", &[]);
+    let (_, text) = check(&["own.json", "in.safetensors"]);
+    for line in [
+        "  copied      1 tensor: `a.norm.weight`\n",
+        "  dropped     1 tensor: `aux.weight`\n",
+        "  idle        `drop` names `{p}.head`, which the file has not\n",
+        "  idle        `rename` names `{p}.nrom`, which the file has not\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    bench.fuse(&own);
     let (code, text) = check(&["own.json", "out.safetensors"]);
     assert_eq!(code, Some(1));
     assert_eq!(text, "repfuse: no block of recipe `own` is in this file\n");

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Answer;
 use super::output::{self, Cut, plural};
 use super::select;
-use crate::recipe::{self, Options};
+use crate::recipe::{self, Options, What};
 use crate::tensor::{plain, quoted};
 use crate::units;
 
@@ -99,6 +99,20 @@ struct Matched {
     detected: bool,
     /// The convs that its blocks become.
     convs: Vec<MatchedConv>,
+    /// The tensors that no block takes.
+    copied: Vec<String>,
+    /// The tensors that are dropped by name.
+    dropped: Vec<String>,
+    /// What it drops, renames, keeps or sets and the file has not.
+    idle: Vec<Idle>,
+}
+
+/// A pattern that matches nothing.
+#[derive(Serialize, JsonSchema)]
+struct Idle {
+    /// `drop`, `rename`, `keep` or `set`.
+    under: &'static str,
+    pattern: String,
 }
 
 /// A conv that a block becomes.
@@ -186,6 +200,24 @@ fn check(name: &str, path: Option<&Path>, json: bool) -> anyhow::Result<()> {
         let rows: Vec<_> = matched.convs.iter().map(row).collect();
         let cut = [(0, Cut::Middle), (2, Cut::Middle), (4, Cut::End)];
         text += &output::table(&rows, &[], &cut, output::width());
+        let names = |names: &[String]| match names {
+            [] => "nothing".to_owned(),
+            _ => {
+                let shown: Vec<String> = names.iter().take(SHOWN).map(|n| quoted(n)).collect();
+                let more = if names.len() > SHOWN { ", …" } else { "" };
+                let all = plural(names.len(), "tensor");
+                format!("{all}: {}{more}", shown.join(", "))
+            }
+        };
+        text += &output::line("copied", &names(&matched.copied));
+        text += &output::line("dropped", &names(&matched.dropped));
+        for Idle { under, pattern } in &matched.idle {
+            let said = format!(
+                "`{under}` names {}, which the file has not",
+                quoted(pattern)
+            );
+            text += &output::line("idle", &said);
+        }
         text += if matched.detected {
             "detection would consider it for this file\n"
         } else {
@@ -194,6 +226,9 @@ fn check(name: &str, path: Option<&Path>, json: bool) -> anyhow::Result<()> {
     }
     output::result(&text)
 }
+
+/// As many names are enough to see what a recipe has missed.
+const SHOWN: usize = 8;
 
 fn matched(recipe: &recipe::Recipe, path: &Path) -> anyhow::Result<Matched> {
     let checkpoint = select::open(path)?;
@@ -206,8 +241,25 @@ fn matched(recipe: &recipe::Recipe, path: &Path) -> anyhow::Result<Matched> {
             expression: crate::describe::expression(fused.expr.expr()),
         })
     });
+    let copied = plan
+        .outputs
+        .iter()
+        .filter_map(|planned| match &planned.what {
+            What::Copy(tensor) => Some(tensor.name()),
+            _ => None,
+        });
+    let idle = recipe::idle(recipe, checkpoint.tensors());
     Ok(Matched {
         detected: recipe::found_in(recipe, checkpoint.tensors()),
         convs: convs.collect(),
+        copied: copied.map(str::to_owned).collect(),
+        dropped: plan.dropped.iter().map(|t| t.name().to_owned()).collect(),
+        idle: idle
+            .into_iter()
+            .map(|(under, pattern)| Idle {
+                under,
+                pattern: pattern.to_owned(),
+            })
+            .collect(),
     })
 }

@@ -529,7 +529,7 @@ fn below<'a>(index: &'a Index, module: &str) -> impl Iterator<Item = &'a Tensor>
 }
 
 /// If a pattern names this tensor or a module above it: the length of that name, and the captures.
-fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
+pub(super) fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
     let ends = name
         .match_indices('.')
         .map(|(at, _)| at)
