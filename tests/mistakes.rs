@@ -262,13 +262,13 @@ fn arguments_with_one_mistake() {
         (
             "--stride <N>",
             "0",
-            "expected a number from 1 to 4096, or two as in 2,1",
+            "expected a number from 1 to 512, or two as in 2,1",
             "2,1",
         ),
         (
             "--padding <N>",
-            "4097",
-            "expected `same`, `valid`, a number up to 4096, or two as in 1,0",
+            "513",
+            "expected `same`, `valid`, a number up to 512, or two as in 1,0",
             "1,0",
         ),
         (

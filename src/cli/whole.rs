@@ -91,7 +91,7 @@ fn pair(text: &str) -> Result<[usize; 2], String> {
 }
 
 /// Strides and paddings beyond this are mistakes.
-const MOST: usize = 4096;
+const MOST: usize = 512;
 
 fn padding(text: &str) -> Result<Padding, String> {
     match text {
