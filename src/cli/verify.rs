@@ -242,10 +242,22 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         } else {
             output::bad("NOT equivalent")
         };
-        let worst = units::ratio(verdict.worst_ratio());
+        let absent = verdict.blocks.iter().filter(|b| b.failure.is_some());
+        let [all, absent] = [verdict.blocks.len(), absent.count()];
+        let worst = match all - absent {
+            0 => "none of them comparable".to_owned(),
+            _ => format!(
+                "worst difference {} of what {against} allows",
+                units::ratio(verdict.worst_compared())
+            ),
+        };
+        let uncompared = match absent {
+            1.. if absent < all => format!(", {absent} not comparable"),
+            _ => String::new(),
+        };
         let sentence = format!(
-            "{equal}: {}, worst difference {worst} of what {against} allows, {} copied",
-            plural(verdict.blocks.len(), "conv"),
+            "{equal}: {}{uncompared}, {worst}, {} copied",
+            plural(all, "conv"),
             plural(verdict.copied, "tensor")
         );
         text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
@@ -269,6 +281,10 @@ fn blocks(verdict: &Verdict) -> String {
     let mut blocks: Vec<_> = verdict.blocks.iter().collect();
     blocks.sort_by(|a, b| units::natural_order(&a.module, &b.module));
     for b in blocks {
+        let measured = |number: String| match b.failure {
+            Some(_) => "–".to_owned(),
+            None => number,
+        };
         rows.push(vec![
             if b.accepted {
                 output::good("ok")
@@ -276,9 +292,9 @@ fn blocks(verdict: &Verdict) -> String {
                 output::bad("FAIL")
             },
             plain(&b.module),
-            units::ratio(b.ratio),
-            format!("{:.1e}", b.absolute),
-            format!("{:.0}", b.snr_db),
+            measured(units::ratio(b.ratio)),
+            measured(format!("{:.1e}", b.absolute)),
+            measured(format!("{:.0}", b.snr_db)),
             b.expression.clone(),
         ]);
     }
@@ -301,7 +317,14 @@ pub(super) fn failures(verdict: &Verdict) -> String {
         };
         lines += &format!("  {}: {what}\n", plain(&b.name));
     }
-    for failure in &verdict.failures {
+    // What a block lacks has been said of the block.
+    let said = |failure: &&String| {
+        verdict
+            .blocks
+            .iter()
+            .any(|b| b.failure.as_ref() == Some(failure))
+    };
+    for failure in verdict.failures.iter().filter(|failure| !said(failure)) {
         lines += &format!("  {failure}\n");
     }
     lines

@@ -119,13 +119,21 @@ impl Verdict {
         self.failures.is_empty() && self.blocks.iter().all(|block| block.accepted)
     }
 
-    /// The worst ratio of all blocks; NaN counts as the worst.
+    /// The worst ratio of all blocks; NaN counts as the worst, as does a block that cannot be compared.
     pub fn worst_ratio(&self) -> f64 {
-        self.blocks
-            .iter()
-            .map(|b| b.ratio)
-            .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+        worst(self.blocks.iter())
     }
+
+    /// The worst ratio of the blocks that can be compared.
+    pub fn worst_compared(&self) -> f64 {
+        worst(self.blocks.iter().filter(|b| b.failure.is_none()))
+    }
+}
+
+fn worst<'a>(blocks: impl Iterator<Item = &'a BlockVerdict>) -> f64 {
+    blocks
+        .map(|b| b.ratio)
+        .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
 }
 
 /// Compares a training form with its deploy form.
