@@ -79,6 +79,11 @@ pub(super) fn add_centred(
         return;
     }
     let at = (into[0] - extent[0]) / 2 * into[1] + (into[1] - extent[1]) / 2;
+    if extent == [1, 1] {
+        let middles = out[at..].iter_mut().step_by(area);
+        middles.zip(taps).for_each(|(o, w)| *o += scale * w);
+        return;
+    }
     for (map, kernel) in out
         .chunks_exact_mut(area)
         .zip(taps.chunks_exact(extent[0] * extent[1]))
