@@ -19,7 +19,7 @@ use super::expr::{Operand, Values};
 use super::geometry::{Geometry, Resolved, four_dims};
 use form::{Form, Source, Term, compile};
 use row::read_row;
-use taps::{add_centred, blur, spread};
+use taps::{add_centred, blur, set_scaled, spread};
 
 /// A kernel `[out, in/groups, kh, kw]` and a bias `[out]`, in f64 and row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +109,7 @@ impl<T: Operand> Folded<T> {
         } = scratch;
         let start = self.geometry.first_input(o);
         let mut bias = self.form.bias[o];
-        out.fill(0.0);
+        let mut filled = false;
         for Term {
             source,
             scale,
@@ -143,14 +143,20 @@ impl<T: Operand> Folded<T> {
                 }
             };
             let (taps, extent) = blur(taps, extent, means, blurred);
-            add_centred(
-                taps,
-                extent,
-                first - start,
-                scale,
-                out,
-                self.geometry.extent,
-            );
+            let whole = self.geometry.extent;
+            if !filled && extent == whole && taps.len() == out.len() {
+                // The first branch is mostly as large as the kernel. Adding it to zeros takes a tenth longer in all.
+                set_scaled(taps, scale, out);
+            } else {
+                if !filled {
+                    out.fill(0.0);
+                }
+                add_centred(taps, extent, first - start, scale, out, whole);
+            }
+            filled = true;
+        }
+        if !filled {
+            out.fill(0.0);
         }
         Ok(bias)
     }

@@ -92,6 +92,11 @@ pub(super) fn add_centred(
     }
 }
 
+/// What adding to zeros gives, which makes a −0 a +0.
+pub(super) fn set_scaled(from: &[f64], scale: f64, to: &mut [f64]) {
+    from.iter().zip(to).for_each(|(w, o)| *o = 0.0 + scale * w);
+}
+
 pub(super) fn add_scaled(from: &[f64], scale: f64, to: &mut [f64]) {
     from.iter().zip(to).for_each(|(w, o)| *o += scale * w);
 }
