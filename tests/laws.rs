@@ -6,6 +6,7 @@
 //! | a fold folds to itself | `fold (conv (fold e))  =  fold e` |
 //! | sequences associate | `fold (seq [a, seq [b, c]])  =  fold (seq [seq [a, b], c])` |
 //! | sums commute | `fold (sum [a, b])  =  fold (sum [b, a])` |
+//! | energy is a sum of squares | `energy e x  =  forward e² x²` |
 
 mod support;
 
@@ -296,6 +297,79 @@ fn spikes_equal_dense_maps() {
             .map(|(a, b)| (a - b).abs() / (1.0 + a.abs()))
             .fold(0.0, f64::max);
         assert!(worst < 1e-12, "{worst:e}: {tree:?}");
+    }
+}
+
+fn square(array: &Array) -> Array {
+    Array {
+        data: array.data.iter().map(|x| x * x).collect(),
+        ..array.clone()
+    }
+}
+
+/// The tree whose every coefficient is the square of this one's; a norm is then the three operators it consists of.
+fn squared(tree: &Tree) -> Tree {
+    let factors = |data: Vec<f64>| {
+        let shape = vec![data.len()];
+        let label = "squares";
+        Expr::Scale(Factor::Tensor(Vector::of(Array { label, shape, data })))
+    };
+    match tree {
+        Expr::Conv(conv) => Expr::Conv(Conv {
+            weight: square(&conv.weight),
+            bias: conv.bias.as_ref().map(square),
+            ..conv.clone()
+        }),
+        Expr::Bn(bn) => {
+            let (mut scale, mut shift) = (vec![1.0; bn.var.data.len()], None);
+            if let Some([weight, bias]) = &bn.affine {
+                scale.clone_from(&weight.data);
+                shift = Some(Expr::Shift(square(bias)));
+            }
+            let vars = scale.iter_mut().zip(&bn.var.data);
+            vars.for_each(|(w, var)| *w = *w * *w / (var + bn.eps));
+            let steps = [Expr::Shift(square(&bn.mean)), factors(scale)];
+            Expr::Seq(steps.into_iter().chain(shift).collect())
+        }
+        Expr::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(n * n)),
+        Expr::Scale(Factor::Tensor(v)) => {
+            let read = in_memory(v.read(&mut InMemory, 0, v.len()));
+            factors(read.into_iter().map(|x| x * x).collect())
+        }
+        Expr::Shift(shift) => Expr::Shift(square(shift)),
+        Expr::Mean(k) => {
+            let weight = 1.0 / (k[0] * k[1]) as f64;
+            Expr::Seq(vec![Expr::Mean(*k), Expr::Scale(Factor::Number(weight))])
+        }
+        Expr::Identity => Expr::Identity,
+        Expr::Seq(xs) => Expr::Seq(xs.iter().map(squared).collect()),
+        Expr::Sum(xs) => Expr::Sum(xs.iter().map(squared).collect()),
+    }
+}
+
+#[test]
+fn energy_is_a_sum_of_squares() {
+    let mut random = Random(12);
+    for _ in 0..TREES {
+        let tree = resolved(&mut random);
+        let g = *tree.geometry();
+        let mut maps = Maps::zeros(g.inputs, 2, g.extent);
+        let fill = |x: &mut f64| *x = random.between(-1.0, 1.0).powi(2);
+        maps.data.iter_mut().for_each(fill);
+        let input = Input::Dense(maps);
+        let energy = run(&tree, &input, [1, 1], Reading::Energy);
+        let squares = in_memory(forward(
+            &squared(tree.expr()),
+            &g,
+            &input,
+            0..g.out,
+            [1, 1],
+            Reading::Value,
+            &mut InMemory,
+        ));
+        for (a, b) in energy.data.iter().zip(&squares.data) {
+            assert!((a - b).abs() <= 1e-12 * b.abs(), "{a} and {b}: {tree:?}");
+        }
     }
 }
 
