@@ -6,7 +6,7 @@ use super::error::Error;
 use super::expand::{Index, anywhere};
 use super::model::{BlockRule, Dim, Recipe, Template};
 use super::near::near_misses;
-use super::pattern::{Captures, Pattern, literal_segments};
+use super::pattern::{Captures, Pattern, told_segments};
 use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
@@ -202,7 +202,7 @@ impl<'a> Segments<'a> {
 
     /// The same of a pattern that has not been parsed.
     pub(super) fn allow_text(&self, pattern: &str) -> bool {
-        literal_segments(pattern).all(|segment| self.0.contains(segment))
+        told_segments(pattern).all(|words| words.iter().any(|word| self.0.contains(word)))
     }
 
     /// Whether any name has this segment.
