@@ -9,7 +9,7 @@ use std::process::Command;
 use repfuse::tensor::Checkpoint;
 use support::Random;
 use support::file::{self, Place, checkpoint, end, recipe, start};
-use support::forge::File;
+use support::forge::{File, Held};
 
 /// A directory with a conv `a.c` of four channels, one `a.d` of one tap, and a norm `a.n`.
 fn prepared() -> Place {
@@ -187,6 +187,31 @@ fn recipes_cannot_make_many_convs_of_few_tensors() {
             most + 1,
             most / 8
         )
+    );
+}
+
+/// Nor may a plan look at every name for every block.
+#[test]
+fn recipes_cannot_look_through_a_large_file_again_and_again() {
+    let place = Place::new();
+    let mut file = File::default();
+    for i in 0..6000 {
+        let held = Held::f32(&[1, 1], &[1.0]);
+        file.tensors.insert(format!("m{i}.w.weight"), held);
+    }
+    file.write(&place.path("in.safetensors"));
+    let optional = |name: &str| {
+        recipe(&format!(
+            r#"{{"at": "{{s:*}}.w.weight", "fuse": {{"{{s}}.out": {{"sum": [{{"conv": "{{s}}.w"}},
+                {{"optional": {{"each": {{"conv": "{name}.nothing"}}}}}}]}}}}}}"#
+        ))
+    };
+    assert_eq!(refusal(&place, optional("{s}.{r:*}")), "");
+    let again = refusal(&place, optional("{r:*}"));
+    let said = "the recipe looks through the file again and again; let its names begin with what `at` captures\n";
+    assert!(
+        again.starts_with("block `m") && again.ends_with(said),
+        "{again}"
     );
 }
 

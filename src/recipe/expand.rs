@@ -3,6 +3,7 @@
 //! The rule throughout: *malformed must never read as absent*. A branch of which any tensor is there must be
 //! there whole.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -26,7 +27,8 @@ pub(super) struct Expanded {
     pub assumes_identity: bool,
 }
 
-/// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone.
+/// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone; `looked_at` counts
+/// the names that were tried on the way.
 ///
 /// # Errors
 /// A sentence that names the tensor that is missing.
@@ -35,10 +37,12 @@ pub(super) fn expand(
     captures: &Captures,
     index: &Index,
     eps: &dyn Fn(Option<f64>) -> f64,
+    looked_at: &Cell<u64>,
 ) -> Result<Expanded, String> {
     let mut expander = Expander {
         index,
         eps,
+        looked_at,
         claimed: Vec::new(),
         assumes_identity: false,
     };
@@ -56,10 +60,20 @@ pub(super) fn names<'a, 'p>(
     pattern: &'p Pattern,
     captures: &'p Captures,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+    names_seen(index, pattern, captures, |_| ())
+}
+
+fn names_seen<'a, 'p, F: Fn(&str)>(
+    index: &'a Index,
+    pattern: &'p Pattern,
+    captures: &'p Captures,
+    seen: F,
+) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p, F> {
     let (start, _) = pattern.known_start(captures);
     let range = index.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
     range
         .take_while(move |(name, _)| name.starts_with(&start))
+        .inspect(move |(name, _)| seen(name))
         .filter_map(move |(name, tensor)| Some((tensor, pattern.matches(name, captures)?)))
 }
 
@@ -76,6 +90,7 @@ static NOTHING_BOUND: Captures = Captures::new();
 struct Expander<'a> {
     index: &'a Index,
     eps: &'a dyn Fn(Option<f64>) -> f64,
+    looked_at: &'a Cell<u64>,
     claimed: Vec<Tensor>,
     assumes_identity: bool,
 }
@@ -313,12 +328,23 @@ impl Expander<'_> {
         }))
     }
 
+    /// The same as [`names`], counted.
+    fn names<'p>(
+        &'p self,
+        pattern: &'p Pattern,
+        captures: &'p Captures,
+    ) -> impl Iterator<Item = (&'p Tensor, Captures)> {
+        names_seen(self.index, pattern, captures, |_| {
+            self.looked_at.set(self.looked_at.get() + 1);
+        })
+    }
+
     /// Whether any tensor of a template is in the file.
     fn any_there(&self, template: &Template, captures: &Captures) -> bool {
         template
             .tensors()
             .iter()
-            .any(|p| names(self.index, p, captures).next().is_some())
+            .any(|p| self.names(p, captures).next().is_some())
     }
 
     /// The values over which an `each` runs, in the order of the numbers in them.
@@ -334,7 +360,7 @@ impl Expander<'_> {
             .iter()
             .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
         {
-            found.extend(names(self.index, pattern, captures).map(|(_, captures)| captures));
+            found.extend(self.names(pattern, captures).map(|(_, captures)| captures));
         }
         let mut found: Vec<Captures> = found.into_iter().collect();
         let number = |captures: &Captures, name: &String| {

@@ -2,6 +2,7 @@
 //!
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -148,6 +149,10 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
 const CONVS_PER_TENSOR: usize = 8;
 
+/// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
+/// or two of that is enough.
+const MOST_LOOKED_AT: u64 = 20_000_000;
+
 struct Select {
     only: GlobSet,
     skip: GlobSet,
@@ -194,6 +199,8 @@ struct Ledger<'a> {
     blocks: Vec<Block>,
     /// The convs of all blocks so far.
     convs: usize,
+    /// The names that were tried for them.
+    looked_at: Cell<u64>,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
     filled: Vec<(Tensor, f64)>,
@@ -219,6 +226,7 @@ impl<'a> Ledger<'a> {
             used_names: HashSet::new(),
             blocks: Vec::new(),
             convs: 0,
+            looked_at: Cell::new(0),
             skipped: Vec::new(),
             renamed: BTreeMap::new(),
             filled: Vec::new(),
@@ -257,7 +265,11 @@ impl<'a> Ledger<'a> {
         }
         let (mut fused, mut consumed, mut assumes_identity) = (Vec::new(), Vec::new(), false);
         for (module, template) in &rule.fuse {
-            let expanded = expand(template, captures, self.index, &eps).map_err(fail)?;
+            let expanded =
+                expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
+            if self.looked_at.get() > MOST_LOOKED_AT {
+                return Err(fail("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()));
+            }
             let expr = resolve(expanded.expr).map_err(|source| Error::Shapes {
                 block: name.clone(),
                 source,
