@@ -12,7 +12,7 @@ use crate::recipe::{Block, Fused, Plan};
 use crate::run::{self, Placement, pad, run};
 use crate::tensor::{Checkpoint, Float, quoted};
 use crate::values::Reader;
-use crate::verify::{Deployed, allowance_of, deployed_rows, slack};
+use crate::verify::{Deployed, allowance_of, deployed_rows, is_worse, slack};
 
 /// How wide a border is added around the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +206,7 @@ fn one(
             off / allowed.at(off, *bound, *terms)
         };
         verdict.absolute = verdict.absolute.max(off);
-        if ratio > verdict.ratio || (ratio.is_nan() && !verdict.ratio.is_nan()) {
+        if is_worse(ratio, verdict.ratio) {
             (verdict.ratio, verdict.at) = (ratio, at.into());
         }
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Answer;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
-use super::select::{self, Select};
+use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::cost;
@@ -41,9 +41,8 @@ pub(super) struct Args {
     /// Verify after writing, and leave no OUT if that fails
     #[arg(long)]
     verify: bool,
-    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, hide_short_help = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    key: Key,
     /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -150,7 +149,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // What cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
-    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
+    let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
+    // A dry run says it, too.
     fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;

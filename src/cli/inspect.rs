@@ -7,9 +7,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
-use super::{kernels, select};
+use super::select::{self, Key};
 use crate::cost::{self, Change, macs_per_pixel};
 use crate::describe;
 use crate::inspect::{self, Class, Form, Inspection};
@@ -35,9 +36,8 @@ pub(super) struct Args {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
-    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, hide_short_help = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    key: Key,
     /// Draw the kernels of a block, by name or glob, or of all
     #[arg(long, value_name = "BLOCK", num_args = 0..=1, default_missing_value = "*")]
     kernels: Option<String>,
@@ -140,7 +140,7 @@ struct ConvDocument<'a> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let checkpoint = select::open_key(&args.file, args.key.as_deref(), args.json)?;
+    let checkpoint = args.key.open(&args.file, args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
     let mut found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
     let wanted = match (&args.kernels, &found.plan) {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::select::{self, Select};
+use super::select::{self, Key, Select};
 use super::workers::with_workers;
 use super::{output, signals};
 use crate::report::{self, Report};
@@ -37,9 +37,8 @@ pub(super) struct Args {
         required_unless_present = "json"
     )]
     page: Option<PathBuf>,
-    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, hide_short_help = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    key: Key,
     #[command(flatten)]
     select: Select,
     /// Height and width of the images that multiply-adds are counted for
@@ -78,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             quoted(&page.display().to_string())
         );
     }
-    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
+    let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     if let Some(page) = &args.page {

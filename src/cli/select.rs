@@ -109,16 +109,26 @@ fn is_path(name: &str) -> bool {
     name.ends_with(".json") || name.contains(std::path::MAIN_SEPARATOR)
 }
 
-/// Opens a checkpoint.
-pub(super) fn open_key(path: &Path, key: Option<&str>, quiet: bool) -> anyhow::Result<Checkpoint> {
-    let checkpoint = Checkpoint::open_key(path, key)?;
-    if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
-        output::note(&format!(
-            "repfuse: reading the state dict under `{}`",
-            crate::tensor::plain(key)
-        ));
+/// Which state dict of a file.
+#[derive(Debug, clap::Args)]
+pub(super) struct Key {
+    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    #[arg(long, hide_short_help = true, value_name = "KEY")]
+    key: Option<String>,
+}
+
+impl Key {
+    /// Opens a checkpoint; unless quiet, says which state dict was found.
+    pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
+        let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;
+        if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
+            output::note(&format!(
+                "repfuse: reading the state dict under `{}`",
+                plain(key)
+            ));
+        }
+        Ok(checkpoint)
     }
-    Ok(checkpoint)
 }
 
 /// Opens a checkpoint of one state dict.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::output::{self, Cut, plural};
-use super::select::{self, Select};
+use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
 use crate::numbers;
@@ -44,9 +44,8 @@ pub(super) struct Args {
     /// The number that random maps are drawn from
     #[arg(long, hide_short_help = true, value_name = "N", default_value = "0")]
     seed: u64,
-    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
-    #[arg(long, hide_short_help = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    key: Key,
     /// Print the verdict as JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -155,7 +154,7 @@ struct Block<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
-    let checkpoint = select::open_key(&args.input, args.key.as_deref(), args.quiet || args.json)?;
+    let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::open).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;

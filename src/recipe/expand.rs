@@ -60,20 +60,21 @@ pub(super) fn names<'a, 'p>(
     pattern: &'p Pattern,
     captures: &'p Captures,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
-    names_seen(index, pattern, captures, |_| ())
+    names_tried(index, pattern, captures, || ())
 }
 
-fn names_seen<'a, 'p, F: Fn(&str)>(
+/// The same; `tried` is called for every name that is looked at.
+fn names_tried<'a, 'p, F: Fn()>(
     index: &'a Index,
     pattern: &'p Pattern,
     captures: &'p Captures,
-    seen: F,
+    tried: F,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p, F> {
     let (start, _) = pattern.known_start(captures);
     let range = index.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
     range
         .take_while(move |(name, _)| name.starts_with(&start))
-        .inspect(move |(name, _)| seen(name))
+        .inspect(move |_| tried())
         .filter_map(move |(name, tensor)| Some((tensor, pattern.matches(name, captures)?)))
 }
 
@@ -334,7 +335,7 @@ impl Expander<'_> {
         pattern: &'p Pattern,
         captures: &'p Captures,
     ) -> impl Iterator<Item = (&'p Tensor, Captures)> {
-        names_seen(self.index, pattern, captures, |_| {
+        names_tried(self.index, pattern, captures, || {
             self.looked_at.set(self.looked_at.get() + 1);
         })
     }

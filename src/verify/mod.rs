@@ -34,6 +34,7 @@ use copies::compare_copies;
 pub use bound::Allowance;
 pub(crate) use bound::{allowance_of, slack};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
+pub(crate) use tally::is_worse;
 
 /// How a file is verified.
 #[derive(Clone, Debug)]
@@ -133,7 +134,7 @@ impl Verdict {
 fn worst<'a>(blocks: impl Iterator<Item = &'a BlockVerdict>) -> f64 {
     blocks
         .map(|b| b.ratio)
-        .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+        .fold(0.0, |a, b| if is_worse(b, a) { b } else { a })
 }
 
 /// Compares a training form with its deploy form.

@@ -1,5 +1,7 @@
 //! The inputs that are tried on a block.
 
+use std::borrow::Cow;
+
 use crate::algebra::Geometry;
 use crate::algebra::forward::{Input, Maps, Reading};
 
@@ -28,8 +30,11 @@ fn uniform(state: &mut u64) -> f64 {
 }
 
 /// The same input as a reading sees it.
-pub(super) fn as_read(input: &Input, reading: Reading) -> Input {
-    match input {
+pub(super) fn as_read(input: &Input, reading: Reading) -> Cow<'_, Input> {
+    if reading == Reading::Value {
+        return Cow::Borrowed(input);
+    }
+    Cow::Owned(match input {
         Input::Dense(maps) => Input::Dense(Maps {
             data: maps.data.iter().map(|x| reading.of(*x)).collect(),
             ..*maps
@@ -43,7 +48,7 @@ pub(super) fn as_read(input: &Input, reading: Reading) -> Input {
             channels: channels.clone(),
             amplitude: reading.of(*amplitude),
         },
-    }
+    })
 }
 
 /// What the roundings of subnormal numbers are multiplied by at most.

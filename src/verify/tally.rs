@@ -1,5 +1,10 @@
 //! The outcome of many comparisons, as far as they have been made.
 
+/// Whether a ratio is worse than the worst so far. NaN is never skipped: it is worse than any number.
+pub(crate) fn is_worse(ratio: f64, worst: f64) -> bool {
+    ratio > worst || (ratio.is_nan() && !worst.is_nan())
+}
+
 /// The worst of what was compared of one fused conv.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
@@ -30,8 +35,7 @@ impl Tally {
         self.noise += difference * difference;
         self.absolute = self.absolute.max(difference / unit);
         self.relative = self.relative.max(difference / value.abs().max(bound));
-        // NaN is never skipped: it is worse than any number.
-        if ratio > self.ratio || (ratio.is_nan() && !self.ratio.is_nan()) {
+        if is_worse(ratio, self.ratio) {
             self.ratio = ratio;
             self.at = Some(at());
         }
@@ -43,7 +47,7 @@ impl Tally {
         self.noise += other.noise;
         self.absolute = self.absolute.max(other.absolute);
         self.relative = self.relative.max(other.relative);
-        if other.ratio > self.ratio || (other.ratio.is_nan() && !self.ratio.is_nan()) {
+        if is_worse(other.ratio, self.ratio) {
             (self.ratio, self.at) = (other.ratio, other.at);
         }
     }
