@@ -97,14 +97,18 @@ fn main() -> Result<()> {
     row("fuse / cp", "", of(|(copied, fused)| fused / copied));
     let speed = |(_, fused): &(f64, f64)| megabytes(bytes) / 1000.0 / fused;
     row("read", "GB/s", rounds.iter().map(speed).collect());
-    if let Some(peak) = peak {
-        println!(
-            "{:12} {peak:8.1}                   MB at the most",
-            "memory"
-        );
-    }
+    let held = |peak: Option<f64>| {
+        if let Some(peak) = peak {
+            println!(
+                "{:12} {peak:8.1}                   MB at the most",
+                "memory"
+            );
+        }
+    };
+    held(peak);
     let verified = timed(|| run(repfuse("verify").args([&file, &deploy])))?;
     println!("{:12} {verified:8.3}                   s", "verify");
+    held(peak_megabytes());
     fs::remove_file(&deploy)?;
 
     let times = |command: &str, file: &Path, out: Option<&Path>| -> Result<()> {
