@@ -6,9 +6,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use support::Random;
+use support::command::repfuse;
 use support::forge::{File, Held};
 use tempfile::TempDir;
 
@@ -37,7 +38,7 @@ fn maps(directory: &TempDir, name: &str, channels: usize, size: usize) -> PathBu
 }
 
 fn verify(deploy: &Path, maps: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+    let mut command = repfuse();
     command
         .args(["verify", "--json"])
         .arg(fixture(TRAIN))

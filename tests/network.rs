@@ -6,7 +6,6 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use ndarray::{Array2, Array4};
 use repfuse::network::{Outputs, sequential};
@@ -14,6 +13,7 @@ use repfuse::recipe::{self, Options, Plan};
 use repfuse::tensor::Checkpoint;
 use repfuse::tensor::arrays::read_arrays;
 use repfuse::verify::Deployed;
+use support::command::repfuse;
 use support::forge::File;
 
 const CASES: [&str; 5] = [
@@ -149,7 +149,7 @@ fn what_is_not_known_from_the_file_is_not_run() {
 #[test]
 fn the_command_reports_agreement_and_both_divergences() {
     let case = fixture("timm-mobileone-se.safetensors");
-    let run = Command::new(env!("CARGO_BIN_EXE_repfuse"))
+    let run = repfuse()
         .args([
             "verify",
             "--end-to-end",

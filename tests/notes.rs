@@ -6,11 +6,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
 use repfuse::algebra::geometry::resolve;
 use repfuse::algebra::{Conv, Expr};
+use support::command::repfuse;
 use support::forge::File;
 use support::{Array, InMemory};
 
@@ -51,7 +51,7 @@ fn padded(x: &Array) -> Maps {
 fn the_notes_end_to_end() {
     let directory = tempfile::tempdir().expect("a directory");
     let out = directory.path().join("deploy.safetensors");
-    let run = Command::new(env!("CARGO_BIN_EXE_repfuse"))
+    let run = repfuse()
         .args(["fuse", "--verify", "--quiet"])
         .args([&fixture("notes.train.safetensors"), &out])
         .output()

@@ -3,9 +3,10 @@
 mod support;
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use support::Random;
+use support::command::repfuse;
 use support::forge::{File, Held};
 use tempfile::TempDir;
 
@@ -55,7 +56,7 @@ impl Bench {
         self.file.write(&self.path("in.safetensors"));
         std::fs::write(self.path("own.json"), recipe).expect("a file");
         let _ = std::fs::remove_file(self.path("out.safetensors"));
-        let mut run = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        let mut run = repfuse();
         run.current_dir(self.directory.path())
             .args([command, "in.safetensors", "out.safetensors"]);
         run.args(["--recipe", "own.json"])
@@ -432,7 +433,7 @@ fn recipes_check_shows_what_matches() {
     bench.fuse(&own);
     let directory = bench.directory.path().to_owned();
     let check = |more: &[&str]| {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        let mut run = repfuse();
         let output = run
             .current_dir(&directory)
             .args(["recipes", "check"])

@@ -6,10 +6,11 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use proptest::prelude::*;
 use repfuse::tensor::Checkpoint;
+use support::command;
 use support::forge::File;
 
 fn fixture(name: &str) -> PathBuf {
@@ -79,8 +80,8 @@ fn a_part_of_a_tensor_is_read_where_it_is() {
     assert_eq!(part, whole[20..32]);
 }
 
-fn repfuse(args: &[&str], directory: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_repfuse"))
+fn run(args: &[&str], directory: &Path) -> Output {
+    command::repfuse()
         .current_dir(directory)
         .args(args)
         .output()
@@ -92,7 +93,7 @@ fn fuse_verify_and_inspect_take_them() {
     let directory = tempfile::tempdir().expect("a directory");
     let module = fixture("module.pt");
     let module = module.to_str().expect("UTF-8");
-    let fused = repfuse(
+    let fused = run(
         &["fuse", module, "out.safetensors", "--verify"],
         directory.path(),
     );
@@ -120,12 +121,12 @@ fn fuse_verify_and_inspect_take_them() {
         written.metadata.get("format").map(String::as_str),
         Some("pt")
     );
-    let verified = repfuse(
+    let verified = run(
         &["verify", module, "out.safetensors", "--quiet"],
         directory.path(),
     );
     assert_eq!(verified.status.code(), Some(0));
-    let inspected = repfuse(&["inspect", module, "--json"], directory.path());
+    let inspected = run(&["inspect", module, "--json"], directory.path());
     let found: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("JSON");
     assert_eq!(
         (&found["recipe"], &found["form"]),
@@ -133,7 +134,7 @@ fn fuse_verify_and_inspect_take_them() {
     );
     // The same file as safetensors gives the same output, byte for byte.
     let expected = fixture("expected.safetensors");
-    repfuse(
+    run(
         &[
             "fuse",
             expected.to_str().expect("UTF-8"),
@@ -152,7 +153,7 @@ fn keys_are_chosen_by_name() {
     let two = fixture("two.pt");
     let two = two.to_str().expect("UTF-8");
     let refused = |args: &[&str]| {
-        let output = repfuse(args, directory.path());
+        let output = run(args, directory.path());
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).expect("UTF-8")
     };
@@ -163,7 +164,7 @@ fn keys_are_chosen_by_name() {
         )
     );
     assert!(
-        repfuse(&["inspect", two, "--key", "ema"], directory.path())
+        run(&["inspect", two, "--key", "ema"], directory.path())
             .status
             .success()
     );

@@ -3,11 +3,11 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 use support::Random;
+use support::command::repfuse;
 use support::forge::{File, Held};
 
 const RECIPE: &str = r#"{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{
@@ -120,7 +120,7 @@ fn block(weights: Dtype, norms: Dtype) -> File {
 fn fuse(file: &File, directory: &Path, dtype: &str) -> File {
     file.write(&directory.join("in.safetensors"));
     std::fs::write(directory.join("own.json"), RECIPE).expect("a file");
-    let output = Command::new(env!("CARGO_BIN_EXE_repfuse"))
+    let output = repfuse()
         .current_dir(directory)
         .args([
             "fuse",

@@ -4,9 +4,10 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
+use support::command::undisturbed;
 use support::file::{Place, checkpoint, end, skipped, start};
 use support::forge::File;
 
@@ -228,10 +229,9 @@ fn no_control_codes_without_a_terminal() {
 
 /// What a command sends to a terminal of 80 columns, as `script` records it; none where there is no `script`.
 fn on_a_terminal(place: &Place, environment: &[(&str, &str)], line: &str) -> Option<String> {
-    let mut script = Command::new("script");
+    let mut script = undisturbed("script");
     script
         .current_dir(place.path(""))
-        .env_remove("NO_COLOR")
         .env("TERM", "xterm-256color")
         .envs(environment.iter().copied())
         .args(["-q", "-e", "-c"])

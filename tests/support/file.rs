@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use super::Random;
+use super::command::{repfuse, undisturbed};
 use super::forge::{File, Held};
 
 /// The bytes of a safetensors file with any header and any data.
@@ -152,7 +153,7 @@ impl Place {
 
     /// The command, in this directory.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        let mut command = repfuse();
         command
             .current_dir(self.0.path())
             // Names are looked for in what is printed, and so must not be shortened.
@@ -164,7 +165,7 @@ impl Place {
 
     /// A shell's command line in this directory, where `$REPFUSE` is the command.
     pub fn shell(&self, line: &str) -> Command {
-        let mut command = Command::new("sh");
+        let mut command = undisturbed("sh");
         command
             .current_dir(self.0.path())
             .env("REPFUSE", env!("CARGO_BIN_EXE_repfuse"))

@@ -1,6 +1,7 @@
 //! What several tests share: arrays as operands, and random numbers from a seed.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod command;
 pub mod file;
 pub mod forge;
 pub mod tiny;

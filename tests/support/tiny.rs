@@ -1,11 +1,12 @@
 //! A small network on disk and the command run on it, for tests of whole outputs.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use tempfile::TempDir;
 
 use super::Random;
+use super::command::repfuse;
 use super::forge::{File, Held};
 
 /// A directory of its own with `train.safetensors` in it.
@@ -103,11 +104,8 @@ impl Tiny {
     }
 
     pub fn run_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_repfuse"));
+        let mut command = repfuse();
         command.current_dir(self.directory.path()).args(args);
-        for name in ["COLUMNS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
-            command.env_remove(name);
-        }
         command.envs(environment.iter().copied());
         let Output {
             stdout,
