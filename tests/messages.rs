@@ -92,6 +92,12 @@ fn shapes_that_do_not_fit() {
         })
     };
     let doubled = || sum([Expr::Identity, Expr::Identity]);
+    let separable = || {
+        seq([
+            plain_conv("dw", &[48, 1, 3, 3]),
+            plain_conv("pw", &[4, 24, 1, 1]),
+        ])
+    };
     let cases = [
         (
             plain_conv("c", &[4]),
@@ -204,6 +210,19 @@ fn shapes_that_do_not_fit() {
                     ..conv("dw", &[4, 1, 3, 3])
                 }),
                 plain_conv("pw", &[2, 4, 1, 1]),
+            ]),
+        ),
+        (
+            // Over 3 channels or over 6: the same shapes, and the depthwise kernels apply to other channels.
+            sum([plain_conv("c", &[4, 3, 1, 1]), separable()]),
+            "`c` has shape [4, 3, 1, 1], and nothing in the block says how many groups it has; declare it with `\"groups\"` in the \
+             recipe",
+            sum([
+                Expr::Conv(Conv {
+                    groups: Some(2),
+                    ..conv("c", &[4, 3, 1, 1])
+                }),
+                separable(),
             ]),
         ),
         (

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::GeometryError as E;
-use super::walk::{Op, walk};
+use super::walk::{Op, compose, walk};
 use super::{GeometryError, dims, with_groups};
 use crate::algebra::expr::{Conv, Expr, Factor, Operand};
 
@@ -143,23 +143,66 @@ pub(super) fn any_inputs<T: Operand>(
     first: &Conv<T>,
 ) -> Result<(usize, Op), GeometryError> {
     let [out, per_group, ..] = dims(first);
-    let mut found: Option<(usize, Op)> = None;
+    let mut found: Option<(usize, Op, Vec<Steps>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
             continue;
         };
-        match (walk(expr, inputs), &found) {
-            (Ok(op), None) => found = Some((inputs, op)),
-            (Ok(op), Some((_, other))) if op.in_per_group != other.in_per_group => {
-                let (leaf, shape) = (first.weight.to_string(), first.weight.shape().to_vec());
-                return Err(E::Ambiguous { leaf, shape });
+        let Ok(op) = walk(expr, inputs) else {
+            continue;
+        };
+        let mut steps = Vec::new();
+        inner_steps(expr, inputs, &mut steps)?;
+        match &found {
+            None => found = Some((inputs, op, steps)),
+            Some((_, other, others)) => {
+                if op.in_per_group != other.in_per_group || steps != *others {
+                    let (leaf, shape) = (first.weight.to_string(), first.weight.shape().to_vec());
+                    return Err(E::Ambiguous { leaf, shape });
+                }
             }
-            _ => {}
         }
     }
     match found {
-        Some(found) => Ok(found),
+        Some((inputs, op, _)) => Ok((inputs, op)),
         None => walk(expr, per_group).map(|op| (per_group, op)),
+    }
+}
+
+/// How the channels of an inner map lie over the input channels of one group of the whole.
+#[derive(PartialEq)]
+struct Steps {
+    /// Parts of the group that different channels see.
+    parts: usize,
+    /// Channels, side by side, that see the same part.
+    channels: usize,
+}
+
+/// The steps of every part of the tree that has a conv behind it. Where each channel sees its whole group there are none, and
+/// any number of groups gives the same kernel; otherwise only those with the same steps do.
+fn inner_steps<T: Operand>(
+    expr: &Expr<T>,
+    inputs: usize,
+    found: &mut Vec<Steps>,
+) -> Result<(), GeometryError> {
+    match expr {
+        Expr::Sum(xs) => xs.iter().try_for_each(|x| inner_steps(x, inputs, found)),
+        Expr::Seq(xs) => {
+            let mut before = Op::channelwise(inputs, [1, 1]);
+            for x in xs {
+                inner_steps(x, before.out, found)?;
+                let then = walk(x, before.out)?;
+                let (groups, out, inner) = (before.groups, before.out, !before.channelwise);
+                before = compose(inputs, before, then).ok_or(E::TooLarge)?;
+                let parts = groups / before.groups.max(1);
+                if inner && parts > 1 {
+                    let channels = out / groups;
+                    found.push(Steps { parts, channels });
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
