@@ -26,6 +26,7 @@ fn conv(random: &mut Random, shape: [usize; 4], groups: usize) -> Tree {
         dilation: [1, 1],
         groups: Some(groups),
         transposed: false,
+        flipped: false,
     })
 }
 

@@ -61,6 +61,9 @@ fn conv<T: Operand>(c: &Conv<T>) -> String {
     if c.dilation != [1, 1] {
         text += &format!(" d{}", c.dilation[0]);
     }
+    if c.flipped {
+        text += " flipped";
+    }
     if c.transposed {
         text += "ᵀ";
     }

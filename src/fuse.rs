@@ -214,7 +214,8 @@ enum Task<'a> {
 struct Job<'a> {
     fused: &'a Fused,
     weight_at: u64,
-    bias_at: u64,
+    /// Where the bias is written, if there is one.
+    bias_at: Option<u64>,
     /// Compiled by whoever comes first.
     folded: Mutex<Option<Arc<Folded<Tensor>>>>,
 }
@@ -278,7 +279,7 @@ fn tasks<'a>(
                     let job = Arc::new(Job {
                         fused,
                         weight_at: to,
-                        bias_at: bias_at.get(&(*b, *f)).copied().unwrap_or_default(),
+                        bias_at: bias_at.get(&(*b, *f)).copied(),
                         folded: Mutex::new(None),
                     });
                     let (rows, row_len) = job.stored_rows();
@@ -437,9 +438,12 @@ impl<'a> Worker<'a> {
         Ok(written)
     }
 
-    /// Writes the biases from output channel `first` on.
+    /// Writes the biases from output channel `first` on, where the conv has any.
     fn write_biases(&mut self, job: &Job<'_>, first: usize) -> Result<u64, numbers::Error> {
         let (fused, dtype) = (job.fused, job.fused.dtype);
+        let Some(bias_at) = job.bias_at else {
+            return Ok(0);
+        };
         self.vanished
             .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
         self.bytes.resize(self.biases.len() * dtype.size(), 0);
@@ -454,7 +458,7 @@ impl<'a> Worker<'a> {
                 self.biases[i],
             ));
         }
-        self.write(job.bias_at + (first * dtype.size()) as u64)
+        self.write(bias_at + (first * dtype.size()) as u64)
     }
 
     fn write(&mut self, at: u64) -> Result<u64, numbers::Error> {

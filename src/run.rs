@@ -214,8 +214,12 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
             return Err(Error::Transposed(conv.weight.to_string()));
         }
         let [o, i, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
-        let weight =
+        let mut weight =
             Array4::from_shape_vec((o, i, kh, kw), self.vector(&conv.weight)?).unwrap_or_default();
+        if conv.flipped {
+            weight.invert_axis(Axis(2));
+            weight.invert_axis(Axis(3));
+        }
         let bias = conv
             .bias
             .as_ref()

@@ -62,6 +62,7 @@ impl Grow<'_> {
             dilation,
             groups: Some(groups),
             transposed: false,
+            flipped: self.random.below(4) == 0,
         })
     }
 
@@ -189,6 +190,7 @@ fn as_conv(affine: &Affine) -> Resolved<Array> {
         dilation: [1, 1],
         groups: Some(g.groups),
         transposed: false,
+        flipped: false,
     };
     resolve(Expr::Conv(conv)).expect("a fold is a conv")
 }
@@ -456,6 +458,7 @@ fn the_identity_tap_is_where_it_belongs() {
         dilation: [1, 1],
         groups: Some(2),
         transposed: false,
+        flipped: false,
     };
     let tree = resolve(Expr::Sum(vec![Expr::Conv(conv), Expr::Identity])).expect("shapes that fit");
     let fused = in_memory(fold(&tree, &mut InMemory));

@@ -32,6 +32,7 @@ fn conv(label: &'static str, shape: &[usize]) -> Conv<Array> {
         dilation: [1, 1],
         groups: None,
         transposed: false,
+        flipped: false,
     }
 }
 
@@ -381,11 +382,24 @@ fn blocks_that_are_not_whole() {
             "`a.c.weight` [4, 4, 3, 3] at dilation [512, 512] covers more than 1024 taps",
             r#"{"conv": "{p}.c", "dilation": 5}"#,
         ),
+        (
+            r#"{"conv": "{p}.c", "axes": "ohw"}"#,
+            "`a.c.weight` has shape [4, 4, 3, 3]; expected the axes `ohw`",
+            r#"{"conv": "{p}.c", "axes": "oihw"}"#,
+        ),
     ] {
         let error = planned(&without(&[]), &fused(expression)).expect_err(expected);
         assert_eq!(error.to_string(), format!("block `a`: {expected}"));
         assert!(planned(&without(&[]), &fused(twin)).is_ok(), "{twin}");
     }
+    // A conv that is to have no bias.
+    let without_bias = fused(c).replacen(r#""fuse""#, r#""bias": false, "fuse""#, 1);
+    let error = planned(&without(&[]), &without_bias).expect_err("a bias");
+    assert_eq!(
+        error.to_string(),
+        "block `a`: `a.c.bias` adds a constant, and the recipe says that the block has no `bias`"
+    );
+    assert!(planned(&without(&["a.c.bias"]), &without_bias).is_ok());
     // A dilation that stands in a name.
     let by_name = recipe(
         r#"{"at": "{p}.d{i}.weight", "fuse": {"{p}.out": {"conv": "{p}.d{i}", "dilation": "{i}"}}}"#,

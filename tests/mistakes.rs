@@ -190,13 +190,24 @@ fn recipes_with_one_mistake() {
         ),
         (
             fused(r#"{"conv": "{p}.c", "eps": 1}"#),
-            "at `blocks[0].fuse.{p}.d`: unknown key `eps`; expected one of `conv`, `bias`, `dilation`, `groups`, `transposed`",
+            "at `blocks[0].fuse.{p}.d`: unknown key `eps`; expected one of `conv`, `bias`, `dilation`, `groups`, `transposed`, \
+             `flipped`, `axes`",
             fused(r#"{"conv": "{p}.c", "groups": 1}"#),
         ),
         (
             fused(r#"{"conv": "{p}.c", "transposed": 1}"#),
             "at `blocks[0].fuse.{p}.d.transposed`: found a number; expected true or false",
             fused(r#"{"conv": "{p}.c", "transposed": true}"#),
+        ),
+        (
+            fused(r#"{"conv": "{p}.c", "axes": "hwo"}"#),
+            "at `blocks[0].fuse.{p}.d.axes`: found `hwo`; expected letters of \"oihw\", in this order and with the `o`",
+            fused(r#"{"conv": "{p}.c", "axes": "ohw"}"#),
+        ),
+        (
+            fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": true}"#),
+            "at `blocks[0].fuse.{p}.d`: a transposed conv has `[in, out/groups, kh, kw]` and cannot be `flipped` or have other `axes`",
+            fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": false}"#),
         ),
         (
             fused(r#"{"bn": "{p}.n", "affine": true}"#),

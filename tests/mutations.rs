@@ -220,7 +220,7 @@ const RECIPES: &[&str] = &[
                 {"each": {"seq": [{"conv": "{p}.branches.{i}", "groups": 2}, {"bn": "{p}.norms.{i}", "eps": 1e-6}]}},
                 {"seq": [{"conv": "{p}.tall", "dilation": [1, 2]}, {"scale": "{p}.alpha"}]},
                 {"seq": [{"mean": 3}, {"scale": -0.5}]},
-                {"optional": {"conv": "{p}.wide"}},
+                {"optional": {"conv": "{p}.wide", "flipped": true}},
                 {"optional": "identity"}]},
             {"scale": "{p}.gamma"},
             {"shift": "{p}.shift"}]}},

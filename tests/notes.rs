@@ -74,6 +74,7 @@ fn the_notes_end_to_end() {
         dilation: [1, 1],
         groups: None,
         transposed: false,
+        flipped: false,
     };
     let conv = resolve(Expr::Conv(conv)).expect("a conv");
 

@@ -130,6 +130,37 @@ fn an_even_dilated_kernel_covers_the_corners() {
     }
 }
 
+/// A kernel stored as `[out, kh, kw]` is depthwise, and one that is flipped is applied with its last tap first.
+#[test]
+fn axes_and_flipped_kernels() {
+    let mut bench = Bench::new();
+    bench.tensor("a.full", &[4, 3, 3, 3]);
+    bench.tensor("a.point", &[4, 3]);
+    bench.tensor("a.prior", &[4, 3, 2]);
+    let fused = bench.fuse(&recipe(
+        r#"{"at": "{p}.full", "bias": false, "fuse": {"{p}.conv": {"sum": [
+            {"conv": {"weight": "{p}.full"}, "flipped": true},
+            {"seq": [{"conv": {"weight": "{p}.point"}},
+                {"conv": {"weight": "{p}.prior"}, "axes": "ohw", "dilation": [1, 2], "flipped": true}]}]}}}"#,
+    ));
+    assert_eq!(
+        shapes(&fused),
+        [("a.conv.weight".to_owned(), vec![4, 3, 3, 3])]
+    );
+    let [full, point, prior] =
+        ["a.full", "a.point", "a.prior"].map(|name| bench.file.tensors[name].values());
+    for (i, got) in fused.tensors["a.conv.weight"].values().iter().enumerate() {
+        let (pair, y, x) = (i / 9, i % 9 / 3, i % 3);
+        // Dilated, the two columns of the prior are the outer ones; turned by 180°, each is the other's.
+        let column = [Some(1), None, Some(0)][x];
+        let before = column.map_or(0.0, |x| {
+            f64::from(point[pair]) * f64::from(prior[pair / 3 * 6 + (2 - y) * 2 + x])
+        });
+        let want = f64::from(full[pair * 9 + 8 - i % 9]) + before;
+        assert_eq!(*got, want as f32, "tap {y},{x} of pair {pair}");
+    }
+}
+
 /// A norm before q, k and v folds into all three, and its own tensors are written nowhere.
 #[test]
 fn several_outputs_share_a_norm() {

@@ -130,7 +130,8 @@ impl Grow<'_, '_> {
         if self.u.arbitrary()? {
             self.tensor(format!("b.{name}.bias"), &[outputs], false)?;
         }
-        Ok(json!({"conv": format!("{{p}}.{name}"), "dilation": dilation, "groups": groups}))
+        let flipped: bool = self.u.arbitrary()?;
+        Ok(json!({"conv": format!("{{p}}.{name}"), "dilation": dilation, "groups": groups, "flipped": flipped}))
     }
 
     fn diagonal(&mut self, channels: usize) -> Result<Value> {

@@ -41,6 +41,8 @@ pub struct Conv<T> {
     pub groups: Option<usize>,
     /// Whether the weight is that of a transposed conv.
     pub transposed: bool,
+    /// Whether the taps are applied turned by 180°: a convolution in the mathematical sense, where PyTorch's is a correlation.
+    pub flipped: bool,
 }
 
 /// The parameters of a batch norm: `y = (x − mean) / √(var + eps) · weight + bias`.
@@ -168,6 +170,7 @@ impl<T> Expr<T> {
                 dilation: c.dilation,
                 groups: c.groups,
                 transposed: c.transposed,
+                flipped: c.flipped,
             }),
             Expr::Bn(b) => Expr::Bn(Bn {
                 affine: match &b.affine {
@@ -229,6 +232,21 @@ impl<T> Expr<T> {
             }
         });
         out
+    }
+
+    /// The first leaf that adds a constant: a conv's bias, a batch norm's mean or a shift. Without one the tree is linear, and its
+    /// fold has a bias of zeros.
+    pub fn constant(&self) -> Option<&T> {
+        let mut found = None;
+        self.visit(&mut |node| {
+            found = found.or(match node {
+                Expr::Conv(c) => c.bias.as_ref(),
+                Expr::Bn(b) => Some(&b.mean),
+                Expr::Shift(t) => Some(t),
+                _ => None,
+            });
+        });
+        found
     }
 
     /// Whether an output channel can depend on an input channel other than its own.

@@ -294,8 +294,12 @@ impl<V> Run<'_, V> {
             transposed::read_rows(&conv.weight, groups, rows.clone(), self.values)?
         } else {
             let first = rows.start * per_group * taps;
-            self.values
-                .vector(&conv.weight, first, rows.len() * per_group * taps)?
+            let len = rows.len() * per_group * taps;
+            let stored = self.values.vector(&conv.weight, first, len)?;
+            match conv.flipped {
+                true => turned(&stored, taps),
+                false => stored,
+            }
         };
         if self.reading != Reading::Value {
             let reading = self.reading;
@@ -321,6 +325,12 @@ impl<V> Run<'_, V> {
             _ => self.values.vector(leaf, rows.start, rows.len()),
         }
     }
+}
+
+/// Kernels of `taps` taps each, turned by 180°: the last tap comes first.
+fn turned(kernels: &[f64], taps: usize) -> Vec<f64> {
+    let tap = |i: usize| kernels[i / taps * taps + (taps - 1 - i % taps)];
+    (0..kernels.len()).map(tap).collect()
 }
 
 /// Some output channels of a conv weight.

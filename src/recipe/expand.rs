@@ -206,8 +206,17 @@ impl Expander<'_> {
                 dilation,
                 groups,
                 transposed,
+                flipped,
+                axes,
             } => {
-                let weight = self.claim(weight, captures)?;
+                let mut weight = self.claim(weight, captures)?;
+                if let Some(axes) = axes {
+                    let shape = axes.weight_shape(weight.shape()).ok_or_else(|| {
+                        let shape = weight.shape();
+                        format!("{weight} has shape {shape:?}; expected the axes `{axes}`")
+                    })?;
+                    weight = weight.reshaped(shape);
+                }
                 let bias = match bias {
                     Some(bias) if *bias_required || self.find(bias, captures).is_some() => {
                         Some(self.claim(bias, captures)?)
@@ -234,6 +243,7 @@ impl Expander<'_> {
                     dilation,
                     groups,
                     transposed: *transposed,
+                    flipped: *flipped,
                 })
             }
             Template::Bn {

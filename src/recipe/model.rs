@@ -1,6 +1,7 @@
 //! What a recipe says, once its JSON has been read.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use super::pattern::{Captures, Pattern};
 use crate::algebra::{Factor, Vector};
@@ -78,6 +79,8 @@ pub struct BlockRule {
     pub shapes: Vec<(Pattern, Option<Vec<Dim>>)>,
     /// Output modules and what each is fused from.
     pub fuse: Vec<(Pattern, Template)>,
+    /// Whether the outputs have a bias; without one, nothing in the block may add a constant.
+    pub bias: bool,
     /// Tensors and modules of this block that are not written.
     pub drop: Vec<Pattern>,
     /// Tensors and modules of this block that are copied under another name.
@@ -122,6 +125,10 @@ pub enum Template {
         groups: Option<Groups>,
         /// Whether it is a transposed conv.
         transposed: bool,
+        /// Whether its taps are applied turned by 180°.
+        flipped: bool,
+        /// The axes of the weight, where they are not those of its number of dimensions.
+        axes: Option<Axes>,
     },
     /// A batch norm.
     Bn {
@@ -166,6 +173,59 @@ pub enum Groups {
     Is(usize),
     /// One input channel per group.
     Depthwise,
+}
+
+/// The axes that a kernel is stored with, of `[out, in/groups, kh, kw]`; one that it lacks is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axes {
+    /// Whether there is an axis of input channels; without one the conv is depthwise.
+    pub inputs: bool,
+    /// Whether there is a height.
+    pub height: bool,
+    /// Whether there is a width.
+    pub width: bool,
+}
+
+impl Axes {
+    /// Reads `oihw` or a part of it: these letters, in this order, `o` among them.
+    pub fn of(text: &str) -> Option<Axes> {
+        let rest = text.strip_prefix('o')?;
+        let has = |letter| rest.contains(letter);
+        let axes = Axes {
+            inputs: has('i'),
+            height: has('h'),
+            width: has('w'),
+        };
+        (axes.to_string() == text).then_some(axes)
+    }
+
+    /// The shape of a conv's weight that is stored with these axes, or `None` if it has another number of them.
+    pub fn weight_shape(self, stored: &[usize]) -> Option<Vec<usize>> {
+        let mut stored = stored.iter().copied();
+        let mut shape = vec![stored.next()?];
+        shape.push(if self.inputs { stored.next()? } else { 1 });
+        if self.height || self.width {
+            shape.extend(if self.height {
+                Some(stored.next()?)
+            } else {
+                None
+            });
+            shape.push(if self.width { stored.next()? } else { 1 });
+        }
+        stored.next().is_none().then_some(shape)
+    }
+}
+
+impl fmt::Display for Axes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |there, letter| if there { letter } else { "" };
+        let [i, h, w] = [
+            part(self.inputs, "i"),
+            part(self.height, "h"),
+            part(self.width, "w"),
+        ];
+        write!(f, "o{i}{h}{w}")
+    }
 }
 
 /// The window of an average pooling.

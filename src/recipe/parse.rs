@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::error::Error;
-use super::model::{BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
+use super::model::{Axes, BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
 use super::pattern::Pattern;
 use crate::algebra::{Factor, Vector};
 
@@ -312,7 +312,9 @@ fn all_bound<'p>(
 fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
-        &["at", "where", "fuse", "drop", "rename", "keep", "set"],
+        &[
+            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set",
+        ],
     )?;
     let anchor = at.need("at")?;
     let block = BlockRule {
@@ -327,6 +329,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .into_iter()
             .map(|(module, at)| Ok((module, parse_template(&at)?)))
             .collect::<Parsed<_>>()?,
+        bias: at.get("bias").map_or(Ok(true), |at| at.boolean())?,
         drop: list(at, "drop", At::patterns)?,
         rename: list(at, "rename", renames)?,
         keep: list(at, "keep", At::patterns)?,
@@ -445,6 +448,16 @@ const KINDS: [&str; 9] = [
     "conv", "bn", "scale", "shift", "mean", "seq", "sum", "optional", "each",
 ];
 
+/// What may stand beside `conv`.
+const CONV_OPTIONS: [&str; 6] = [
+    "bias",
+    "dilation",
+    "groups",
+    "transposed",
+    "flipped",
+    "axes",
+];
+
 fn parse_template(at: &At<'_>) -> Parsed<Template> {
     if let Value::String(word) = at.value {
         return match word.as_str() {
@@ -459,7 +472,8 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
     let known: Vec<&str> = KINDS
         .iter()
         .copied()
-        .chain(["bias", "dilation", "groups", "transposed", "eps", "affine"])
+        .chain(CONV_OPTIONS)
+        .chain(["eps", "affine"])
         .collect();
     at.object_of("an expression", &known)?;
     let kinds: Vec<&str> = KINDS
@@ -475,7 +489,7 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         ));
     };
     let options: &[&str] = match kind {
-        "conv" => &["conv", "bias", "dilation", "groups", "transposed"],
+        "conv" => &[&["conv"], &CONV_OPTIONS[..]].concat(),
         "bn" => &["bn", "eps", "affine"],
         _ => &KINDS,
     };
@@ -534,6 +548,12 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
             (inside.need("weight")?.pattern()?, bias, true)
         }
     };
+    let option = |key| at.get(key).map_or(Ok(false), |at| at.boolean());
+    let (transposed, flipped) = (option("transposed")?, option("flipped")?);
+    let axes = at.get("axes").map(|at| parse_axes(&at)).transpose()?;
+    if transposed && (flipped || axes.is_some()) {
+        return at.wrong("a transposed conv has `[in, out/groups, kh, kw]` and cannot be `flipped` or have other `axes`");
+    }
     Ok(Template::Conv {
         weight,
         bias,
@@ -546,8 +566,21 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
             Some(at) if at.value == "depthwise" => Some(Groups::Depthwise),
             Some(at) => Some(Groups::Is(at.count()?)),
         },
-        transposed: at.get("transposed").map_or(Ok(false), |at| at.boolean())?,
+        transposed,
+        flipped,
+        axes,
     })
+}
+
+fn parse_axes(at: &At<'_>) -> Parsed<Axes> {
+    let what = "letters of \"oihw\", in this order and with the `o`";
+    Axes::of(at.string()?).map_or_else(
+        || {
+            let found = crate::tensor::quoted(at.string()?);
+            at.wrong(format!("found {found}; expected {what}"))
+        },
+        Ok,
+    )
 }
 
 /// A row of a matrix, or a tensor behind a sigmoid.

@@ -79,10 +79,12 @@ pub struct Block {
 /// One fused conv.
 #[derive(Debug)]
 pub struct Fused {
-    /// The output's module; its tensors are `<module>.weight` and `<module>.bias`.
+    /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
     pub module: String,
     /// What it is fused from.
     pub expr: Resolved<Tensor>,
+    /// Whether a bias is written; where none is, nothing adds a constant.
+    pub bias: bool,
     /// The element type in which it is stored.
     pub dtype: Float,
 }
@@ -274,6 +276,11 @@ impl<'a> Ledger<'a> {
                 block: name.clone(),
                 source,
             })?;
+            if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
+                return Err(fail(format!(
+                    "{leaf} adds a constant, and the recipe says that the block has no `bias`"
+                )));
+            }
             let dtype = self
                 .options
                 .dtype
@@ -282,6 +289,7 @@ impl<'a> Ledger<'a> {
             fused.push(Fused {
                 module: module.fill(captures).unwrap_or_default(),
                 expr,
+                bias: rule.bias,
                 dtype,
             });
             consumed.extend(expanded.claimed);
@@ -426,12 +434,14 @@ impl<'a> Ledger<'a> {
                     shape,
                     What::Weight(b, f),
                 ));
-                outputs.push(planned(
-                    format!("{}.bias", fused.module),
-                    fused.dtype,
-                    vec![fused.geometry().out],
-                    What::Bias(b, f),
-                ));
+                if fused.bias {
+                    outputs.push(planned(
+                        format!("{}.bias", fused.module),
+                        fused.dtype,
+                        vec![fused.geometry().out],
+                        What::Bias(b, f),
+                    ));
+                }
             }
         }
         self.refuse_clashes(&outputs)?;

@@ -69,6 +69,25 @@ impl Tensor {
         &self.0.shape
     }
 
+    /// The same numbers with other dimensions, of which there must be as many.
+    pub fn reshaped(&self, shape: Vec<usize>) -> Tensor {
+        debug_assert_eq!(shape.iter().product::<usize>(), self.len());
+        let Info {
+            name,
+            dtype,
+            offset,
+            byte_len,
+            ..
+        } = &*self.0;
+        Tensor(Arc::new(Info {
+            name: name.clone(),
+            dtype: dtype.clone(),
+            shape,
+            offset: *offset,
+            byte_len: *byte_len,
+        }))
+    }
+
     /// The number of bytes.
     pub fn byte_len(&self) -> u64 {
         self.0.byte_len

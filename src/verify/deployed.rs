@@ -31,11 +31,14 @@ pub struct DeployedRows {
     pub types: [Float; 2],
 }
 
-/// The deploy form's weight and bias and their types, or what is wrong with them. None in memory.
+/// A tensor of the deploy form and its type.
+type Stored<'a> = (&'a Tensor, Float);
+
+/// The deploy form's weight and, if it has one, its bias, or what is wrong with them. None in memory.
 pub(super) fn stored<'a>(
     fused: &Fused,
     deployed: Deployed<'a>,
-) -> Result<Option<[(&'a Tensor, Float); 2]>, String> {
+) -> Result<Option<(Stored<'a>, Option<Stored<'a>>)>, String> {
     let Deployed::File(file) = deployed else {
         return Ok(None);
     };
@@ -44,7 +47,8 @@ pub(super) fn stored<'a>(
         file.get(&name)
             .ok_or_else(|| format!("{} is missing", quoted(&name)))
     };
-    let (weight, bias) = (find("weight")?, find("bias")?);
+    let weight = find("weight")?;
+    let bias = fused.bias.then(|| find("bias")).transpose()?;
     let g = fused.geometry();
     let check = |tensor: &'a Tensor, expected: Vec<usize>| {
         if tensor.shape() != expected {
@@ -62,10 +66,10 @@ pub(super) fn stored<'a>(
         };
         Ok((tensor, float.ok_or_else(expected)?))
     };
-    Ok(Some([
+    Ok(Some((
         check(weight, g.weight_shape())?,
-        check(bias, vec![g.out])?,
-    ]))
+        bias.map(|bias| check(bias, vec![g.out])).transpose()?,
+    )))
 }
 
 /// Output channels `rows` of the deploy form. In memory, they are folded and rounded as `fuse` would.
@@ -83,16 +87,20 @@ pub fn deployed_rows(
         stored(fused, deployed).map_err(numbers::Error::Deployed)?,
         deployed,
     ) {
-        (Some([(weight, of_weight), (bias, of_bias)]), Deployed::File(file)) => {
+        (Some(((weight, of_weight), bias)), Deployed::File(file)) => {
             let mut reader = Reader::new(file, 0);
             let kernel = if g.transposed {
                 transposed::read_rows(weight, g.groups, rows.clone(), &mut reader)?
             } else {
                 reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
             };
+            let (bias, of_bias) = match bias {
+                Some((bias, of_bias)) => (reader.vector(bias, rows.start, rows.len())?, of_bias),
+                None => (vec![0.0; rows.len()], of_weight),
+            };
             Ok(DeployedRows {
                 kernel,
-                bias: reader.vector(bias, rows.start, rows.len())?,
+                bias,
                 types: [of_weight, of_bias],
             })
         }
@@ -194,6 +202,7 @@ impl Slab {
             dilation: [1, 1],
             groups: Some(g.groups),
             transposed: false,
+            flipped: false,
         })
     }
 }

@@ -42,6 +42,9 @@ pub(super) fn read_row<T: Operand, V: Values<T>>(
         }
     } else {
         values.read(&conv.weight, o * per_group * taps, row)?;
+        if conv.flipped {
+            row.chunks_exact_mut(taps).for_each(<[f64]>::reverse);
+        }
     }
     let extent = dilated([kh, kw], conv.dilation).unwrap_or([kh, kw]);
     Ok(Row {
