@@ -27,6 +27,7 @@ fn conv(random: &mut Random, shape: [usize; 4], groups: usize) -> Tree {
         groups: Some(groups),
         transposed: false,
         flipped: false,
+        shared: false,
     })
 }
 

@@ -56,7 +56,11 @@ fn macs(expr: &Expr<Tensor>, times: u64, inner: u64) -> u64 {
     match expr {
         Expr::Conv(conv) => {
             let [a, b, kh, kw] = four_dims(Operand::shape(&conv.weight)).unwrap_or([0; 4]);
-            times * (a * b * kh * kw) as u64
+            let kernels = match conv.shared {
+                true => conv.groups.unwrap_or(1),
+                false => a * b,
+            };
+            times * (kernels * kh * kw) as u64
         }
         Expr::Sum(xs) => xs.iter().map(|x| macs(x, times, inner)).sum(),
         Expr::Seq(xs) => {

@@ -220,6 +220,13 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
             weight.invert_axis(Axis(2));
             weight.invert_axis(Axis(3));
         }
+        if conv.shared {
+            let channels = (x.dim().1, i, kh, kw);
+            weight = weight
+                .broadcast(channels)
+                .map(|w| w.to_owned())
+                .unwrap_or(weight);
+        }
         let bias = conv
             .bias
             .as_ref()

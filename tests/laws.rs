@@ -55,6 +55,12 @@ impl Grow<'_> {
         } else {
             &shape[..]
         };
+        let shared = groups == inputs && groups == outputs && self.random.below(4) == 0;
+        let shape = if shared {
+            &[1, 1, kernel[0], kernel[1]][..]
+        } else {
+            shape
+        };
         let weight = self.random.array("weight", shape, -1.0, 1.0);
         Expr::Conv(Conv {
             weight,
@@ -63,6 +69,7 @@ impl Grow<'_> {
             groups: Some(groups),
             transposed: false,
             flipped: self.random.below(4) == 0,
+            shared,
         })
     }
 
@@ -191,6 +198,7 @@ fn as_conv(affine: &Affine) -> Resolved<Array> {
         groups: Some(g.groups),
         transposed: false,
         flipped: false,
+        shared: false,
     };
     resolve(Expr::Conv(conv)).expect("a fold is a conv")
 }
@@ -459,6 +467,7 @@ fn the_identity_tap_is_where_it_belongs() {
         groups: Some(2),
         transposed: false,
         flipped: false,
+        shared: false,
     };
     let tree = resolve(Expr::Sum(vec![Expr::Conv(conv), Expr::Identity])).expect("shapes that fit");
     let fused = in_memory(fold(&tree, &mut InMemory));

@@ -33,6 +33,7 @@ fn conv(label: &'static str, shape: &[usize]) -> Conv<Array> {
         groups: None,
         transposed: false,
         flipped: false,
+        shared: false,
     }
 }
 

@@ -201,7 +201,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             fused(r#"{"conv": "{p}.c", "axes": "hwo"}"#),
-            "at `blocks[0].fuse.{p}.d.axes`: found `hwo`; expected letters of \"oihw\", in this order and with the `o`",
+            "at `blocks[0].fuse.{p}.d.axes`: found `hwo`; expected letters of \"oihw\" in this order, and no `i` without an `o`",
             fused(r#"{"conv": "{p}.c", "axes": "ohw"}"#),
         ),
         (

@@ -75,6 +75,7 @@ fn the_notes_end_to_end() {
         groups: None,
         transposed: false,
         flipped: false,
+        shared: false,
     };
     let conv = resolve(Expr::Conv(conv)).expect("a conv");
 

@@ -161,6 +161,42 @@ fn axes_and_flipped_kernels() {
     }
 }
 
+/// One kernel for all channels, as a blur or an average is stored, behind a conv and on the input.
+#[test]
+fn a_kernel_that_all_channels_share() {
+    let mut bench = Bench::new();
+    bench.tensor("a.point.weight", &[4, 3]);
+    bench.tensor("a.full.weight", &[4, 3, 3, 3]);
+    bench.tensor("a.blur", &[3, 3]);
+    let own = |first: &str| {
+        recipe(&format!(
+            r#"{{"at": "{{p}}.full.weight", "bias": false, "fuse": {{"{{p}}.conv": {{"sum": [
+                {{"conv": "{{p}}.full"}}, {{"seq": [{first}]}}]}}}}}}"#
+        ))
+    };
+    let blur = r#"{"conv": {"weight": "{p}.blur"}, "axes": "hw"}"#;
+    let point = r#"{"conv": "{p}.point"}"#;
+    let behind = bench.fuse(&own(&format!("{point}, {blur}")));
+    let before = bench.fuse(&own(&format!("{blur}, {point}")));
+    let [full, point, blur] =
+        ["a.full.weight", "a.point.weight", "a.blur"].map(|name| bench.file.tensors[name].values());
+    let got = behind.tensors["a.conv.weight"].values();
+    for (i, got) in got.iter().enumerate() {
+        let product = f64::from(point[i / 9]) * f64::from(blur[i % 9]);
+        assert_eq!(*got, (f64::from(full[i]) + product) as f32, "{i}");
+    }
+    assert_eq!(got, before.tensors["a.conv.weight"].values());
+    // Alone it does not say how many channels there are.
+    let alone = recipe(
+        r#"{"at": "{p}.blur", "fuse": {"{p}.conv": {"conv": {"weight": "{p}.blur"}, "axes": "hw"}}}"#,
+    );
+    assert!(
+        bench
+            .refused(&alone)
+            .contains("nothing in the block says how many groups it has"),
+    );
+}
+
 /// A norm before q, k and v folds into all three, and its own tensors are written nowhere.
 #[test]
 fn several_outputs_share_a_norm() {

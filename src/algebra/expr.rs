@@ -31,7 +31,7 @@ pub enum Expr<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv<T> {
     /// `[out, in/groups, kh, kw]`, `[out, in/groups, k]` or `[out, in]`; for a transposed conv
-    /// `[in, out/groups, kh, kw]`.
+    /// `[in, out/groups, kh, kw]`; of a shared kernel, `out` and `in/groups` are 1.
     pub weight: T,
     /// `[out]`.
     pub bias: Option<T>,
@@ -41,8 +41,11 @@ pub struct Conv<T> {
     pub groups: Option<usize>,
     /// Whether the weight is that of a transposed conv.
     pub transposed: bool,
-    /// Whether the taps are applied turned by 180°: a convolution in the mathematical sense, where PyTorch's is a correlation.
+    /// Whether the taps are applied turned by 180°: a convolution as mathematics has it, where PyTorch's is a correlation. Not
+    /// for a transposed conv.
     pub flipped: bool,
+    /// Whether the weight is one kernel, which every channel is convolved with by itself.
+    pub shared: bool,
 }
 
 /// The parameters of a batch norm: `y = (x − mean) / √(var + eps) · weight + bias`.
@@ -171,6 +174,7 @@ impl<T> Expr<T> {
                 groups: c.groups,
                 transposed: c.transposed,
                 flipped: c.flipped,
+                shared: c.shared,
             }),
             Expr::Bn(b) => Expr::Bn(Bn {
                 affine: match &b.affine {

@@ -285,21 +285,26 @@ impl<V> Run<'_, V> {
     {
         let [first, second, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
         let (groups, taps) = (conv.groups.unwrap_or(1), kh * kw);
-        let (out, per_group) = if conv.transposed {
+        let (out, per_group) = if conv.shared {
+            (groups, 1)
+        } else if conv.transposed {
             (second * groups, inputs / groups)
         } else {
             (first, second)
         };
-        let mut data = if conv.transposed {
+        let stored = if conv.shared {
+            let kernel = self.values.vector(&conv.weight, 0, taps)?;
+            kernel.repeat(rows.len())
+        } else if conv.transposed {
             transposed::read_rows(&conv.weight, groups, rows.clone(), self.values)?
         } else {
-            let first = rows.start * per_group * taps;
-            let len = rows.len() * per_group * taps;
-            let stored = self.values.vector(&conv.weight, first, len)?;
-            match conv.flipped {
-                true => turned(&stored, taps),
-                false => stored,
-            }
+            let row = per_group * taps;
+            self.values
+                .vector(&conv.weight, rows.start * row, rows.len() * row)?
+        };
+        let mut data = match conv.flipped {
+            true => turned(&stored, taps),
+            false => stored,
         };
         if self.reading != Reading::Value {
             let reading = self.reading;

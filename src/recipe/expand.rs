@@ -209,6 +209,7 @@ impl Expander<'_> {
                 flipped,
                 axes,
             } => {
+                let shared = axes.is_some_and(|axes| !axes.outputs);
                 let mut weight = self.claim(weight, captures)?;
                 if let Some(axes) = axes {
                     let shape = axes.weight_shape(weight.shape()).ok_or_else(|| {
@@ -225,6 +226,8 @@ impl Expander<'_> {
                 };
                 let groups = match groups {
                     Some(Groups::Is(n)) => Some(*n),
+                    // One kernel for all channels is depthwise by itself.
+                    Some(Groups::Depthwise) if shared => None,
                     Some(Groups::Depthwise) => weight.shape().first().copied(),
                     None => None,
                 };
@@ -244,6 +247,7 @@ impl Expander<'_> {
                     groups,
                     transposed: *transposed,
                     flipped: *flipped,
+                    shared,
                 })
             }
             Template::Bn {

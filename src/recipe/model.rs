@@ -178,6 +178,8 @@ pub enum Groups {
 /// The axes that a kernel is stored with, of `[out, in/groups, kh, kw]`; one that it lacks is 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axes {
+    /// Whether there is an axis of output channels; without one there is one kernel for all channels.
+    pub outputs: bool,
     /// Whether there is an axis of input channels; without one the conv is depthwise.
     pub inputs: bool,
     /// Whether there is a height.
@@ -187,22 +189,23 @@ pub struct Axes {
 }
 
 impl Axes {
-    /// Reads `oihw` or a part of it: these letters, in this order, `o` among them.
+    /// Reads a part of `oihw`: letters in this order, no `i` without its `o`.
     pub fn of(text: &str) -> Option<Axes> {
-        let rest = text.strip_prefix('o')?;
-        let has = |letter| rest.contains(letter);
+        let has = |letter| text.contains(letter);
         let axes = Axes {
+            outputs: has('o'),
             inputs: has('i'),
             height: has('h'),
             width: has('w'),
         };
-        (axes.to_string() == text).then_some(axes)
+        let ordered = !text.is_empty() && axes.to_string() == text;
+        (ordered && (axes.outputs || !axes.inputs)).then_some(axes)
     }
 
     /// The shape of a conv's weight that is stored with these axes, or `None` if it has another number of them.
     pub fn weight_shape(self, stored: &[usize]) -> Option<Vec<usize>> {
         let mut stored = stored.iter().copied();
-        let mut shape = vec![stored.next()?];
+        let mut shape = vec![if self.outputs { stored.next()? } else { 1 }];
         shape.push(if self.inputs { stored.next()? } else { 1 });
         if self.height || self.width {
             shape.extend(if self.height {
@@ -219,12 +222,13 @@ impl Axes {
 impl fmt::Display for Axes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let part = |there, letter| if there { letter } else { "" };
-        let [i, h, w] = [
+        let [o, i, h, w] = [
+            part(self.outputs, "o"),
             part(self.inputs, "i"),
             part(self.height, "h"),
             part(self.width, "w"),
         ];
-        write!(f, "o{i}{h}{w}")
+        write!(f, "{o}{i}{h}{w}")
     }
 }
 

@@ -573,7 +573,7 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
 }
 
 fn parse_axes(at: &At<'_>) -> Parsed<Axes> {
-    let what = "letters of \"oihw\", in this order and with the `o`";
+    let what = "letters of \"oihw\" in this order, and no `i` without an `o`";
     Axes::of(at.string()?).map_or_else(
         || {
             let found = crate::tensor::quoted(at.string()?);

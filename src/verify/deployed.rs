@@ -203,6 +203,7 @@ impl Slab {
             groups: Some(g.groups),
             transposed: false,
             flipped: false,
+            shared: false,
         })
     }
 }

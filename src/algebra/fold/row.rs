@@ -22,7 +22,9 @@ pub(super) fn read_row<T: Operand, V: Values<T>>(
 ) -> Result<Row, V::Error> {
     let [first, second, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
     let (taps, groups) = (kh * kw, conv.groups.unwrap_or(1));
-    let (out, per_group) = if conv.transposed {
+    let (out, per_group) = if conv.shared {
+        (groups, 1)
+    } else if conv.transposed {
         (second * groups, first / groups)
     } else {
         (first, second)
@@ -41,7 +43,8 @@ pub(super) fn read_row<T: Operand, V: Values<T>>(
             kernel.reverse();
         }
     } else {
-        values.read(&conv.weight, o * per_group * taps, row)?;
+        let start = if conv.shared { 0 } else { o * row.len() };
+        values.read(&conv.weight, start, row)?;
         if conv.flipped {
             row.chunks_exact_mut(taps).for_each(<[f64]>::reverse);
         }

@@ -105,6 +105,7 @@ fn passes_input<T: Operand>(expr: &Expr<T>) -> Option<usize> {
 /// Output channels, from the last leaf that tells them.
 fn out_of<T: Operand>(expr: &Expr<T>) -> Option<usize> {
     match expr {
+        Expr::Conv(c) if c.shared => None,
         Expr::Conv(c) => Some(dims(c)[0]),
         Expr::Sum(xs) => xs.iter().find_map(out_of),
         Expr::Seq(xs) => xs.iter().rev().find_map(out_of),
@@ -143,6 +144,13 @@ pub(super) fn any_inputs<T: Operand>(
     first: &Conv<T>,
 ) -> Result<(usize, Op), GeometryError> {
     let [out, per_group, ..] = dims(first);
+    let ambiguous = || {
+        let (leaf, shape) = (first.weight.to_string(), first.weight.shape().to_vec());
+        Err(E::Ambiguous { leaf, shape })
+    };
+    if first.shared {
+        return ambiguous();
+    }
     let mut found: Option<(usize, Op, Vec<Steps>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
@@ -157,8 +165,7 @@ pub(super) fn any_inputs<T: Operand>(
             None => found = Some((inputs, op, steps)),
             Some((_, other, others)) => {
                 if op.in_per_group != other.in_per_group || steps != *others {
-                    let (leaf, shape) = (first.weight.to_string(), first.weight.shape().to_vec());
-                    return Err(E::Ambiguous { leaf, shape });
+                    return ambiguous();
                 }
             }
         }

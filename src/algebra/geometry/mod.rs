@@ -115,7 +115,9 @@ impl Geometry {
 /// Names the leaf that does not fit, what was found and what was expected.
 pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> {
     check_weights(&expr)?;
-    let Some(first) = expr.convs().first().map(|c| (*c).clone()) else {
+    let convs = expr.convs();
+    let with_widths = convs.iter().find(|c| !c.shared).or(convs.first());
+    let Some(first) = with_widths.map(|c| (*c).clone()) else {
         return Err(E::NoConv);
     };
     let (inputs, op, groups_known) = match inputs_of(&expr)? {
@@ -170,7 +172,9 @@ fn check_weights<T: Operand>(expr: &Expr<T>) -> Result<(), GeometryError> {
 /// A transposed conv may head a sequence of diagonal maps, and be summed with its like.
 fn transposed_alone<T>(expr: &Expr<T>) -> bool {
     match expr {
-        Expr::Conv(conv) => conv.transposed && conv.dilation == [1, 1],
+        Expr::Conv(conv) => {
+            conv.transposed && conv.dilation == [1, 1] && !conv.flipped && !conv.shared
+        }
         Expr::Seq(xs) => match xs.split_first() {
             Some((first, rest)) => {
                 transposed_alone(first)

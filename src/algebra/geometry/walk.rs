@@ -74,7 +74,9 @@ pub(in crate::algebra) fn walk<T: Operand>(
 pub(super) fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op, GeometryError> {
     let (leaf, shape) = (conv.weight.to_string(), conv.weight.shape().to_vec());
     let [first, second, kh, kw] = dims(conv);
-    let (out, groups, in_per_group) = if conv.transposed {
+    let (out, groups, in_per_group) = if conv.shared {
+        (inputs, inputs, 1)
+    } else if conv.transposed {
         // `[in, out/groups]`: a bias or a norm behind the conv tells the groups; until then it is
         // dense, and a vector of another length is reported as such.
         let groups = conv
