@@ -230,10 +230,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let mut text = blocks(&verdict);
         text += &failures(&verdict);
         text += &whole::text(&findings);
-        let against = match verdict.allowance {
-            Allowance::OneRounding => "rounding once",
+        let allowed = match verdict.allowance {
+            Allowance::OneRounding => "rounding once allows",
             Allowance::Arithmetic => {
-                "arithmetic in the stored type, for repfuse did not write this file"
+                "arithmetic in the stored type allows (repfuse did not write this file)"
             }
         };
         let equal = if accepted {
@@ -246,7 +246,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let worst = match all - absent {
             0 => "none of them comparable".to_owned(),
             _ => format!(
-                "worst difference {} of what {against} allows",
+                "worst difference {} of what {allowed}",
                 units::ratio(verdict.worst_compared())
             ),
         };
