@@ -58,8 +58,10 @@ fn conv<T: Operand>(c: &Conv<T>) -> String {
     if second == 1 && c.groups.is_some_and(|g| g > 1) {
         text = format!("dw {text}");
     }
-    if c.dilation != [1, 1] {
-        text += &format!(" d{}", c.dilation[0]);
+    match c.dilation {
+        [1, 1] => {}
+        [a, b] if a == b => text += &format!(" d{a}"),
+        [a, b] => text += &format!(" d{a}×{b}"),
     }
     if c.flipped {
         text += " flipped";

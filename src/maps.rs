@@ -9,10 +9,12 @@ use crate::algebra::forward::Reading;
 use crate::engine::PaddingMode;
 use crate::network::{self, deployed_conv};
 use crate::recipe::{Block, Fused, Plan};
-use crate::run::{self, Placement, pad, run};
-use crate::tensor::{Checkpoint, Float, quoted};
+use crate::run::{self, Placement, pad, run_part};
+use crate::tensor::{Checkpoint, quoted};
 use crate::values::Reader;
-use crate::verify::{Deployed, allowance_of, deployed_rows, is_worse, slack};
+use crate::verify::{
+    Deployed, DeployedRows, Rounding, allowance_of, beyond, deployed_rows, is_worse, worse,
+};
 
 /// How wide a border is added around the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,43 +151,60 @@ fn one(
         source,
     };
     let padded = pad(maps, &placement).map_err(failed)?;
+    let block = fused.expr.for_inputs(padded.dim().1);
+    let block = block.map_err(|e| failed(e.into()))?;
     let sizes = padded.mapv(f64::abs);
+    let squares = padded.mapv(|x| x * x);
     let mut reader = Reader::new(checkpoint, 1 << 20);
-    let mut trained = |x: &Array4<f64>, reading| {
-        run(
-            &fused.expr,
+    let mut trained = |part: &_, reading| {
+        let x = match reading {
+            Reading::Value => &padded,
+            Reading::Magnitude => &sizes,
+            Reading::Energy => &squares,
+        };
+        let x = x.view();
+        run_part(&block, part, x, placement.stride, reading, &mut reader).map_err(failed)
+    };
+    let stored = |x: &Array4<f64>, reading| {
+        deployed_conv(
+            checkpoint,
+            fused,
+            deployed,
             x.view(),
             placement.stride,
             reading,
-            &mut reader,
         )
-        .map_err(failed)
     };
-    let ours = trained(&padded, Reading::Value)?;
-    let terms = trained(&sizes, Reading::Magnitude)?;
-    let theirs = deployed_conv(
-        checkpoint,
-        fused,
-        deployed,
-        padded.view(),
-        placement.stride,
-        Reading::Value,
-    )?;
-    let bound = deployed_conv(
-        checkpoint,
-        fused,
-        deployed,
-        sizes.view(),
-        placement.stride,
-        Reading::Magnitude,
-    )?;
-    // An output shows the rounding of both.
-    let [weight, bias] = deployed_rows(checkpoint, fused, deployed, 0..0)?.types;
-    let float = weight.min(bias);
-    let allowed = Allowed::new(
-        float,
-        slack(allowance_of(deployed), float, fused.expr.expr()),
-    );
+    let ours = trained(block.expr(), Reading::Value)?;
+    let theirs = stored(&padded, Reading::Value)?;
+    let magnitude = stored(&sizes, Reading::Magnitude)?;
+    let DeployedRows { bias, types, .. } = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
+    let largest = sizes.iter().fold(0.0, |a: f64, b| a.max(*b));
+    let rounding = Rounding {
+        types,
+        input: g.row_len() as f64 * largest,
+    };
+    let bound: Vec<f64> = magnitude
+        .indexed_iter()
+        .map(|((_, o, _, _), size)| rounding.of(*size, bias[o]))
+        .collect();
+    let off: Vec<f64> = ours
+        .iter()
+        .zip(&theirs)
+        .map(|(a, b)| (a - b).abs())
+        .collect();
+    // Only where one rounding does not explain a difference does the arithmetic itself come in.
+    let beyond = match off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
+        true => vec![0.0; off.len()],
+        false => {
+            let float = types[0].min(types[1]);
+            let values = |part: &_, reading| {
+                let maps = trained(part, reading)?;
+                Ok::<_, Error>(maps.iter().copied().collect())
+            };
+            beyond(allowance_of(deployed), float, &block, values)?
+        }
+    };
     let mut verdict = MapVerdict {
         module: fused.module.clone(),
         shape: ours.dim().into(),
@@ -194,47 +213,17 @@ fn one(
         at: [0; 4],
         accepted: false,
     };
-    for (((at, a), b), (bound, terms)) in ours
-        .indexed_iter()
-        .zip(&theirs)
-        .zip(bound.iter().zip(&terms))
-    {
-        let off = (a - b).abs();
-        let ratio = if off == 0.0 {
-            0.0
-        } else {
-            off / allowed.at(off, *bound, *terms)
-        };
-        verdict.absolute = verdict.absolute.max(off);
+    let allowed = bound
+        .iter()
+        .zip(&beyond)
+        .map(|(bound, beyond)| bound + beyond);
+    for ((at, _), (off, allowed)) in ours.indexed_iter().zip(off.iter().zip(allowed)) {
+        let ratio = if *off == 0.0 { 0.0 } else { off / allowed };
+        verdict.absolute = worse(verdict.absolute, *off);
         if is_worse(ratio, verdict.ratio) {
             (verdict.ratio, verdict.at) = (ratio, at.into());
         }
     }
     verdict.accepted = verdict.ratio <= options.tolerance;
     Ok(verdict)
-}
-
-/// The bound on one output: the rounding of what is stored, and where that does not explain a difference, the slack of
-/// the arithmetic.
-struct Allowed {
-    unit: f64,
-    slack: f64,
-}
-
-impl Allowed {
-    fn new(float: Float, slack: f64) -> Allowed {
-        Allowed {
-            unit: float.unit_roundoff(),
-            slack,
-        }
-    }
-
-    fn at(&self, off: f64, bound: f64, terms: f64) -> f64 {
-        let stored = self.unit * bound;
-        if off <= stored {
-            stored
-        } else {
-            stored + self.slack * terms
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! Numbers that cannot be folded or stored: found, named, and placed.
 
 use crate::algebra::{Expr, Values};
-use crate::recipe::{Block, Fused, Plan};
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, plain, quoted};
+use crate::recipe::{Fused, Plan};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 use crate::values::Reader;
 
 /// A number that stands in the way.
@@ -173,7 +173,7 @@ fn first_not_finite(
 }
 
 fn place(tensor: &Tensor, flat: usize) -> Vec<usize> {
-    place_in(tensor.shape(), flat)
+    place_in(tensor.stored_shape(), flat)
 }
 
 /// The index of a flat position in a row-major shape.
@@ -186,9 +186,4 @@ pub fn place_in(shape: &[usize], flat: usize) -> Vec<usize> {
         .collect();
     index.reverse();
     index
-}
-
-/// The names of a block for messages.
-pub fn block_label(block: &Block) -> String {
-    plain(&block.name)
 }

@@ -131,8 +131,24 @@ pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
     reading: Reading,
     values: &mut V,
 ) -> Result<Array4<F>, Error> {
-    let (_, channels, h, w) = padded.dim();
-    let block = block.for_inputs(channels)?;
+    let block = block.for_inputs(padded.dim().1)?;
+    run_part(&block, block.expr(), padded, stride, reading, values)
+}
+
+/// The same for a part of a block, which sees the centre it needs of what the whole block would cover. The block must be one
+/// over as many channels as the maps have.
+///
+/// # Errors
+/// When the maps do not fit the block, or a value cannot be read.
+pub fn run_part<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
+    block: &Resolved<Tensor>,
+    part: &Expr<Tensor>,
+    padded: ArrayView4<'_, F>,
+    stride: [usize; 2],
+    reading: Reading,
+    values: &mut V,
+) -> Result<Array4<F>, Error> {
+    let (_, _, h, w) = padded.dim();
     let extent = block.geometry().extent;
     if h < extent[0] || w < extent[1] {
         return Err(Error::TooSmall {
@@ -140,7 +156,7 @@ pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
             extent,
         });
     }
-    Runner { reading, values }.run(block.expr(), padded, extent, stride)
+    Runner { reading, values }.run(part, padded, extent, stride)
 }
 
 struct Runner<'a, V> {
@@ -180,7 +196,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 for step in head {
                     y = self.run(step, y.view(), extent_of(step), [1, 1])?;
                 }
-                // A sequence without a conv is strided by its last step.
+                // A sequence without a conv runs at stride 1; its result is strided at the end.
                 let mixes = first.mixes_channels();
                 y = self.run(
                     first,

@@ -213,6 +213,13 @@ fn recipes_cannot_look_through_a_large_file_again_and_again() {
         again.starts_with("block `m") && again.ends_with(said),
         "{again}"
     );
+    // One block of many branches is stopped before it has looked for all of them.
+    let branches = r#"{"optional": {"each": {"conv": "{r:*}.nothing"}}}, "#.repeat(8000);
+    let many = recipe(&format!(
+        r#"{{"at": "m0.w.weight", "fuse": {{"m0.out": {{"sum": [{branches}{{"conv": "m0.w"}}]}}}}}}"#
+    ));
+    let again = refusal(&place, many);
+    assert!(again.ends_with(said), "{again}");
 }
 
 /// What would take for ever is refused, or done at once.
@@ -280,7 +287,7 @@ fn recipes_cannot_write_what_no_file_may_hold() {
     );
     assert_eq!(
         refusal(&place, with(r#""set": {"{p}.n.weight": 4e38}"#)),
-        "block `a.n.weight`: `a.n.weight` is f32, which cannot hold the 4e38 it is set to\n"
+        "block `a`: `a.n.weight` is f32, which cannot hold the 4e38 it is set to\n"
     );
     assert_eq!(
         refusal(&place, with(r#""rename": {"{p}.d.weight": "metadata"}"#)),
@@ -336,6 +343,17 @@ fn globs_are_refused_in_words() {
     let expected =
         format!("repfuse: `{deep}` is not a glob for --only or --skip: error parsing pattern 0\n");
     assert_eq!(ran(&deep).all(), (Some(2), "", &*expected));
+    let drawn = place.command(&["inspect", "in.safetensors", "--kernels", &deep]);
+    let drawn = end(start(drawn));
+    assert_eq!(drawn.code(), Some(2));
+    assert!(
+        drawn
+            .stderr
+            .ends_with("`--kernels: error parsing pattern 0\n")
+            || drawn.stderr.contains("is not a glob for --kernels"),
+        "{}",
+        drawn.stderr
+    );
 }
 
 // Feature maps

@@ -50,10 +50,11 @@ impl Grow<'_> {
         let bias =
             (self.random.below(2) == 0).then(|| self.random.array("bias", &[outputs], -1.0, 1.0));
         let shape = [outputs, inputs / groups, kernel[0], kernel[1]];
-        let shape = if kernel == [1, 1] && self.random.below(3) == 0 {
-            &shape[..2]
-        } else {
-            &shape[..]
+        let flat = [outputs, inputs / groups, kernel[1]];
+        let shape = match (kernel, self.random.below(3)) {
+            ([1, 1], 0) => &flat[..2],
+            ([1, _], 1) => &flat[..],
+            _ => &shape[..],
         };
         let shared = groups == inputs && groups == outputs && self.random.below(4) == 0;
         let shape = if shared {
@@ -259,6 +260,9 @@ fn fold_equals_forward() {
     let mut worst = 0.0f64;
     for _ in 0..TREES {
         let tree = resolved(&mut random);
+        let g = tree.geometry();
+        let stored: usize = g.weight_shape().iter().product();
+        assert_eq!(stored, g.out * g.row_len(), "{g:?}");
         let fused = as_conv(&in_memory(fold(&tree, &mut InMemory)));
         let g = *tree.geometry();
         let want = [1 + random.below(3), 1 + random.below(3)];

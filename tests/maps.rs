@@ -10,6 +10,7 @@ use std::process::Output;
 
 use support::Random;
 use support::command::repfuse;
+use support::file::{Place, recipe};
 use support::forge::{File, Held};
 use tempfile::TempDir;
 
@@ -151,4 +152,64 @@ fn maps_that_fit_nowhere_are_refused() {
         junk.contains("junk.npy` does not hold feature maps: "),
         "{junk}"
     );
+}
+
+/// Maps are held to the bound of the probes: halves that are subnormal pass, and a kernel of zeros does not, whoever wrote it
+/// and however many terms there are that could explain it away.
+#[test]
+fn maps_are_held_to_the_bound_of_the_probes() {
+    let place = Place::new();
+    let mut random = Random(5);
+    let mut tensor = |shape: &[usize], size: f64| {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| random.between(-size, size) as f32)
+            .collect();
+        Held::f32(shape, &values)
+    };
+    let mut file = File::default();
+    for (name, shape, size) in [
+        ("tiny.c.weight", [4, 4, 3, 3], 1e-7),
+        ("deep.first.weight", [64, 64, 1, 1], 1.0),
+        ("deep.second.weight", [64, 64, 3, 3], 1.0),
+    ] {
+        file.tensors.insert(name.to_owned(), tensor(&shape, size));
+    }
+    file.write(&place.path("in.safetensors"));
+    place.write(
+        "own.json",
+        recipe(
+            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}},
+               {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.second"}]}}}"#,
+        ),
+    );
+    let mut maps = File::default();
+    for (name, channels) in [("tiny", 4), ("deep", 64)] {
+        let held = tensor(&[1, channels, 6, 6], 1.0);
+        maps.tensors.insert(name.to_owned(), held);
+    }
+    maps.write(&place.path("maps.safetensors"));
+    let accepted = |out: &str| {
+        let ran = place.run(&format!(
+            "verify in.safetensors {out} --recipe own.json --input maps.safetensors --json"
+        ));
+        let found: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        let maps = found["maps"].as_array().expect("maps").clone();
+        let one = |map: &serde_json::Value| {
+            let module = map["module"].as_str().expect("a module").to_owned();
+            (module, map["accepted"] == true)
+        };
+        maps.iter().map(one).collect::<Vec<_>>()
+    };
+    let both = |deep, tiny| vec![("deep.out".to_owned(), deep), ("tiny.out".to_owned(), tiny)];
+    let fused = place.run("fuse in.safetensors out.safetensors --recipe own.json --dtype f16 -q");
+    assert_eq!(fused.all(), (Some(0), "", ""));
+    assert_eq!(accepted("out.safetensors"), both(true, true));
+    // Another converter's file, in a type whose arithmetic is coarse.
+    let mut zeros = File::read(&place.path("out.safetensors"));
+    zeros.metadata.clear();
+    zeros.at("deep.out.weight").dtype = safetensors::Dtype::BF16;
+    zeros.at("deep.out.weight").bytes.fill(0);
+    zeros.write(&place.path("zeros.safetensors"));
+    assert_eq!(accepted("zeros.safetensors"), both(false, true));
 }

@@ -157,8 +157,32 @@ fn shapes_that_do_not_fit() {
         ),
         (
             transposed_groups(3),
-            "`t` has shape [4, 6, 2, 2]: its 4 output channels do not divide into 3 groups",
+            "`t` has shape [4, 6, 2, 2]: its 4 input channels do not divide into 3 groups",
             transposed_groups(2),
+        ),
+        (
+            sum([
+                transposed(),
+                Expr::Conv(Conv {
+                    transposed: true,
+                    ..conv("u", &[2, 6, 2, 2])
+                }),
+            ]),
+            "`u` has shape [2, 6, 2, 2]: a transposed conv of 2 input channels, applied to 4",
+            sum([transposed(), transposed()]),
+        ),
+        (
+            Expr::Conv(Conv {
+                transposed: true,
+                bias: Some(array("b", &[5])),
+                ..conv("t", &[4, 6, 2, 2])
+            }),
+            "`b` has 5 values; expected 6, one per channel",
+            Expr::Conv(Conv {
+                transposed: true,
+                bias: Some(array("b", &[12])),
+                ..conv("t", &[4, 6, 2, 2])
+            }),
         ),
         (
             seq([norm(4), grouped(4)]),
@@ -491,12 +515,12 @@ fn tensors_that_have_no_single_fate() {
         ),
         (
             at("c", &format!(r#"{c}, "set": {{"{{p}}.i": 0}}"#)),
-            "block `a.i`: `a.i` is I32; only a floating-point tensor can be set to 0",
+            "block `a`: `a.i` is I32; only a floating-point tensor can be set to 0",
             at("c", &format!(r#"{c}, "set": {{"{{p}}.d.weight": 0}}"#)),
         ),
         (
             at("c", &format!(r#"{c}, "set": {{"{{p}}.d.weight": -1e39}}"#)),
-            "block `a.d.weight`: `a.d.weight` is f32, which cannot hold the -1e39 it is set to",
+            "block `a`: `a.d.weight` is f32, which cannot hold the -1e39 it is set to",
             at("c", &format!(r#"{c}, "set": {{"{{p}}.d.weight": -1e38}}"#)),
         ),
         (
@@ -698,4 +722,18 @@ fn headers_are_read_as_they_were_written() {
     let written = header::serialize(&header);
     assert_eq!(written.len() % 8, 0);
     assert_eq!(header::parse(&written[8..], 9), Ok(header));
+}
+
+/// No read of a tensor goes into the next one.
+#[test]
+fn reads_end_with_their_tensor() {
+    let place = Place::new();
+    ones(&[("a", &[2]), ("b", &[2])]).write(&place.path("in.safetensors"));
+    let file = Checkpoint::open(place.path("in.safetensors")).expect("a checkpoint");
+    let mut bytes = [0; 8];
+    let a = file.get("a").expect("a tensor");
+    file.read_at(a, 0, &mut bytes).expect("its bytes");
+    let error = file.read_at(a, 4, &mut bytes).expect_err("half of `b`");
+    let cause = std::error::Error::source(&error).expect("a cause");
+    assert_eq!(cause.to_string(), "`a` ends before that");
 }

@@ -71,7 +71,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""rename": {"a": "{p}.b"}"#),
-            "at `rename`: `{p}` is not bound; use a capture of `at`, or `each` for one term per value",
+            "at `rename`: `{p}` is not bound; use a capture of the old name, `a`",
             top(r#""rename": {"{p}.a": "{p}.b"}"#),
         ),
         (
@@ -200,13 +200,19 @@ fn recipes_with_one_mistake() {
             fused(r#"{"conv": "{p}.c", "transposed": true}"#),
         ),
         (
+            fused(r#"{"conv": {"weight": "{p}.c"}, "bias": true}"#),
+            "at `blocks[0].fuse.{p}.d.bias`: the bias is named beside the weight; only a module says whether it must have one",
+            fused(r#"{"conv": {"weight": "{p}.c", "bias": "{p}.b"}}"#),
+        ),
+        (
             fused(r#"{"conv": "{p}.c", "axes": "hwo"}"#),
             "at `blocks[0].fuse.{p}.d.axes`: found `hwo`; expected letters of \"oihw\" in this order, and no `i` without an `o`",
             fused(r#"{"conv": "{p}.c", "axes": "ohw"}"#),
         ),
         (
             fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": true}"#),
-            "at `blocks[0].fuse.{p}.d`: a transposed conv has `[in, out/groups, kh, kw]` and cannot be `flipped` or have other `axes`",
+            "at `blocks[0].fuse.{p}.d`: a transposed conv has `[in, out/groups, kh, kw]` and no `dilation`, is not `flipped`, and has no \
+             other `axes`",
             fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": false}"#),
         ),
         (

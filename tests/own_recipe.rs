@@ -197,6 +197,68 @@ fn a_kernel_that_all_channels_share() {
     );
 }
 
+/// A list may be that of any tensor in an `each`; a branch that was lost is not passed over.
+#[test]
+fn a_gap_in_a_list_is_refused_wherever_the_list_stands() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 4, 3, 3]);
+    bench.tensor("a.s.0", &[4]);
+    bench.tensor("a.s.2", &[4]);
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"each": {"seq": [{"conv": "{p}.c"}, {"scale": "{p}.s.{i}"}]}}}}"#,
+    );
+    let said = "`a.s.1` is missing, but later branches are there";
+    assert!(
+        bench.refused(&own).contains(said),
+        "{}",
+        bench.refused(&own)
+    );
+    bench.tensor("a.s.1", &[4]);
+    bench.fuse(&own);
+}
+
+/// Blocks go by their path, whatever else their names capture.
+#[test]
+fn blocks_are_called_by_their_path() {
+    let mut bench = Bench::new();
+    for name in ["net.0.q", "net.1.k"] {
+        bench.tensor(&format!("{name}.c.weight"), &[4, 4]);
+    }
+    let own = recipe(
+        r#"{"at": "{prefix}.{part:q|k}.c.weight", "fuse": {"{prefix}.{part:q|k}.d": {"conv": "{prefix}.{part:q|k}.c"}}}"#,
+    );
+    bench.fuse(&own);
+    let one = bench.run(&own, "fuse", &["--only", "net.1", "--json"]);
+    let found: serde_json::Value = serde_json::from_slice(&one.stdout).expect("JSON");
+    assert_eq!(found["blocks"][0]["name"], "net.1", "{found}");
+    assert_eq!(found["blocks_skipped"], serde_json::json!(["net.0"]));
+}
+
+/// A Linear layer behind an average pooling becomes a conv with a height and a width.
+#[test]
+fn an_average_pooling_adds_the_axes_it_needs() {
+    let mut bench = Bench::new();
+    bench.tensor("a.fc.weight", &[4, 3]);
+    bench.tensor("b.wide.weight", &[4, 3, 3]);
+    let fused = bench.fuse(&recipe(
+        r#"{"at": "{p}.fc.weight", "bias": false, "fuse": {"{p}.conv": {"seq": [{"mean": 3}, {"conv": "{p}.fc"}]}}},
+           {"at": "{p}.wide.weight", "bias": false, "fuse": {"{p}.row": {"seq": [{"conv": "{p}.wide"}, {"mean": [1, 2]}]},
+            "{p}.conv": {"seq": [{"conv": "{p}.wide"}, {"mean": 2}]}}}"#,
+    ));
+    assert_eq!(
+        shapes(&fused),
+        [
+            ("a.conv.weight".to_owned(), vec![4, 3, 3, 3]),
+            ("b.conv.weight".to_owned(), vec![4, 3, 2, 4]),
+            ("b.row.weight".to_owned(), vec![4, 3, 4])
+        ]
+    );
+    let fc = bench.file.tensors["a.fc.weight"].values();
+    for (i, got) in fused.tensors["a.conv.weight"].values().iter().enumerate() {
+        assert_eq!(*got, (f64::from(fc[i / 9]) * (1.0 / 9.0)) as f32, "{i}");
+    }
+}
+
 /// A norm before q, k and v folds into all three, and its own tensors are written nowhere.
 #[test]
 fn several_outputs_share_a_norm() {
@@ -586,4 +648,100 @@ fn the_recipe_of_readme_does_what_it_says() {
     bench.file.tensors.remove("stem.0.dil_bn.3.running_var");
     let error = bench.refused(text);
     assert!(error.contains("`running_var` is missing"), "{error}");
+}
+
+/// Places are told as the file stores the tensor.
+#[test]
+fn places_are_those_of_the_file() {
+    let mut bench = Bench::new();
+    bench.tensor("a.point.weight", &[8, 2]);
+    bench.tensor("a.prior", &[8, 3, 3]);
+    let own = recipe(
+        r#"{"at": "{p}.prior", "fuse": {"{p}.d": {"seq": [{"conv": "{p}.point", "groups": 1}, {"conv": {"weight": "{p}.prior"}, "axes": "ohw"}]}}}"#,
+    );
+    bench.fuse(&own);
+    bench.file.at("a.prior").edit(|w| w[9 + 3 * 2] = f32::NAN);
+    let said = bench.refused(&own);
+    assert!(said.contains("[1, 2, 0]"), "{said}");
+}
+
+/// What is said of a file before it is written is what is then in it, with a bias or without.
+#[test]
+fn plans_tell_what_will_be_written() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 3, 3, 3]);
+    bench.tensor("a.d.weight", &[4, 3, 1, 1]);
+    let json = |output: Output| -> serde_json::Value {
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    for (bias, numbers) in [("", 112), (r#""bias": false, "#, 108)] {
+        let own = recipe(&format!(
+            r#"{{"at": "{{p}}.c.weight", {bias}"fuse": {{"{{p}}.out": {{"sum": [{{"conv": "{{p}}.c"}}, {{"conv": "{{p}}.d"}}]}}}}}}"#
+        ));
+        let planned = json(bench.run(&own, "fuse", &["--dry-run", "--json"]));
+        let written = json(bench.run(&own, "fuse", &["--json"]));
+        let size = std::fs::metadata(bench.path("out.safetensors"))
+            .expect("a file")
+            .len();
+        assert_eq!(planned["bytes_after"], size);
+        assert_eq!(written["bytes_after"], size);
+        assert_eq!(planned["parameters_after"], numbers);
+        let inspected = repfuse()
+            .current_dir(bench.directory.path())
+            .args([
+                "inspect",
+                "in.safetensors",
+                "--recipe",
+                "own.json",
+                "--json",
+            ])
+            .output()
+            .expect("the command runs");
+        let block = &json(inspected)["blocks"][0];
+        assert_eq!(block["parameters"]["after"], numbers, "{block}");
+    }
+}
+
+/// A type that cannot be folded is refused whatever type the result is to have, and before anything is said to be fused.
+#[test]
+fn no_type_of_the_result_makes_up_for_that_of_the_weight() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 3, 3, 3]);
+    let weight = bench.file.at("a.c.weight");
+    weight.dtype = safetensors::Dtype::I8;
+    weight.bytes.truncate(4 * 3 * 9);
+    let own = recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    for more in [&[][..], &["--dtype", "f32"]] {
+        let output = bench.run(&own, "fuse", &[more, &["--dry-run"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        assert!(said.contains("`a.c.weight` has dtype I8"), "{said}");
+    }
+}
+
+/// What is not a number is not shown as no difference.
+#[test]
+fn a_deploy_form_with_nan_has_no_difference_to_show() {
+    let mut bench = Bench::new();
+    bench.tensor("a.c.weight", &[4, 3, 3, 3]);
+    let own = recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    let mut fused = bench.fuse(&own);
+    let verified = |fused: &File| -> serde_json::Value {
+        fused.write(&bench.path("altered.safetensors"));
+        let output = repfuse()
+            .current_dir(bench.directory.path())
+            .args(["verify", "in.safetensors", "altered.safetensors"])
+            .args(["--recipe", "own.json", "--json"])
+            .output()
+            .expect("the command runs");
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        found["blocks"][0].clone()
+    };
+    assert!(verified(&fused)["absolute"].is_number());
+    fused.at("a.out.weight").edit(|w| w[7] = f32::NAN);
+    let block = verified(&fused);
+    for key in ["ratio", "absolute", "relative"] {
+        assert!(block[key].is_null(), "{block}");
+    }
+    assert_eq!(block["index"], serde_json::json!([0, 0, 2, 1]));
 }

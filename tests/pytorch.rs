@@ -163,11 +163,20 @@ fn keys_are_chosen_by_name() {
             "repfuse: `{two}` holds several state dicts, `model`, `ema`; choose one with --key\n"
         )
     );
-    assert!(
-        run(&["inspect", two, "--key", "ema"], directory.path())
-            .status
-            .success()
+    assert_eq!(
+        refused(&["verify", two, two, "--key", "ema", "--quiet"]),
+        format!(
+            "repfuse: `{two}` holds several state dicts, `model`, `ema`; save the one to compare by itself\n"
+        )
     );
+    for args in [
+        &["inspect", two, "--key", "ema"][..],
+        &["recipes", "check", "ultralytics", two, "--key", "ema"],
+    ] {
+        let output = run(args, directory.path());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {said}");
+    }
     assert!(
         refused(&["inspect", two, "--key", "nets"]).starts_with(&format!(
             "repfuse: `{two}` cannot be read as a PyTorch file: "

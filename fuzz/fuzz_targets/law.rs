@@ -126,7 +126,13 @@ impl Grow<'_, '_> {
         }
         let name = self.name();
         let shape = [outputs, inputs / groups, kernel[0], kernel[1]];
-        self.tensor(format!("b.{name}.weight"), &shape, false)?;
+        let flat = [outputs, inputs / groups, kernel[1]];
+        let shape = match (kernel, self.below(3)?) {
+            ([1, 1], 0) => &flat[..2],
+            ([1, _], 1) => &flat[..],
+            _ => &shape[..],
+        };
+        self.tensor(format!("b.{name}.weight"), shape, false)?;
         if self.u.arbitrary()? {
             self.tensor(format!("b.{name}.bias"), &[outputs], false)?;
         }

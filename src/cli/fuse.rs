@@ -154,13 +154,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
+    let data = plan.outputs.iter().map(|p| p.output.byte_len).sum();
     let mut written = Written {
-        bytes: plan.outputs.iter().map(|p| p.output.byte_len).sum(),
+        bytes: fuse::file_len(&checkpoint, &plan),
         verified: None,
         vanished: None,
     };
     if !args.dry_run {
-        match write(args, &checkpoint, &plan, written.bytes)? {
+        match write(args, &checkpoint, &plan, data)? {
             Some(done) => written = done,
             // What is wrong with it has been said; a script reads it here.
             None if args.json => {
@@ -261,10 +262,7 @@ fn write(
 /// Says that numbers were too small for the type they are stored in.
 fn vanishing(plan: &Plan, vanished: u64) -> String {
     let fused = plan.blocks.iter().flat_map(|block| &block.fused);
-    let all: usize = fused
-        .clone()
-        .map(|f| f.geometry().out * (f.geometry().row_len() + 1))
-        .sum();
+    let all: u64 = fused.clone().map(|f| f.numbers()).sum();
     let types: BTreeSet<String> = fused.map(|f| f.dtype.to_string()).collect();
     let types: Vec<String> = types.into_iter().collect();
     format!(

@@ -184,10 +184,9 @@ fn class(class: Class) -> &'static str {
 }
 
 fn block_parameters(block: &Block) -> Change {
-    let fused = |fused: &Fused| (fused.geometry().out * (fused.geometry().row_len() + 1)) as u64;
     Change {
         before: cost::parameters(&block.consumed),
-        after: block.fused.iter().map(fused).sum(),
+        after: block.fused.iter().map(Fused::numbers).sum(),
     }
 }
 

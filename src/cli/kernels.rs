@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use super::output;
-use crate::recipe::{Block, Fused, Plan, closest};
+use crate::recipe::{Block, Fused, Plan, closest, glob};
 use crate::report::{Kernel, KernelMaps, kernel_maps, level};
 use crate::tensor::{Checkpoint, plain, quoted};
 use crate::units;
@@ -20,9 +20,8 @@ const PAIRED: usize = 13;
 
 /// The blocks whose name is `wanted` or matches it as a glob.
 pub(super) fn chosen<'a>(plan: &'a Plan, wanted: &str) -> anyhow::Result<Vec<&'a Block>> {
-    let glob = globset::Glob::new(wanted)
-        .with_context(|| format!("{} is not a glob for --kernels", quoted(wanted)))?
-        .compile_matcher();
+    let glob =
+        glob(wanted).with_context(|| format!("{} is not a glob for --kernels", quoted(wanted)))?;
     let mut found: Vec<&Block> = plan
         .blocks
         .iter()

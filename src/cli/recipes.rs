@@ -9,7 +9,7 @@ use super::Answer;
 use super::output::{self, Cut, plural};
 use super::select;
 use crate::recipe::{self, Options, What};
-use crate::tensor::{plain, quoted};
+use crate::tensor::{Checkpoint, plain, quoted};
 use crate::units;
 
 /// List the built-in recipes, print one, or check your own
@@ -40,6 +40,8 @@ enum Command {
         /// A checkpoint to try it on
         #[arg(value_name = "CHECKPOINT")]
         checkpoint: Option<PathBuf>,
+        #[command(flatten)]
+        key: select::Key,
         /// Print what was found as JSON
         #[arg(long)]
         json: bool,
@@ -132,11 +134,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             Some(Command::Check {
                 recipe,
                 checkpoint,
+                key,
                 json,
             }),
             _,
         ) => {
-            check(recipe, checkpoint.as_deref(), *json)?;
+            check(recipe, checkpoint.as_deref(), key, *json)?;
         }
         (None, Some(name)) => output::result(recipe::source(name)?.1)?,
         (None, None) => list(args.json)?,
@@ -171,9 +174,10 @@ fn list(json: bool) -> anyhow::Result<()> {
     output::result(&text)
 }
 
-fn check(name: &str, path: Option<&Path>, json: bool) -> anyhow::Result<()> {
+fn check(name: &str, path: Option<&Path>, key: &select::Key, json: bool) -> anyhow::Result<()> {
     let recipe = select::named(name)?;
-    let matched = path.map(|path| matched(&recipe, path)).transpose()?;
+    let checkpoint = path.map(|path| key.open(path, json)).transpose()?;
+    let matched = checkpoint.map(|file| matched(&recipe, &file)).transpose()?;
     if json {
         return output::json(&Checked {
             schema: "repfuse.recipes-check/1",
@@ -230,8 +234,7 @@ fn check(name: &str, path: Option<&Path>, json: bool) -> anyhow::Result<()> {
 /// As many names are enough to see what a recipe has missed.
 const SHOWN: usize = 8;
 
-fn matched(recipe: &recipe::Recipe, path: &Path) -> anyhow::Result<Matched> {
-    let checkpoint = select::open(path)?;
+fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Matched> {
     let plan = recipe::plan(checkpoint.tensors(), recipe, &Options::default())?;
     let convs = plan.blocks.iter().flat_map(|block| {
         block.fused.iter().map(|fused| MatchedConv {

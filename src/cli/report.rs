@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
-    let deployed = args.output.as_deref().map(select::open).transpose()?;
+    let deployed = args.output.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     if let Some(page) = &args.page {
         let is_input = |file: &Checkpoint| file.is_same_file(page);

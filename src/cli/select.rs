@@ -6,7 +6,7 @@ use std::path::Path;
 use super::output;
 use crate::numbers::EpsWeight;
 use crate::recipe::{self, EpsSource, Options, Plan, Recipe};
-use crate::tensor::{Checkpoint, Float, plain};
+use crate::tensor::{Checkpoint, Float, plain, quoted};
 
 /// Which blocks of which recipe.
 #[derive(Debug, clap::Args)]
@@ -131,9 +131,16 @@ impl Key {
     }
 }
 
-/// Opens a checkpoint of one state dict.
-pub(super) fn open(path: &Path) -> anyhow::Result<Checkpoint> {
-    Checkpoint::open(path).map_err(anyhow::Error::from)
+/// Opens a deploy form, which is a file of one state dict: `--key` is about the other file.
+pub(super) fn deployed(path: &Path) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(path).map_err(|e| match e {
+        crate::tensor::Error::SeveralKeys { path, keys } => anyhow::anyhow!(
+            "{} holds several state dicts, `{}`; save the one to compare by itself",
+            quoted(&path.display().to_string()),
+            keys.join("`, `")
+        ),
+        other => other.into(),
+    })
 }
 
 /// The eps, where it comes from, and how much it matters for this file; in lines for the end of a text.

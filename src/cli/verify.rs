@@ -155,7 +155,7 @@ struct Block<'a> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
-    let deployed = args.output.as_deref().map(select::open).transpose()?;
+    let deployed = args.output.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
     let options = verify::Options {

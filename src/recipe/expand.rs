@@ -88,6 +88,10 @@ pub(super) fn anywhere<'a, 'p>(
 
 static NOTHING_BOUND: Captures = Captures::new();
 
+/// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
+/// or two of that is enough.
+const MOST_LOOKED_AT: u64 = 20_000_000;
+
 struct Expander<'a> {
     index: &'a Index,
     eps: &'a dyn Fn(Option<f64>) -> f64,
@@ -142,7 +146,7 @@ impl Expander<'_> {
                     Vec::new()
                 }
             }
-            Template::Optional(x) if !self.any_there(x, captures) => Vec::new(),
+            Template::Optional(x) if !self.any_there(x, captures)? => Vec::new(),
             Template::Optional(x) => self.terms(x, captures, beside)?,
             Template::Each(x) => {
                 let mut terms = Vec::new();
@@ -355,11 +359,23 @@ impl Expander<'_> {
     }
 
     /// Whether any tensor of a template is in the file.
-    fn any_there(&self, template: &Template, captures: &Captures) -> bool {
-        template
-            .tensors()
-            .iter()
-            .any(|p| self.names(p, captures).next().is_some())
+    fn any_there(&self, template: &Template, captures: &Captures) -> Result<bool, String> {
+        for pattern in template.tensors() {
+            self.may_look_on()?;
+            if self.names(&pattern, captures).next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// # Errors
+    /// When the file has been looked through too often.
+    fn may_look_on(&self) -> Result<(), String> {
+        match self.looked_at.get() > MOST_LOOKED_AT {
+            false => Ok(()),
+            true => Err("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()),
+        }
     }
 
     /// The values over which an `each` runs, in the order of the numbers in them.
@@ -375,6 +391,7 @@ impl Expander<'_> {
             .iter()
             .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
         {
+            self.may_look_on()?;
             found.extend(self.names(pattern, captures).map(|(_, captures)| captures));
         }
         let mut found: Vec<Captures> = found.into_iter().collect();
@@ -388,8 +405,8 @@ impl Expander<'_> {
                 .map(|name| number(captures, name))
                 .collect::<Vec<_>>()
         });
-        if let ([index], [pattern, ..]) = (&free.iter().collect::<Vec<_>>()[..], &tensors[..])
-            && pattern.is_index(index)
+        if let [index] = &free.iter().collect::<Vec<_>>()[..]
+            && let Some(pattern) = tensors.iter().find(|pattern| pattern.is_index(index))
             && !template.sizes().contains(*index)
         {
             // The indices of a list of modules run from 0; a gap is a branch that was lost. (Sizes are whatever they are.)

@@ -15,6 +15,7 @@ mod operand;
 mod parse;
 mod pattern;
 mod plan;
+mod select;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use error::Error;
@@ -23,6 +24,7 @@ pub use idle::idle;
 pub use model::{Network, Recipe};
 pub use parse::recipe as parse;
 pub use plan::{Block, EpsSource, Fused, Options, Plan, Planned, What, plan};
+pub use select::glob;
 
 /// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {

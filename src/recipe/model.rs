@@ -91,6 +91,18 @@ pub struct BlockRule {
     pub set: Vec<(Pattern, f64)>,
 }
 
+impl BlockRule {
+    /// The name of the capture that stands for the path before all names of a block.
+    pub(super) fn prefix(&self) -> Option<&str> {
+        self.at.iter().find_map(Pattern::prefix)
+    }
+
+    /// That path, of a block with these captures.
+    pub(super) fn path<'c>(&self, captures: &'c Captures) -> Option<&'c str> {
+        captures.get(self.prefix()?).map(String::as_str)
+    }
+}
+
 /// One number of a shape in `where`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dim {

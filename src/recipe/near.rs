@@ -46,16 +46,11 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             if let Some((reason, start)) =
                 miss.filter(|_| recipe.unless.is_empty() && recipe.when.is_empty())
             {
-                let place = start
-                    .captures
-                    .values()
-                    .next()
-                    .filter(|path| !path.is_empty())
-                    .cloned();
-                let place = place.unwrap_or_else(|| start.anchor.name().to_owned());
+                let path = rule.path(&start.captures).filter(|path| !path.is_empty());
+                let place = path.unwrap_or(start.anchor.name());
                 lines.push(format!(
                     "{} looks like `{}` but {reason}",
-                    quoted(&place),
+                    quoted(place),
                     recipe.name
                 ));
             } else if let Some(start) = anchors(rule, index)
@@ -84,12 +79,7 @@ pub(super) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(
         .position(|segment| recipe.owns.iter().any(|owned| owned == segment))?;
     let place = segments[..at].join(".");
     let missing = recipe.blocks.iter().find_map(|rule| {
-        let prefix = rule
-            .at
-            .first()?
-            .captures()
-            .find(|c| c.starts_with('p'))?
-            .to_owned();
+        let prefix = rule.prefix()?.to_owned();
         let captures = Captures::from([(prefix, place.clone())]);
         let wanted = rule
             .at

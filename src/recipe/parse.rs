@@ -248,11 +248,13 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             .wrong("a recipe needs at least one block");
     }
     for (from, to) in &recipe.rename {
-        all_bound(
-            &at.need("rename")?,
-            to.captures(),
-            &from.captures().collect::<Vec<_>>(),
-        )?;
+        let bound: Vec<&str> = from.captures().collect();
+        if let Some(free) = to.captures().find(|name| !bound.contains(name)) {
+            return at.need("rename")?.wrong(format!(
+                "`{{{free}}}` is not bound; use a capture of the old name, {}",
+                crate::tensor::quoted(from.text())
+            ));
+        }
     }
     if recipe.eps.is_none() {
         let mut needs_eps = false;
@@ -544,6 +546,9 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
         _ => {
             let what = "a module, or an object with `weight` and `bias`";
             inside.object_of(what, &["weight", "bias"])?;
+            if let Some(beside) = at.get("bias") {
+                return beside.wrong("the bias is named beside the weight; only a module says whether it must have one");
+            }
             let bias = inside.get("bias").map(|at| at.pattern()).transpose()?;
             (inside.need("weight")?.pattern()?, bias, true)
         }
@@ -551,8 +556,8 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
     let option = |key| at.get(key).map_or(Ok(false), |at| at.boolean());
     let (transposed, flipped) = (option("transposed")?, option("flipped")?);
     let axes = at.get("axes").map(|at| parse_axes(&at)).transpose()?;
-    if transposed && (flipped || axes.is_some()) {
-        return at.wrong("a transposed conv has `[in, out/groups, kh, kw]` and cannot be `flipped` or have other `axes`");
+    if transposed && (flipped || axes.is_some() || at.get("dilation").is_some()) {
+        return at.wrong("a transposed conv has `[in, out/groups, kh, kw]` and no `dilation`, is not `flipped`, and has no other `axes`");
     }
     Ok(Template::Conv {
         weight,

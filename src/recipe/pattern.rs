@@ -158,6 +158,11 @@ impl Pattern {
         pattern
     }
 
+    /// The name of the capture that stands for a dotted path at the start.
+    pub fn prefix(&self) -> Option<&str> {
+        self.prefix.as_deref()
+    }
+
     /// The names of its captures.
     pub fn captures(&self) -> impl Iterator<Item = &str> {
         self.prefix

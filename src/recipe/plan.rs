@@ -5,14 +5,13 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
-
 use super::error::Error;
 use super::expand::{Index, expand};
 use super::find::{Start, nothing, starts};
 use super::model::{BlockRule, Network, Recipe};
 use super::near::owner;
 use super::pattern::{Captures, Pattern};
+use super::select::Select;
 use crate::algebra::geometry::resolve;
 use crate::algebra::{Expr, Geometry, Resolved};
 use crate::tensor::header::METADATA as RESERVED;
@@ -116,6 +115,13 @@ impl Fused {
     pub fn geometry(&self) -> &Geometry {
         self.expr.geometry()
     }
+
+    /// How many numbers its tensors hold.
+    pub fn numbers(&self) -> u64 {
+        let g = self.geometry();
+        let bias = if self.bias { g.out } else { 0 };
+        (g.out * g.row_len() + bias) as u64
+    }
 }
 
 /// Plans a file by a recipe.
@@ -123,7 +129,7 @@ impl Fused {
 /// # Errors
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
-    let select = Select::new(options)?;
+    let select = Select::new(&options.only, &options.skip)?;
     let mut ledger = Ledger::new(index, recipe, options);
     for start in starts(recipe, index) {
         let name = start.anchor.name();
@@ -151,46 +157,6 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
 const CONVS_PER_TENSOR: usize = 8;
 
-/// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
-/// or two of that is enough.
-const MOST_LOOKED_AT: u64 = 20_000_000;
-
-struct Select {
-    only: GlobSet,
-    skip: GlobSet,
-}
-
-impl Select {
-    fn new(options: &Options) -> Result<Select, Error> {
-        let compile = |globs: &[String]| -> Result<GlobSet, Error> {
-            let mut set = GlobSetBuilder::new();
-            for glob in globs {
-                // A set says that an expression is too large; a single matcher would panic.
-                let alone = Glob::new(glob).and_then(|parsed| {
-                    set.add(parsed.clone());
-                    GlobSetBuilder::new().add(parsed).build()
-                });
-                alone.map_err(|source| Error::Glob {
-                    glob: glob.clone(),
-                    source,
-                })?;
-            }
-            set.build().map_err(|source| Error::Glob {
-                glob: globs.join("`, `"),
-                source,
-            })
-        };
-        Ok(Select {
-            only: compile(&options.only)?,
-            skip: compile(&options.skip)?,
-        })
-    }
-
-    fn takes(&self, name: &str) -> bool {
-        (self.only.is_empty() || self.only.is_match(name)) && !self.skip.is_match(name)
-    }
-}
-
 struct Ledger<'a> {
     index: &'a Index,
     recipe: &'a Recipe,
@@ -205,7 +171,8 @@ struct Ledger<'a> {
     looked_at: Cell<u64>,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
-    filled: Vec<(Tensor, f64)>,
+    /// The name of a block, a tensor that it sets, and the number.
+    filled: Vec<(String, Tensor, f64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,9 +236,6 @@ impl<'a> Ledger<'a> {
         for (module, template) in &rule.fuse {
             let expanded =
                 expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
-            if self.looked_at.get() > MOST_LOOKED_AT {
-                return Err(fail("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()));
-            }
             let expr = resolve(expanded.expr).map_err(|source| Error::Shapes {
                 block: name.clone(),
                 source,
@@ -281,11 +245,8 @@ impl<'a> Ledger<'a> {
                     "{leaf} adds a constant, and the recipe says that the block has no `bias`"
                 )));
             }
-            let dtype = self
-                .options
-                .dtype
-                .map_or_else(|| stored_type(expr.expr()), Ok)
-                .map_err(fail)?;
+            let stored = stored_type(expr.expr()).map_err(fail)?;
+            let dtype = self.options.dtype.unwrap_or(stored);
             fused.push(Fused {
                 module: module.fill(captures).unwrap_or_default(),
                 expr,
@@ -336,7 +297,7 @@ impl<'a> Ledger<'a> {
                 .and_then(|name| self.index.get(&name));
             if let Some(tensor) = filled {
                 self.taken.insert(tensor.name().to_owned(), Fate::Filled);
-                self.filled.push((tensor.clone(), *value));
+                self.filled.push((name.clone(), tensor.clone(), *value));
             }
         }
         self.blocks.push(Block {
@@ -350,10 +311,7 @@ impl<'a> Ledger<'a> {
 
     /// The dotted path that the block's names share; the first output's module if that is empty or taken.
     fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
-        let path = captures
-            .iter()
-            .find(|(capture, _)| capture.starts_with('p'))
-            .map(|(_, path)| path.clone());
+        let path = rule.path(captures).map(str::to_owned);
         let module = rule
             .fuse
             .first()
@@ -403,7 +361,7 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        for (tensor, value) in &self.filled {
+        for (block, tensor, value) in &self.filled {
             let message = match tensor.dtype().float() {
                 None => format!(
                     "{tensor} is {}; only a floating-point tensor can be set to {value}",
@@ -416,7 +374,7 @@ impl<'a> Ledger<'a> {
             };
             if !message.is_empty() {
                 return Err(Error::Block {
-                    block: tensor.name().to_owned(),
+                    block: block.clone(),
                     message,
                 });
             }

@@ -195,14 +195,14 @@ pub fn report(
             assumes_identity: block.assumes_identity,
             parameters: Change {
                 before: cost::parameters(&block.consumed),
-                after: block.fused.iter().map(fused_parameters).sum(),
+                after: block.fused.iter().map(Fused::numbers).sum(),
             },
             bytes: Change {
                 before: block.consumed.iter().map(|t| t.byte_len()).sum(),
                 after: block
                     .fused
                     .iter()
-                    .map(|f| fused_parameters(f) * f.dtype.size() as u64)
+                    .map(|f| Fused::numbers(f) * f.dtype.size() as u64)
                     .sum(),
             },
             convs: drawn.by_ref().take(block.fused.len()).collect(),
@@ -270,12 +270,6 @@ pub fn report(
         },
         blocks,
     })
-}
-
-/// Weight and bias of a fused conv.
-fn fused_parameters(fused: &Fused) -> u64 {
-    let g = fused.geometry();
-    (g.out * g.row_len() + g.out) as u64
 }
 
 fn conv(fused: &Fused, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {

@@ -43,6 +43,8 @@ struct Info {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// The dimensions in the file, where `shape` are others for the same numbers.
+    stored: Option<Vec<usize>>,
     /// Where its bytes begin in a safetensors file.
     offset: u64,
     byte_len: u64,
@@ -83,9 +85,15 @@ impl Tensor {
             name: name.clone(),
             dtype: dtype.clone(),
             shape,
+            stored: Some(self.stored_shape().to_vec()),
             offset: *offset,
             byte_len: *byte_len,
         }))
+    }
+
+    /// The dimensions in the file, which are those of an index that a user can look up.
+    pub fn stored_shape(&self) -> &[usize] {
+        self.0.stored.as_ref().unwrap_or(&self.0.shape)
     }
 
     /// The number of bytes.
@@ -178,6 +186,7 @@ impl Checkpoint {
                 offset: data + e.start,
                 dtype: e.dtype,
                 shape: e.shape,
+                stored: None,
                 name: e.name.clone(),
             };
             (e.name, Tensor(Arc::new(info)))
@@ -200,6 +209,7 @@ impl Checkpoint {
                 byte_len,
                 dtype,
                 shape,
+                stored: None,
                 name: name.clone(),
             };
             (name, Tensor(Arc::new(info)))
@@ -252,7 +262,12 @@ impl Checkpoint {
     /// # Errors
     /// When the file cannot be read, for one because it has been truncated meanwhile.
     pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
-        debug_assert!(at + out.len() as u64 <= tensor.byte_len());
+        if at.saturating_add(out.len() as u64) > tensor.byte_len() {
+            // The bytes behind a tensor are another's.
+            let beyond = format!("{tensor} ends before that");
+            let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
+            return Err(unreadable(&self.path, beyond));
+        }
         match &self.source {
             Source::Safetensors(file) => read_exact_at(file, out, tensor.0.offset + at)
                 .map_err(|e| unreadable(&self.path, e)),

@@ -4,17 +4,17 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bound::{Allowance, expected, slack};
+use super::bound::{Allowance, Rounding, beyond};
 use super::deployed::{Deployed, Part, Slab, deployed_rows, stored, stored_index};
 use super::probes::{AMPLITUDE, as_read, input_size, maps};
 use super::tally::Tally;
 use super::{BlockVerdict, Options};
 use crate::algebra::forward::{Input, Reading, forward};
-use crate::algebra::{Expr, Operand, branches};
+use crate::algebra::{Expr, Operand};
 use crate::describe;
 use crate::numbers;
 use crate::recipe::Fused;
-use crate::tensor::{Checkpoint, Float, Tensor};
+use crate::tensor::{Checkpoint, Tensor};
 use crate::values::Reader;
 
 /// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
@@ -217,20 +217,20 @@ impl Compare<'_> {
         maps.data
     }
 
-    /// What rounding the stored numbers may move each output by: `u·(|K| ∗ |x| + |b|)`, kernel and bias each with their own `u`.
+    /// What rounding the stored numbers may move each output by.
     fn bound(&self, input: &Input, want: [usize; 2]) -> Vec<f64> {
         let mut bound = self.deployed(input, want, Reading::Magnitude);
         let rows = &self.slab.rows;
-        let [of_kernel, of_bias] = rows.types.map(Float::unit_roundoff);
-        let [least, least_bias] = rows.types.map(Float::half_subnormal);
-        let floor = least * input_size(input) + least_bias;
+        let rounding = Rounding {
+            types: rows.types,
+            input: input_size(input),
+        };
         let first = self.rows.start - self.slab.first;
         let per_row = bound.len() / self.rows.len().max(1);
         for (bound, bias) in bound.chunks_mut(per_row.max(1)).zip(&rows.bias[first..]) {
-            let bias = bias.abs();
             bound
                 .iter_mut()
-                .for_each(|size| *size = of_kernel * (*size - bias) + of_bias * bias + floor);
+                .for_each(|size| *size = rounding.of(*size, *bias));
         }
         bound
     }
@@ -242,29 +242,14 @@ impl Compare<'_> {
         want: [usize; 2],
         reader: &mut Reader<'_>,
     ) -> Result<Vec<f64>, numbers::Error> {
-        let fused = self.check.fused;
-        let expr = fused.expr.expr();
         // An impulse shows weights; the others show biases, too.
         let [weight, bias] = self.slab.rows.types;
         let float = match input {
             Input::Spikes { .. } => weight,
             Input::Dense(_) => weight.min(bias),
         };
-        if self.check.allowance == Allowance::OneRounding {
-            let slack = slack(Allowance::OneRounding, float, expr);
-            let mut terms = self.trained(expr, input, want, Reading::Magnitude, reader)?;
-            terms.iter_mut().for_each(|x| *x *= slack);
-            return Ok(terms);
-        }
-        let [of_terms, of_branches] = expected(float, expr);
-        let mut beyond = self.trained(expr, input, want, Reading::Energy, reader)?;
-        beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
-        for branch in branches(&fused.expr) {
-            let branch = self.trained(&branch.expr, input, want, Reading::Value, reader)?;
-            let sizes = branch.iter().map(|y| of_branches * y.abs());
-            beyond.iter_mut().zip(sizes).for_each(|(x, y)| *x += y);
-        }
-        Ok(beyond)
+        let run = |part: &_, reading| self.trained(part, input, want, reading, reader);
+        beyond(self.check.allowance, float, &self.check.fused.expr, run)
     }
 
     /// The number of the deploy form that an output shows.

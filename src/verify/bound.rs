@@ -1,8 +1,10 @@
 //! What rounding may move an output by, and how much of it a deploy form is allowed.
 
 use super::Deployed;
+use crate::algebra::branches::branches;
+use crate::algebra::forward::Reading;
 use crate::algebra::geometry::four_dims;
-use crate::algebra::{Expr, Operand};
+use crate::algebra::{Expr, Operand, Resolved};
 use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
 
@@ -28,14 +30,55 @@ pub(crate) fn allowance_of(deployed: Deployed<'_>) -> Allowance {
     }
 }
 
-/// What the rounding of a deploy form may add up to beyond the rounding of its stored numbers: this many times the
-/// magnitude of the training form's terms. No order of evaluation goes beyond it.
-pub(crate) fn slack<T: Operand>(allowance: Allowance, float: Float, expr: &Expr<T>) -> f64 {
-    let unit = match allowance {
-        Allowance::OneRounding => f64::EPSILON,
-        Allowance::Arithmetic => float.unit_roundoff(),
-    };
-    unit * (steps(expr) + added_up(expr, true).sqrt())
+/// What rounding the numbers of a deploy form, once each, may move an output by: `u·(|K| ∗ |x| + |b|)`, kernel and bias each with
+/// the `u` of their own type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounding {
+    /// The types of kernel and bias.
+    pub types: [Float; 2],
+    /// What the roundings of subnormal weights add up with: no less than the sum of `|x|` under the kernel.
+    pub input: f64,
+}
+
+impl Rounding {
+    /// Of an output whose magnitude `|K| ∗ |x| + |b|` is `size`, with this bias.
+    pub(crate) fn of(&self, size: f64, bias: f64) -> f64 {
+        let [of_kernel, of_bias] = self.types.map(Float::unit_roundoff);
+        let [least, least_bias] = self.types.map(Float::half_subnormal);
+        let bias = bias.abs();
+        of_kernel * (size - bias) + of_bias * bias + least * self.input + least_bias
+    }
+}
+
+/// What arithmetic may add to one rounding, for each output. `run` gives the outputs of a part of the expression in a reading.
+///
+/// For what repfuse wrote, that is what f64 may lose in any order of evaluation. Other converters may have folded in `float`, and
+/// are allowed what its operations are [`expected`] to add up to.
+///
+/// # Errors
+/// Whatever running gives.
+pub(crate) fn beyond<T: Operand, E>(
+    allowance: Allowance,
+    float: Float,
+    expr: &Resolved<T>,
+    mut run: impl FnMut(&Expr<T>, Reading) -> Result<Vec<f64>, E>,
+) -> Result<Vec<f64>, E> {
+    let whole = expr.expr();
+    if allowance == Allowance::OneRounding {
+        let slack = f64::EPSILON * (steps(whole) + added_up(whole, true).sqrt());
+        let mut terms = run(whole, Reading::Magnitude)?;
+        terms.iter_mut().for_each(|x| *x *= slack);
+        return Ok(terms);
+    }
+    let [of_terms, of_branches] = expected(float, whole);
+    let mut beyond = run(whole, Reading::Energy)?;
+    beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
+    for branch in branches(expr) {
+        let sizes = run(&branch.expr, Reading::Value)?;
+        let sizes = sizes.iter().map(|y| of_branches * y.abs());
+        beyond.iter_mut().zip(sizes).for_each(|(x, y)| *x += y);
+    }
+    Ok(beyond)
 }
 
 /// What arithmetic in the stored type may be expected to add up to: so many times the root of the terms' energy, and so
@@ -45,7 +88,7 @@ pub(crate) fn slack<T: Operand>(allowance: Allowance, float: Float, expr: &Expr<
 /// pass. But the errors of many terms are as likely up as down, and add up like the root of their squares: 3.5·√steps is six
 /// standard deviations of as many roundings. What all terms of a branch share (the scale of its last norm) it is wrong by as a
 /// whole. Sums of products are accumulated in f32 at the least, as PyTorch does for the half types.
-pub(super) fn expected<T: Operand>(float: Float, expr: &Expr<T>) -> [f64; 2] {
+fn expected<T: Operand>(float: Float, expr: &Expr<T>) -> [f64; 2] {
     let unit = float.unit_roundoff();
     let accumulated = 2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(expr, true).sqrt();
     let steps = steps(expr);

@@ -94,9 +94,15 @@ fn difference(
         checkpoint.read_at(tensor, at, a)?;
         file.read_at(found, at, b)?;
         if let Some(byte) = a.iter().zip(b.iter()).position(|(a, b)| a != b) {
-            let size = tensor.byte_len() as usize / tensor.len().max(1);
-            let index = numbers::place_in(tensor.shape(), (at as usize + byte) / size.max(1));
-            return Ok(Some(format!("{found} differs from its copy at {index:?}")));
+            let byte = at as usize + byte;
+            let place = match tensor.dtype().bits() {
+                Some(bits) => {
+                    let flat = byte * 8 / bits.max(1);
+                    format!("{:?}", numbers::place_in(tensor.shape(), flat))
+                }
+                None => format!("byte {byte}"),
+            };
+            return Ok(Some(format!("{found} differs from its copy at {place}")));
         }
         at += len as u64;
     }

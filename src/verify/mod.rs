@@ -32,9 +32,9 @@ use block::Check;
 use copies::compare_copies;
 
 pub use bound::Allowance;
-pub(crate) use bound::{allowance_of, slack};
+pub(crate) use bound::{Rounding, allowance_of, beyond};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
-pub(crate) use tally::is_worse;
+pub(crate) use tally::{is_worse, worse};
 
 /// How a file is verified.
 #[derive(Clone, Debug)]

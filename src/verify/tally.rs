@@ -1,8 +1,13 @@
-//! The outcome of many comparisons, as far as they have been made.
+//! The worst difference so far, and where it is.
 
 /// Whether a ratio is worse than the worst so far. NaN is never skipped: it is worse than any number.
 pub(crate) fn is_worse(ratio: f64, worst: f64) -> bool {
     ratio > worst || (ratio.is_nan() && !worst.is_nan())
+}
+
+/// The worse of two numbers.
+pub(crate) fn worse(a: f64, b: f64) -> f64 {
+    if is_worse(b, a) { b } else { a }
 }
 
 /// The worst of what was compared of one fused conv.
@@ -33,8 +38,8 @@ impl Tally {
         };
         self.signal += value * value;
         self.noise += difference * difference;
-        self.absolute = self.absolute.max(difference / unit);
-        self.relative = self.relative.max(difference / value.abs().max(bound));
+        self.absolute = worse(self.absolute, difference / unit);
+        self.relative = worse(self.relative, difference / value.abs().max(bound));
         if is_worse(ratio, self.ratio) {
             self.ratio = ratio;
             self.at = Some(at());
@@ -45,8 +50,8 @@ impl Tally {
     pub(super) fn merge(&mut self, other: Tally) {
         self.signal += other.signal;
         self.noise += other.noise;
-        self.absolute = self.absolute.max(other.absolute);
-        self.relative = self.relative.max(other.relative);
+        self.absolute = worse(self.absolute, other.absolute);
+        self.relative = worse(self.relative, other.relative);
         if is_worse(other.ratio, self.ratio) {
             (self.ratio, self.at) = (other.ratio, other.at);
         }

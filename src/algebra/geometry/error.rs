@@ -33,6 +33,24 @@ pub enum GeometryError {
         out: usize,
         groups: usize,
     },
+    #[error(
+        "{leaf} has shape {shape:?}: its {} input channels do not divide into {groups} groups",
+        shape[0]
+    )]
+    TransposedGroups {
+        leaf: String,
+        shape: Vec<usize>,
+        groups: usize,
+    },
+    #[error(
+        "{leaf} has shape {shape:?}: a transposed conv of {} input channels, applied to {inputs}",
+        shape[0]
+    )]
+    TransposedInputs {
+        leaf: String,
+        shape: Vec<usize>,
+        inputs: usize,
+    },
     #[error("{leaf} has shape {shape:?}, so {found} groups; the recipe declares {declared}")]
     Declared {
         leaf: String,

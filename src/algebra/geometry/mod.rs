@@ -130,12 +130,13 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
             (inputs, op, false)
         }
     };
-    let rank = expr
-        .convs()
-        .iter()
-        .map(|c| c.weight.shape().len())
-        .max()
-        .unwrap_or(4);
+    // As its widest weight is stored, but an average pooling may need an axis that no weight has.
+    let stored = convs.iter().map(|c| c.weight.shape().len()).max();
+    let rank = stored.unwrap_or(4).max(match op.extent {
+        [1, 1] => 2,
+        [1, _] => 3,
+        _ => 4,
+    });
     let geometry = Geometry {
         inputs,
         out: op.out,

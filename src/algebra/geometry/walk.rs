@@ -79,15 +79,22 @@ pub(super) fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op,
     } else if conv.transposed {
         // `[in, out/groups]`: a bias or a norm behind the conv tells the groups; until then it is
         // dense, and a vector of another length is reported as such.
-        let groups = conv
-            .groups
-            .or_else(|| conv.bias.as_ref().map(|b| b.len() / second))
-            .unwrap_or(1);
-        if groups == 0 || first % groups != 0 {
-            return Err(E::Groups {
+        if first != inputs {
+            return Err(E::TransposedInputs {
                 leaf,
                 shape,
-                out: first,
+                inputs,
+            });
+        }
+        let told_by_bias = |b: &T| b.len().is_multiple_of(second).then_some(b.len() / second);
+        let groups = conv
+            .groups
+            .or_else(|| conv.bias.as_ref().and_then(told_by_bias))
+            .unwrap_or(1);
+        if groups == 0 || first % groups != 0 {
+            return Err(E::TransposedGroups {
+                leaf,
+                shape,
                 groups,
             });
         }
