@@ -13,7 +13,8 @@ use crate::run::{self, Placement, pad, run_part};
 use crate::tensor::{Checkpoint, quoted};
 use crate::values::Reader;
 use crate::verify::{
-    Deployed, DeployedRows, Rounding, allowance_of, beyond, deployed_rows, is_worse, worse,
+    Deployed, DeployedRows, Rounding, Shown, allowance_of, beyond, deployed_rows, is_worse, ratio,
+    worse,
 };
 
 /// How wide a border is added around the maps.
@@ -202,7 +203,7 @@ fn one(
                 let maps = trained(part, reading)?;
                 Ok::<_, Error>(maps.iter().copied().collect())
             };
-            beyond(allowance_of(deployed), float, &block, values)?
+            beyond(allowance_of(deployed), float, Shown::All, &block, values)?
         }
     };
     let mut verdict = MapVerdict {
@@ -218,7 +219,7 @@ fn one(
         .zip(&beyond)
         .map(|(bound, beyond)| bound + beyond);
     for ((at, _), (off, allowed)) in ours.indexed_iter().zip(off.iter().zip(allowed)) {
-        let ratio = if *off == 0.0 { 0.0 } else { off / allowed };
+        let ratio = ratio(*off, allowed);
         verdict.absolute = worse(verdict.absolute, *off);
         if is_worse(ratio, verdict.ratio) {
             (verdict.ratio, verdict.at) = (ratio, at.into());

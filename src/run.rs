@@ -7,7 +7,7 @@
 use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
 use num_traits::{Float, NumCast};
 
-use crate::algebra::forward::Reading;
+use crate::algebra::forward::{Reading, gate};
 use crate::algebra::geometry::{dilated, four_dims};
 use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
@@ -309,7 +309,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 (zeros.clone(), vec![number(reading.of(*n)); channels], zeros)
             }
             Expr::Scale(Factor::Tensor(v)) => {
-                let factors = v.read(self.values, 0, channels)?.into_iter();
+                let factors = gate(v, &(0..channels), self.values)?.into_iter();
                 let factors = factors.map(|x| number(reading.of(x))).collect();
                 (zeros.clone(), factors, zeros)
             }

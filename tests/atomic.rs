@@ -333,7 +333,7 @@ fn a_failed_verification_leaves_nothing() {
     let huge = |exponent: i32| {
         let (mut file, mut random) = (File::default(), Random(1));
         file::block(&mut file, "a", 4, &mut random);
-        // Each number can be folded, but not what an impulse makes of it.
+        // Each number can be folded, but not added up over a map.
         let large = f64::powi(2.0, exponent).to_le_bytes();
         file.tensors.insert(
             "a.rbr_dense.conv.weight".to_owned(),
@@ -345,7 +345,7 @@ fn a_failed_verification_leaves_nothing() {
         );
         file.write(&place.path("in.safetensors"));
     };
-    huge(1010);
+    huge(1022);
     for force in ["", "--force"] {
         if force == "--force" {
             place.write("out.safetensors", "old");

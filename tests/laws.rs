@@ -10,6 +10,7 @@
 
 mod support;
 
+use repfuse::algebra::Values as _;
 use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
 use repfuse::algebra::geometry::resolve;
@@ -347,7 +348,11 @@ fn squared(tree: &Tree) -> Tree {
         }
         Expr::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(n * n)),
         Expr::Scale(Factor::Tensor(v)) => {
-            let read = in_memory(v.read(&mut InMemory, 0, v.len()));
+            let start = v.row.unwrap_or(0) * v.len();
+            let mut read = in_memory(InMemory.vector(&v.tensor, start, v.len()));
+            if v.sigmoid {
+                read.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+            }
             factors(read.into_iter().map(|x| x * x).collect())
         }
         Expr::Shift(shift) => Expr::Shift(square(shift)),

@@ -106,29 +106,6 @@ impl<T: Operand> Vector<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// The factors of `len` channels from `first` on; a single value holds for all.
-    ///
-    /// # Errors
-    /// Whatever reading the values gives.
-    pub fn read<V: Values<T>>(
-        &self,
-        values: &mut V,
-        first: usize,
-        len: usize,
-    ) -> Result<Vec<f64>, V::Error> {
-        let start = self.row.unwrap_or(0) * self.len();
-        let mut factors = match self.len() {
-            1 => vec![values.vector(&self.tensor, start, 1)?[0]; len],
-            _ => values.vector(&self.tensor, start + first, len)?,
-        };
-        if self.sigmoid {
-            factors
-                .iter_mut()
-                .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
-        }
-        Ok(factors)
-    }
 }
 
 /// A leaf that has a shape and can be named in an error message.

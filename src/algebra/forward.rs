@@ -1,6 +1,6 @@
 //! The second reading: an expression runs on feature maps branch by branch, as training did.
 //!
-//! Nothing is folded here and no code is shared with [`fold`](mod@super::fold): a batch norm subtracts its
+//! Nothing is folded here, and nothing that computes a number is shared with [`fold`](mod@super::fold): a batch norm subtracts its
 //! mean and divides by its root, a conv convolves, a sum adds maps. Outputs are computed for a range of
 //! output channels and for a centred window, which is what [`Expr::Sum`] crops its branches to.
 
@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
-use super::expr::{Bn, Conv, Expr, Factor, Operand, Values};
+use super::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
 use super::geometry::{Geometry, dilated, extent_of, first_input, four_dims, outputs};
 use super::transposed;
 
@@ -192,7 +192,7 @@ impl<V> Run<'_, V> {
                 maps.data.iter_mut().for_each(|x| *x *= reading.of(*n))
             }
             Expr::Scale(Factor::Tensor(v)) => {
-                let scale = v.read(self.values, rows.start, rows.len())?;
+                let scale = gate(v, &rows, self.values)?;
                 maps.each_channel(|c, map| map.iter_mut().for_each(|x| *x *= reading.of(scale[c])));
             }
             Expr::Shift(t) => {
@@ -330,6 +330,30 @@ impl<V> Run<'_, V> {
             _ => self.values.vector(leaf, rows.start, rows.len()),
         }
     }
+}
+
+/// What the channels `rows` are multiplied by. A sigmoid is written as `(1 + tanh(x/2)) / 2`.
+pub(crate) fn gate<T: Operand, V: Values<T>>(
+    vector: &Vector<T>,
+    rows: &Range<usize>,
+    values: &mut V,
+) -> Result<Vec<f64>, V::Error> {
+    let start = vector.row.unwrap_or(0) * vector.len();
+    let read: Result<Vec<f64>, V::Error> = match vector.len() {
+        1 => Ok(vec![
+            values.vector(&vector.tensor, start, 1)?[0];
+            rows.len()
+        ]),
+        _ => values.vector(&vector.tensor, start + rows.start, rows.len()),
+    };
+    let squashed = |x: f64| match x.is_finite() {
+        true => (1.0 + (x / 2.0).tanh()) / 2.0,
+        false => f64::NAN,
+    };
+    Ok(match vector.sigmoid {
+        true => read?.into_iter().map(squashed).collect(),
+        false => read?,
+    })
 }
 
 /// Kernels of `taps` taps each, turned by 180°: the last tap comes first.

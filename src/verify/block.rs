@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bound::{Allowance, Rounding, beyond};
+use super::bound::{Allowance, Rounding, Shown, beyond};
 use super::deployed::{Deployed, Part, Slab, deployed_rows, stored, stored_index};
-use super::probes::{AMPLITUDE, as_read, input_size, maps};
+use super::probes::{amplitude, as_read, input_size, maps};
 use super::tally::Tally;
 use super::{BlockVerdict, Options};
 use crate::algebra::forward::{Input, Reading, forward};
@@ -97,6 +97,12 @@ impl Check<'_> {
             first: rows.start,
             rows: deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?,
         };
+        let largest = slab
+            .rows
+            .kernel
+            .iter()
+            .fold(0.0, |a: f64, w| a.max(w.abs()));
+        let amplitude = amplitude(largest);
         let mut tally = Tally::default();
         if let Some(at) = slab.not_finite() {
             // Every output of the channel would show it; here is where it comes from.
@@ -136,7 +142,7 @@ impl Check<'_> {
                 let input = Input::Spikes {
                     per_group: g.in_per_group(),
                     channels: first + offset..last + offset,
-                    amplitude: AMPLITUDE,
+                    amplitude,
                 };
                 compare.over(&input, g.extent, &mut reader, &mut tally)?;
             }
@@ -244,12 +250,18 @@ impl Compare<'_> {
     ) -> Result<Vec<f64>, numbers::Error> {
         // An impulse shows weights; the others show biases, too.
         let [weight, bias] = self.slab.rows.types;
-        let float = match input {
-            Input::Spikes { .. } => weight,
-            Input::Dense(_) => weight.min(bias),
+        let (float, shown) = match input {
+            Input::Spikes { .. } => (weight, Shown::Weight),
+            Input::Dense(_) => (weight.min(bias), Shown::All),
         };
         let run = |part: &_, reading| self.trained(part, input, want, reading, reader);
-        beyond(self.check.allowance, float, &self.check.fused.expr, run)
+        beyond(
+            self.check.allowance,
+            float,
+            shown,
+            &self.check.fused.expr,
+            run,
+        )
     }
 
     /// The number of the deploy form that an output shows.

@@ -3,7 +3,7 @@
 use super::Deployed;
 use crate::algebra::branches::branches;
 use crate::algebra::forward::Reading;
-use crate::algebra::geometry::four_dims;
+use crate::algebra::geometry::{extent_of, four_dims};
 use crate::algebra::{Expr, Operand, Resolved};
 use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
@@ -60,17 +60,18 @@ impl Rounding {
 pub(crate) fn beyond<T: Operand, E>(
     allowance: Allowance,
     float: Float,
+    shown: Shown,
     expr: &Resolved<T>,
     mut run: impl FnMut(&Expr<T>, Reading) -> Result<Vec<f64>, E>,
 ) -> Result<Vec<f64>, E> {
     let whole = expr.expr();
     if allowance == Allowance::OneRounding {
-        let slack = f64::EPSILON * (steps(whole) + added_up(whole, true).sqrt());
+        let slack = f64::EPSILON * (steps(whole) + added_up(whole, shown, None).sqrt());
         let mut terms = run(whole, Reading::Magnitude)?;
         terms.iter_mut().for_each(|x| *x *= slack);
         return Ok(terms);
     }
-    let [of_terms, of_branches] = expected(float, whole);
+    let [of_terms, of_branches] = expected(float, whole, shown);
     let mut beyond = run(whole, Reading::Energy)?;
     beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
     for branch in branches(expr) {
@@ -88,9 +89,10 @@ pub(crate) fn beyond<T: Operand, E>(
 /// pass. But the errors of many terms are as likely up as down, and add up like the root of their squares: 3.5·√steps is six
 /// standard deviations of as many roundings. What all terms of a branch share (the scale of its last norm) it is wrong by as a
 /// whole. Sums of products are accumulated in f32 at the least, as PyTorch does for the half types.
-fn expected<T: Operand>(float: Float, expr: &Expr<T>) -> [f64; 2] {
+fn expected<T: Operand>(float: Float, expr: &Expr<T>, shown: Shown) -> [f64; 2] {
     let unit = float.unit_roundoff();
-    let accumulated = 2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(expr, true).sqrt();
+    let accumulated =
+        2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(expr, shown, None).sqrt();
     let steps = steps(expr);
     [
         3.5 * unit * steps.sqrt() + accumulated,
@@ -112,21 +114,42 @@ fn steps<T: Operand>(expr: &Expr<T>) -> f64 {
     }
 }
 
-/// How many products are added up for one number: each weight of a conv on the block's input is folded by itself, but a conv
-/// on anything else adds up one product per channel and tap.
-fn added_up<T: Operand>(expr: &Expr<T>, on_input: bool) -> f64 {
-    match expr {
-        Expr::Conv(c) if !on_input => {
+/// What an output shows of a fused conv.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// One weight.
+    Weight,
+    /// Weights and the bias.
+    All,
+}
+
+/// How many products are added up for one number. A weight of a conv on the block's input, or on diagonal maps of it, is
+/// folded by itself. A conv behind an inner kernel, of the extent that stands `behind` it, adds up one product for each channel
+/// and each way in which the two kernels' taps meet; and a bias, one for each channel and tap.
+fn added_up<T: Operand>(expr: &Expr<T>, shown: Shown, behind: Option<[usize; 2]>) -> f64 {
+    match (expr, behind) {
+        (Expr::Conv(c), Some([h, w])) => {
             let [_, i, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
-            (i * kh * kw) as f64
+            match shown {
+                Shown::Weight => (i * kh.min(h) * kw.min(w)) as f64,
+                Shown::All => (i * kh * kw) as f64,
+            }
         }
-        Expr::Sum(xs) => {
-            let branches = xs.iter().map(|x| added_up(x, on_input));
+        (Expr::Sum(xs), _) => {
+            let branches = xs.iter().map(|x| added_up(x, shown, behind));
             branches.fold(0.0, f64::max)
         }
-        Expr::Seq(xs) => {
-            let steps = xs.iter().enumerate();
-            steps.map(|(i, x)| added_up(x, on_input && i == 0)).sum()
+        (Expr::Seq(xs), _) => {
+            let (start, mut behind, mut sum) = (behind.unwrap_or([1, 1]), behind, 0.0);
+            for (i, x) in xs.iter().enumerate() {
+                sum += added_up(x, shown, behind);
+                // What a norm adds on the input, too, a conv behind it adds up in its bias.
+                if behind.is_some() || x.mixes_channels() || shown == Shown::All {
+                    let [h, w] = extent_of(&xs[..=i]);
+                    behind = Some([start[0] + h - 1, start[1] + w - 1]);
+                }
+            }
+            sum
         }
         _ => 0.0,
     }

@@ -2,7 +2,7 @@
 //!
 //! The verdict is not a tolerance picked by feel. For an output `y = K ∗ x + b` whose kernel and bias are stored with
 //! unit roundoff `u`, rounding them moves `y` by at most `u·(|K| ∗ |x| + |b|)`; every difference is measured in units of
-//! that bound, and more than 1 of them is a failure. Nothing is shared with [`fold`](mod@crate::algebra::fold).
+//! that bound, and more than 1 of them is a failure. Nothing that computes a number is shared with [`fold`](mod@crate::algebra::fold).
 //!
 //! Three kinds of input are tried on every block:
 //!
@@ -32,9 +32,9 @@ use block::Check;
 use copies::compare_copies;
 
 pub use bound::Allowance;
-pub(crate) use bound::{Rounding, allowance_of, beyond};
+pub(crate) use bound::{Rounding, Shown, allowance_of, beyond};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
-pub(crate) use tally::{is_worse, worse};
+pub(crate) use tally::{is_worse, ratio, worse};
 
 /// How a file is verified.
 #[derive(Clone, Debug)]

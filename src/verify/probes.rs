@@ -5,8 +5,12 @@ use std::borrow::Cow;
 use crate::algebra::Geometry;
 use crate::algebra::forward::{Input, Maps, Reading};
 
-/// A spike this high makes the bias vanish beside the weights it is multiplied with.
-pub(super) const AMPLITUDE: f64 = 16_777_216.0;
+/// How high spikes are, given the largest weight: so high that every bias vanishes beside the smallest weight, and not so high
+/// that the squares of what comes out go beyond the largest f64. A power of two, so that it rounds nothing.
+pub(super) fn amplitude(largest: f64) -> f64 {
+    let bits = largest.max(f64::MIN_POSITIVE).log2().ceil();
+    2.0_f64.powf((400.0 - bits).min(120.0))
+}
 
 /// One map of zeros and some random ones, each as large as the kernel.
 pub(super) fn maps(g: &Geometry, random: usize, seed: u64) -> Input {

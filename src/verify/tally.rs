@@ -5,6 +5,17 @@ pub(crate) fn is_worse(ratio: f64, worst: f64) -> bool {
     ratio > worst || (ratio.is_nan() && !worst.is_nan())
 }
 
+/// A difference in units of its bound. A bound that is no number, or beyond the largest, excuses nothing.
+pub(crate) fn ratio(difference: f64, bound: f64) -> f64 {
+    if difference == 0.0 {
+        0.0
+    } else if bound.is_finite() {
+        difference / bound
+    } else {
+        f64::NAN
+    }
+}
+
 /// The worse of two numbers.
 pub(crate) fn worse(a: f64, b: f64) -> f64 {
     if is_worse(b, a) { b } else { a }
@@ -31,11 +42,7 @@ impl Tally {
         unit: f64,
         at: impl FnOnce() -> (&'static str, Vec<usize>),
     ) {
-        let ratio = if difference == 0.0 {
-            0.0
-        } else {
-            difference / bound
-        };
+        let ratio = ratio(difference, bound);
         self.signal += value * value;
         self.noise += difference * difference;
         self.absolute = worse(self.absolute, difference / unit);

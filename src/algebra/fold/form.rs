@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Affine, Folded};
-use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Values};
+use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
 use crate::algebra::geometry;
 
 /// Terms and a bias `[out]`.
@@ -97,6 +97,30 @@ fn fold_part<T: Operand, V: Values<T>>(
     let form = compile(&head, inputs, after, values)?;
     let geometry = geometry::of_part(&head, inputs, after.map(|a| &a.geometry));
     Folded { geometry, form }.all_rows(values)
+}
+
+/// The factor of each channel; a single value holds for all.
+fn factors<T: Operand, V: Values<T>>(
+    vector: &Vector<T>,
+    channels: usize,
+    values: &mut V,
+) -> Result<Vec<f64>, V::Error> {
+    let first = vector.row.map_or(0, |row| row * vector.len());
+    let mut factors = values.vector(&vector.tensor, first, vector.len())?;
+    if vector.sigmoid {
+        for x in &mut factors {
+            // An infinite gate is no number to fold with, though its sigmoid is one.
+            *x = if x.is_finite() {
+                1.0 / (1.0 + (-*x).exp())
+            } else {
+                f64::NAN
+            };
+        }
+    }
+    if let [one] = factors[..] {
+        factors = vec![one; channels];
+    }
+    Ok(factors)
 }
 
 /// The block's input, or what is already folded, as a form.
@@ -203,7 +227,7 @@ fn diagonal_of<T: Operand, V: Values<T>>(
             [scale, shift]
         }
         Expr::Scale(Factor::Number(n)) => [vec![*n; channels], zeros()],
-        Expr::Scale(Factor::Tensor(v)) => [v.read(values, 0, channels)?, zeros()],
+        Expr::Scale(Factor::Tensor(v)) => [factors(v, channels, values)?, zeros()],
         Expr::Shift(t) => [ones(), per_channel(t)?],
         _ => [ones(), zeros()],
     })

@@ -279,7 +279,7 @@ pub(super) fn of_part<T: Operand>(
 }
 
 /// The extent of operators applied one after the other, in a tree that is known to fit.
-pub(super) fn extent_of<T: Operand>(seq: &[Expr<T>]) -> [usize; 2] {
+pub(crate) fn extent_of<T: Operand>(seq: &[Expr<T>]) -> [usize; 2] {
     seq.iter()
         .map(extent)
         .fold([1, 1], |a, b| [a[0] + b[0] - 1, a[1] + b[1] - 1])
