@@ -251,6 +251,32 @@ fn recipes_cannot_ask_for_ever() {
         ),
         ""
     );
+    // As many operators as a block may have, and more than a small file may.
+    let scales = |n: usize| {
+        fused(&format!(
+            r#"{{"seq": [{CONV}{}]}}"#,
+            r#", {"scale": 1}"#.repeat(n)
+        ))
+    };
+    assert_eq!(refusal(&place, scales(4094)), "");
+    assert_eq!(
+        refusal(&place, scales(4095)),
+        "block `a`: the block has more than 4096 operators, which no network has\n"
+    );
+    let outputs = format!(r#"{{"seq": [{CONV}{}]}}"#, r#", {"scale": 1}"#.repeat(2000));
+    let outputs = |n: usize| {
+        let one = |i| format!(r#""{{p}}.d{i}": {outputs}"#);
+        let all: Vec<String> = (0..n).map(one).collect();
+        recipe(&format!(
+            r#"{{"at": "{{p}}.c.weight", "fuse": {{{}}}}}"#,
+            all.join(", ")
+        ))
+    };
+    assert_eq!(refusal(&place, outputs(2)), "");
+    assert_eq!(
+        refusal(&place, outputs(3)),
+        "block `a`: with it the recipe makes 6006 operators of 6 tensors; at most 4480 are planned\n"
+    );
     // Every combination of words would be tried.
     let words = |n: usize| {
         (0..n)

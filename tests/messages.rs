@@ -267,6 +267,11 @@ fn shapes_that_do_not_fit() {
             sum([c(), seq([Expr::Identity])]),
         ),
         (
+            seq(vec![c(); 65]),
+            "65 convs stand one behind another; at most 64 are folded into one",
+            seq([vec![norm(4)], vec![plain_conv("c", &[4, 4, 1, 1]); 64]].concat()),
+        ),
+        (
             dilated(usize::MAX),
             "its dilations and means cover more than this machine can address",
             dilated(2),

@@ -70,6 +70,11 @@ fn recipes_with_one_mistake() {
             top(r#""rename": {"a": "b"}"#),
         ),
         (
+            top(&format!(r#""drop": [{}"a"]"#, r#""a", "#.repeat(256))),
+            "at `drop`: found 257 entries; at most 256 are taken",
+            top(&format!(r#""drop": [{}"a"]"#, r#""a", "#.repeat(255))),
+        ),
+        (
             top(r#""rename": {"a": "{p}.b"}"#),
             "at `rename`: `{p}` is not bound; use a capture of the old name, `a`",
             top(r#""rename": {"{p}.a": "{p}.b"}"#),
@@ -198,6 +203,12 @@ fn recipes_with_one_mistake() {
             fused(r#"{"conv": "{p}.c", "transposed": 1}"#),
             "at `blocks[0].fuse.{p}.d.transposed`: found a number; expected true or false",
             fused(r#"{"conv": "{p}.c", "transposed": true}"#),
+        ),
+        (
+            fused(r#"{"optional": {"seq": ["identity", {"scale": 0.5}]}}"#),
+            "at `blocks[0].fuse.{p}.d`: nothing in a file tells whether it is there, for it has no tensor; only a bare identity can be \
+             optional without one",
+            fused(r#"{"optional": {"seq": ["identity", {"scale": "{p}.s"}]}}"#),
         ),
         (
             fused(r#"{"conv": {"weight": "{p}.c"}, "bias": true}"#),

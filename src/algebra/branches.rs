@@ -25,13 +25,18 @@ pub fn branches<T: Operand>(expr: &Resolved<T>) -> Vec<Branch<T>> {
     summands(expr.expr()).into_iter().map(branch).collect()
 }
 
+/// What stands around a sum is copied into every branch. More copies than this no network needs, and memory would.
+const MOST_COPIES: usize = 1 << 14;
+
 fn summands<T: Operand>(expr: &Expr<T>) -> Vec<Expr<T>> {
     match expr {
         Expr::Sum(xs) => xs.iter().flat_map(summands_of_summand).collect(),
         Expr::Seq(xs) => {
             let mut mixing = xs.iter().enumerate().filter(|(_, x)| x.mixes_channels());
             match (mixing.next(), mixing.next()) {
-                (Some((at, sum @ Expr::Sum(_))), None) => {
+                (Some((at, sum @ Expr::Sum(summands_of_it))), None)
+                    if summands_of_it.len() * xs.len() <= MOST_COPIES =>
+                {
                     let around = |summand| {
                         let mut seq = xs.clone();
                         seq[at] = summand;

@@ -25,6 +25,8 @@ pub(super) struct Expanded {
     pub claimed: Vec<Tensor>,
     /// Whether the expression holds a bare identity, which no file shows.
     pub assumes_identity: bool,
+    /// How many operators it was made of.
+    pub operators: usize,
 }
 
 /// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone; `looked_at` counts
@@ -37,12 +39,13 @@ pub(super) fn expand(
     captures: &Captures,
     index: &Index,
     eps: &dyn Fn(Option<f64>) -> f64,
-    looked_at: &Cell<u64>,
+    looked_at: &Looks,
 ) -> Result<Expanded, String> {
     let mut expander = Expander {
         index,
         eps,
         looked_at,
+        operators: 0,
         claimed: Vec::new(),
         assumes_identity: false,
     };
@@ -51,6 +54,7 @@ pub(super) fn expand(
         expr,
         claimed: expander.claimed,
         assumes_identity: expander.assumes_identity,
+        operators: expander.operators,
     })
 }
 
@@ -60,11 +64,11 @@ pub(super) fn names<'a, 'p>(
     pattern: &'p Pattern,
     captures: &'p Captures,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
-    names_tried(index, pattern, captures, || ())
+    names_tried(index, pattern, captures, |_| ())
 }
 
-/// The same; `tried` is called for every name that is looked at.
-fn names_tried<'a, 'p, F: Fn()>(
+/// The same; `tried` is told for every name that is looked at in how many ways it is tried.
+fn names_tried<'a, 'p, F: Fn(u64)>(
     index: &'a Index,
     pattern: &'p Pattern,
     captures: &'p Captures,
@@ -74,7 +78,7 @@ fn names_tried<'a, 'p, F: Fn()>(
     let range = index.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
     range
         .take_while(move |(name, _)| name.starts_with(&start))
-        .inspect(move |_| tried())
+        .inspect(move |_| tried(pattern.combinations()))
         .filter_map(move |(name, tensor)| Some((tensor, pattern.matches(name, captures)?)))
 }
 
@@ -88,14 +92,51 @@ pub(super) fn anywhere<'a, 'p>(
 
 static NOTHING_BOUND: Captures = Captures::new();
 
+/// Every tensor that a pattern matches, counted; none once the file has been looked through too often.
+pub(super) fn anywhere_counted<'a, 'p>(
+    index: &'a Index,
+    pattern: &'p Pattern,
+    looks: &'p Looks,
+) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+    let tried = |ways| looks.add(ways);
+    let found = looks
+        .may_go_on()
+        .is_ok()
+        .then(|| names_tried(index, pattern, &NOTHING_BOUND, tried));
+    found.into_iter().flatten()
+}
+
+/// How many names have been tried for a plan.
+#[derive(Debug, Default)]
+pub(super) struct Looks(Cell<u64>);
+
 /// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
 /// or two of that is enough.
 const MOST_LOOKED_AT: u64 = 20_000_000;
 
+impl Looks {
+    fn add(&self, ways: u64) {
+        self.0.set(self.0.get().saturating_add(ways));
+    }
+
+    /// # Errors
+    /// When the file has been looked through too often.
+    pub(super) fn may_go_on(&self) -> Result<(), String> {
+        match self.0.get() > MOST_LOOKED_AT {
+            false => Ok(()),
+            true => Err("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()),
+        }
+    }
+}
+
+/// A block of more operators than this is a mistake: each is looked at for every other.
+pub(super) const MOST_OPERATORS: usize = 4096;
+
 struct Expander<'a> {
     index: &'a Index,
     eps: &'a dyn Fn(Option<f64>) -> f64,
-    looked_at: &'a Cell<u64>,
+    looked_at: &'a Looks,
+    operators: usize,
     claimed: Vec<Tensor>,
     assumes_identity: bool,
 }
@@ -135,6 +176,12 @@ impl Expander<'_> {
         captures: &Captures,
         beside: &[Expr<Tensor>],
     ) -> Result<Vec<Expr<Tensor>>, String> {
+        self.operators += 1;
+        if self.operators > MOST_OPERATORS {
+            return Err(format!(
+                "the block has more than {MOST_OPERATORS} operators, which no network has"
+            ));
+        }
         Ok(match template {
             Template::Optional(x) if **x == Template::Identity => {
                 // Decided from the branches beside it: it is there where the block keeps its width.
@@ -189,14 +236,15 @@ impl Expander<'_> {
         let is_last =
             |x: &Template| matches!(x, Template::Optional(inner) if **inner == Template::Identity);
         let mut terms = Vec::new();
-        // An optional identity looks at the other branches, wherever the recipe writes it.
-        for x in xs
-            .iter()
-            .filter(|x| !is_last(x))
-            .chain(xs.iter().filter(|x| is_last(x)))
-        {
+        for x in xs.iter().filter(|x| !is_last(x)) {
             let more = self.terms(x, captures, &terms)?;
             terms.extend(more);
+        }
+        // An optional identity looks at the other branches, wherever the recipe writes it.
+        let identities = xs.iter().filter(|x| is_last(x)).count();
+        if identities > 0 && keeps_width(&terms) {
+            self.assumes_identity = true;
+            terms.extend(vec![Expr::Identity; identities]);
         }
         Ok(terms)
     }
@@ -353,29 +401,20 @@ impl Expander<'_> {
         pattern: &'p Pattern,
         captures: &'p Captures,
     ) -> impl Iterator<Item = (&'p Tensor, Captures)> {
-        names_tried(self.index, pattern, captures, || {
-            self.looked_at.set(self.looked_at.get() + 1);
+        names_tried(self.index, pattern, captures, |ways| {
+            self.looked_at.add(ways)
         })
     }
 
     /// Whether any tensor of a template is in the file.
     fn any_there(&self, template: &Template, captures: &Captures) -> Result<bool, String> {
         for pattern in template.tensors() {
-            self.may_look_on()?;
+            self.looked_at.may_go_on()?;
             if self.names(&pattern, captures).next().is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
-    }
-
-    /// # Errors
-    /// When the file has been looked through too often.
-    fn may_look_on(&self) -> Result<(), String> {
-        match self.looked_at.get() > MOST_LOOKED_AT {
-            false => Ok(()),
-            true => Err("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()),
-        }
     }
 
     /// The values over which an `each` runs, in the order of the numbers in them.
@@ -391,7 +430,7 @@ impl Expander<'_> {
             .iter()
             .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
         {
-            self.may_look_on()?;
+            self.looked_at.may_go_on()?;
             found.extend(self.names(pattern, captures).map(|(_, captures)| captures));
         }
         let mut found: Vec<Captures> = found.into_iter().collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::error::Error;
-use super::expand::{Index, anywhere};
+use super::expand::{Index, Looks, anywhere, anywhere_counted};
 use super::model::{BlockRule, Dim, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern, told_segments};
@@ -57,20 +57,31 @@ pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, 
 /// Whether the file has a block of this recipe and the evidence that the recipe asks for.
 pub fn found_in(recipe: &Recipe, index: &Index) -> bool {
     let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
-    recipe
-        .blocks
-        .iter()
-        .any(|rule| anchors(rule, index).any(|start| shapes_fit(&start, index).is_ok()))
+    starts(recipe, index, &Looks::default()).next().is_some()
         && recipe.when.iter().all(|any| any.iter().any(there))
         && !recipe.unless.iter().any(there)
 }
 
 /// Every place where a block starts, in the order of the recipe's rules and then of the names.
-pub(super) fn starts<'a>(recipe: &'a Recipe, index: &'a Index) -> impl Iterator<Item = Start<'a>> {
+/// There are no more once `looks` says that the file has been looked through too often.
+pub(super) fn starts<'a>(
+    recipe: &'a Recipe,
+    index: &'a Index,
+    looks: &'a Looks,
+) -> impl Iterator<Item = Start<'a>> {
+    let of_rule = move |rule: &'a BlockRule| {
+        let start = move |(anchor, captures)| Start {
+            rule,
+            anchor,
+            captures,
+        };
+        let at = rule.at.iter();
+        at.flat_map(move |pattern| anywhere_counted(index, pattern, looks).map(start))
+    };
     recipe
         .blocks
         .iter()
-        .flat_map(|rule| anchors(rule, index))
+        .flat_map(of_rule)
         .filter(|start| shapes_fit(start, index).is_ok())
 }
 

@@ -21,10 +21,13 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     let segments = Segments::of(index);
     let owns_some = |recipe: &&Recipe| recipe.owns.iter().any(|owned| segments.have(owned));
     for recipe in recipes.iter().filter(owns_some).filter(evident) {
+        let mut looked_at = BTreeSet::new();
         for tensor in index.values() {
-            if let Some((place, missing)) =
-                owner(recipe, tensor, index).filter(|(_, missing)| !missing.is_empty())
-            {
+            let new = |place: &String| looked_at.insert(place.clone());
+            let Some(place) = place_of(recipe, tensor).filter(new) else {
+                continue;
+            };
+            if let Some(missing) = lacks(recipe, &place, index) {
                 lines.push(format!(
                     "{} looks like `{}` but {missing} is missing",
                     quoted(&place),
@@ -72,15 +75,26 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).
 pub(super) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(String, String)> {
+    let place = place_of(recipe, tensor)?;
+    let missing = lacks(recipe, &place, index).unwrap_or_default();
+    Some((place, missing))
+}
+
+/// The path before an owned segment.
+fn place_of(recipe: &Recipe, tensor: &Tensor) -> Option<String> {
     let name = tensor.name();
     let segments: Vec<&str> = name.split('.').collect();
     let at = segments
         .iter()
         .position(|segment| recipe.owns.iter().any(|owned| owned == segment))?;
-    let place = segments[..at].join(".");
-    let missing = recipe.blocks.iter().find_map(|rule| {
+    Some(segments[..at].join("."))
+}
+
+/// A tensor that a block at this place lacks.
+fn lacks(recipe: &Recipe, place: &str, index: &Index) -> Option<String> {
+    recipe.blocks.iter().find_map(|rule| {
         let prefix = rule.prefix()?.to_owned();
-        let captures = Captures::from([(prefix, place.clone())]);
+        let captures = Captures::from([(prefix, place.to_owned())]);
         let wanted = rule
             .at
             .iter()
@@ -89,6 +103,5 @@ pub(super) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(
             .fill(&captures)
             .unwrap_or_else(|| wanted.known_start(&captures).0 + "…");
         Some(quoted(&wanted))
-    });
-    Some((place, missing.unwrap_or_default()))
+    })
 }

@@ -109,6 +109,16 @@ impl<'a> At<'a> {
             .collect()
     }
 
+    /// As many entries as a recipe may have of a kind: each is looked for in the whole file.
+    fn few<T>(&self, entries: Vec<T>) -> Parsed<Vec<T>> {
+        match entries.len() {
+            0..=MAX_ENTRIES => Ok(entries),
+            found => self.wrong(format!(
+                "found {found} entries; at most {MAX_ENTRIES} are taken"
+            )),
+        }
+    }
+
     fn items(&self, what: &str) -> Parsed<Vec<At<'a>>> {
         let Some(items) = self.value.as_array() else {
             return self.expected(what);
@@ -167,12 +177,15 @@ impl<'a> At<'a> {
     }
 
     fn patterns(&self) -> Parsed<Vec<Pattern>> {
-        self.items("an array of patterns")?
+        self.few(self.items("an array of patterns")?)?
             .iter()
             .map(At::pattern)
             .collect()
     }
 }
+
+/// More blocks, or names under one key, than any family needs.
+const MAX_ENTRIES: usize = 256;
 
 /// Windows, dilations and groups beyond this are mistakes.
 const MAX_COUNT: u64 = 1 << 16;
@@ -186,7 +199,7 @@ fn list<'a, T>(
 }
 
 fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
-    at.entries("an object: old name to new name")?
+    at.few(at.entries("an object: old name to new name")?)?
         .into_iter()
         .map(|(from, to)| Ok((from, to.pattern()?)))
         .collect()
@@ -214,7 +227,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         when: list(at, "when", parse_evidence)?,
         unless: list(at, "unless", At::patterns)?,
         owns: list(at, "owns", |at| {
-            at.items("an array of path segments")?
+            at.few(at.items("an array of path segments")?)?
                 .iter()
                 .map(|at| Ok(at.string()?.to_owned()))
                 .collect()
@@ -223,8 +236,8 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         drop: list(at, "drop", At::patterns)?,
         rename: list(at, "rename", renames)?,
         blocks: at
-            .need("blocks")?
-            .items("an array of blocks")?
+            .need("blocks")
+            .and_then(|at| at.few(at.items("an array of blocks")?))?
             .iter()
             .map(parse_block)
             .collect::<Parsed<_>>()?,
@@ -274,7 +287,7 @@ fn parse_evidence(at: &At<'_>) -> Parsed<Vec<Vec<Pattern>>> {
         Value::Array(_) => at.patterns(),
         _ => Ok(vec![at.pattern()?]),
     };
-    at.items("an array of patterns")?
+    at.few(at.items("an array of patterns")?)?
         .iter()
         .map(any_of)
         .collect()
@@ -336,7 +349,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         rename: list(at, "rename", renames)?,
         keep: list(at, "keep", At::patterns)?,
         set: list(at, "set", |at| {
-            at.entries("an object: tensor to number")?
+            at.few(at.entries("an object: tensor to number")?)?
                 .into_iter()
                 .map(|(name, at)| Ok((name, at.number()?)))
                 .collect()
@@ -425,7 +438,7 @@ fn parse_shapes(at: &At<'_>) -> Parsed<Vec<(Pattern, Option<Vec<Dim>>)>> {
             .collect::<Parsed<Vec<_>>>()
             .map(Some),
     };
-    at.entries("an object: tensor to shape")?
+    at.few(at.entries("an object: tensor to shape")?)?
         .into_iter()
         .map(|(name, at)| Ok((name, shape(at)?)))
         .collect()
@@ -530,7 +543,13 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         }),
         "seq" => Template::Seq(terms()?),
         "sum" => Template::Sum(terms()?),
-        "optional" => Template::Optional(Box::new(parse_template(&inside)?)),
+        "optional" => {
+            let x = parse_template(&inside)?;
+            if x != Template::Identity && x.tensors().is_empty() {
+                return at.wrong("nothing in a file tells whether it is there, for it has no tensor; only a bare identity can be optional without one");
+            }
+            Template::Optional(Box::new(x))
+        }
         _ => Template::Each(Box::new(parse_template(&inside)?)),
     })
 }

@@ -158,6 +158,15 @@ impl Pattern {
         pattern
     }
 
+    /// How many ways a name is tried in: the combinations of the words.
+    pub fn combinations(&self) -> u64 {
+        let words = self.parts.iter().map(|part| match part {
+            Part::Word(_, words) => words.len() as u64,
+            _ => 1,
+        });
+        words.product()
+    }
+
     /// The name of the capture that stands for a dotted path at the start.
     pub fn prefix(&self) -> Option<&str> {
         self.prefix.as_deref()

@@ -2,11 +2,10 @@
 //!
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::error::Error;
-use super::expand::{Index, expand};
+use super::expand::{Index, Looks, MOST_OPERATORS, expand};
 use super::find::{Start, nothing, starts};
 use super::model::{BlockRule, Network, Recipe};
 use super::near::owner;
@@ -131,7 +130,8 @@ impl Fused {
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
     let select = Select::new(&options.only, &options.skip)?;
     let mut ledger = Ledger::new(index, recipe, options);
-    for start in starts(recipe, index) {
+    let looks = Looks::default();
+    for start in starts(recipe, index, &looks) {
         let name = start.anchor.name();
         if !ledger.taken.contains_key(name)
             && !recipe.drop.iter().any(|p| covers(p, name).is_some())
@@ -139,6 +139,10 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             ledger.block(&start, &select)?;
         }
     }
+    looks.may_go_on().map_err(|message| Error::Block {
+        block: recipe.name.clone(),
+        message,
+    })?;
     if ledger.blocks.is_empty() {
         return Err(match ledger.skipped.len() {
             0 => match nothing(index, std::slice::from_ref(recipe)) {
@@ -157,6 +161,9 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
 const CONVS_PER_TENSOR: usize = 8;
 
+/// Nor may a few tensors become operators without end.
+const OPERATORS_PER_TENSOR: usize = 64;
+
 struct Ledger<'a> {
     index: &'a Index,
     recipe: &'a Recipe,
@@ -167,8 +174,10 @@ struct Ledger<'a> {
     blocks: Vec<Block>,
     /// The convs of all blocks so far.
     convs: usize,
+    /// The operators that they are fused from.
+    operators: usize,
     /// The names that were tried for them.
-    looked_at: Cell<u64>,
+    looked_at: Looks,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
     /// The name of a block, a tensor that it sets, and the number.
@@ -195,7 +204,8 @@ impl<'a> Ledger<'a> {
             used_names: HashSet::new(),
             blocks: Vec::new(),
             convs: 0,
-            looked_at: Cell::new(0),
+            operators: 0,
+            looked_at: Looks::default(),
             skipped: Vec::new(),
             renamed: BTreeMap::new(),
             filled: Vec::new(),
@@ -236,6 +246,15 @@ impl<'a> Ledger<'a> {
         for (module, template) in &rule.fuse {
             let expanded =
                 expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
+            self.operators += expanded.operators;
+            let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
+            if self.operators > most {
+                return Err(fail(format!(
+                    "with it the recipe makes {} operators of {} tensors; at most {most} are planned",
+                    self.operators,
+                    self.index.len()
+                )));
+            }
             let expr = resolve(expanded.expr).map_err(|source| Error::Shapes {
                 block: name.clone(),
                 source,

@@ -112,6 +112,8 @@ pub enum GeometryError {
         "one kernel for it would be {kernel:?}, far more than the {stored} numbers of its tensors; a dilation or a mean is too wide"
     )]
     Spread { kernel: [usize; 4], stored: usize },
+    #[error("{found} convs stand one behind another; at most {most} are folded into one")]
+    InARow { found: usize, most: usize },
     #[error("its sums multiply out to {found} products; at most {most} are folded")]
     Products { found: usize, most: usize },
 }

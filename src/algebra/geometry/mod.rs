@@ -151,7 +151,26 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
     Ok(Resolved { expr, geometry })
 }
 
+/// More convs one behind another than this are folded by nobody, and each is folded into all that stand before it.
+const MOST_IN_A_ROW: usize = 64;
+
+fn in_a_row<T>(expr: &Expr<T>) -> usize {
+    match expr {
+        Expr::Conv(_) => 1,
+        Expr::Seq(xs) => xs.iter().map(in_a_row).sum(),
+        Expr::Sum(xs) => xs.iter().map(in_a_row).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 fn check_weights<T: Operand>(expr: &Expr<T>) -> Result<(), GeometryError> {
+    match in_a_row(expr) {
+        0..=MOST_IN_A_ROW => {}
+        found => {
+            let most = MOST_IN_A_ROW;
+            return Err(E::InARow { found, most });
+        }
+    }
     let convs = expr.convs();
     for conv in &convs {
         let shape = conv.weight.shape();
