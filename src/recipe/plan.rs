@@ -180,6 +180,8 @@ struct Ledger<'a> {
     looked_at: Looks,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
+    /// What blocks use and leave where it is.
+    kept: HashSet<String>,
     /// The name of a block, a tensor that it sets, and the number.
     filled: Vec<(String, Tensor, f64)>,
 }
@@ -208,6 +210,7 @@ impl<'a> Ledger<'a> {
             looked_at: Looks::default(),
             skipped: Vec::new(),
             renamed: BTreeMap::new(),
+            kept: HashSet::new(),
             filled: Vec::new(),
         }
     }
@@ -283,6 +286,7 @@ impl<'a> Ledger<'a> {
         consumed.dedup_by(|a, b| a.name() == b.name());
         let kept: Vec<String> = rule.keep.iter().filter_map(|p| p.fill(captures)).collect();
         consumed.retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
+        self.kept.extend(kept);
         let selected = select.takes(&name);
         let fate = if selected {
             Fate::Fused(self.blocks.len())
@@ -364,7 +368,8 @@ impl<'a> Ledger<'a> {
                     dropped.push(tensor.clone())
                 }
                 None => {
-                    if let Some((_, missing)) = owner(self.recipe, tensor, self.index) {
+                    let owner = || owner(self.recipe, tensor, self.index);
+                    if let (false, Some((_, missing))) = (self.kept.contains(name), owner()) {
                         return Err(Error::Orphan {
                             tensor: tensor.to_string(),
                             recipe: self.recipe.name.clone(),
