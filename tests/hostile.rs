@@ -463,7 +463,7 @@ fn strange_tensors_are_copied_untouched() {
     let strange = header("F3_E1M1").replacen(r#""dtype":"F16""#, r#""dtype":"F17""#, 1);
     place.write("in.safetensors", bytes(&strange, &data));
     let ran = place.run("fuse in.safetensors new.safetensors");
-    let expected = "repfuse: block `b`: `b.rbr_dense.conv.weight` has dtype F17, which no arithmetic is defined for; \
+    let expected = "repfuse: taken for a file of recipe `repvgg`: block `b`: `b.rbr_dense.conv.weight` has dtype F17, which no arithmetic is defined for; \
                     expected F64, F32, F16 or BF16\n";
     assert_eq!(ran.all(), (Some(2), "", expected));
 }

@@ -50,7 +50,8 @@ impl Select {
             None => {
                 let near = recipe::builtin_near(checkpoint.tensors())?;
                 let detected = recipe::detect_builtin(checkpoint.tensors(), &near)?;
-                recipe::plan(checkpoint.tensors(), detected.recipe, &options)?
+                let planned = recipe::plan(checkpoint.tensors(), detected.recipe, &options);
+                planned.map_err(|e| detected_as(&detected.recipe.name, e))?
             }
         };
         Ok(plan)
@@ -75,6 +76,19 @@ impl Select {
             );
         }
         planned
+    }
+}
+
+/// Says which recipe a file was taken for, where it turns out not to fit.
+fn detected_as(name: &str, error: recipe::Error) -> anyhow::Error {
+    let blames_the_file = matches!(
+        error,
+        recipe::Error::Block { .. } | recipe::Error::Shapes { .. }
+    );
+    let error = anyhow::Error::from(error);
+    match blames_the_file {
+        true => error.context(format!("taken for a file of recipe `{name}`")),
+        false => error,
     }
 }
 

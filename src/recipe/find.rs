@@ -216,6 +216,17 @@ impl<'a> Segments<'a> {
         told_segments(pattern).all(|words| words.iter().any(|word| self.0.contains(word)))
     }
 
+    /// How many of the segments that a pattern tells are in some name, of how many. (That there is a `weight`, or a module `0`,
+    /// tells nothing.)
+    pub(super) fn share(&self, pattern: &Pattern) -> [usize; 2] {
+        let common = |word: &&str| *word == "weight" || word.parse::<usize>().is_ok();
+        let told = told_segments(pattern.text()).filter(|words| !words.iter().any(common));
+        told.fold([0, 0], |[there, all], words| {
+            let found = words.iter().any(|word| self.0.contains(word));
+            [there + usize::from(found), all + 1]
+        })
+    }
+
     /// Whether any name has this segment.
     pub(super) fn have(&self, segment: &str) -> bool {
         self.0.contains(segment)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::expand::{Index, anywhere, names};
 use super::find::{Segments, anchors, shapes_fit};
 use super::model::{BlockRule, Recipe};
-use super::pattern::Captures;
+use super::pattern::{Captures, Pattern};
 use crate::tensor::{Tensor, quoted};
 
 /// How many near misses an error names.
@@ -61,7 +61,14 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             {
                 let there = |pattern| anywhere(index, pattern).next().is_some();
                 let absent = recipe.when.iter().find(|any| !any.iter().any(there));
-                if let Some(pattern) = absent.and_then(|any| any.first()) {
+                // A file that has none of the words that tell a family is hardly of it.
+                let share = |pattern: &&Pattern| segments.share(pattern);
+                let told = |pattern: &&Pattern| {
+                    let [found, all] = share(pattern);
+                    2 * found > all
+                };
+                let nearest = absent.and_then(|any| any.iter().filter(told).max_by_key(share));
+                if let Some(pattern) = nearest {
                     lines.push(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
                 }
             }
