@@ -66,6 +66,8 @@ pub enum Error {
     NoBlock { channels: usize, known: Vec<usize> },
     #[error("the file of maps is empty")]
     Empty,
+    #[error("the maps hold {value} at {at:?}; expected finite numbers")]
+    NotFinite { value: f64, at: [usize; 4] },
     #[error("block {}", quoted(block))]
     Run { block: String, source: run::Error },
     #[error(transparent)]
@@ -96,6 +98,10 @@ pub fn verify_maps(
     let mut verdicts = Vec::new();
     for (name, maps) in arrays {
         let channels = maps.dim().1;
+        if let Some((at, value)) = maps.indexed_iter().find(|(_, x)| !x.is_finite()) {
+            let (at, value) = (at.into(), *value);
+            return Err(Error::NotFinite { value, at });
+        }
         let named = |(block, fused): &&(&Block, &Fused)| {
             name.as_ref()
                 .is_some_and(|n| *n == block.name || *n == fused.module)

@@ -58,6 +58,11 @@ pub enum Error {
     StridedMean,
     #[error("the maps do not fit the block")]
     Shapes(#[from] GeometryError),
+    #[error("a border makes maps of {padded:?} of maps of {size:?}; it is too wide for them")]
+    Border {
+        size: [usize; 2],
+        padded: [usize; 2],
+    },
     #[error(transparent)]
     Conv(#[from] ConvError),
     #[error(transparent)]
@@ -73,6 +78,14 @@ pub fn pad<F: Element>(x: ArrayView4<'_, F>, placement: &Placement) -> Result<Ar
     let [rows, columns] = [(h, 0), (w, 1)]
         .map(|(length, axis)| sources(length, placement.padding[axis], placement.mode));
     let (rows, columns) = (rows?, columns?);
+    let padded = [maps, channels, rows.len(), columns.len()];
+    let padded = padded.iter().copied().fold(1, usize::saturating_mul);
+    if padded > x.len().saturating_mul(MOST_PADDED).max(1 << 24) {
+        return Err(Error::Border {
+            size: [h, w],
+            padded: [rows.len(), columns.len()],
+        });
+    }
     let mut out = Array4::zeros((maps, channels, rows.len(), columns.len()));
     for (mut to, from) in out.outer_iter_mut().zip(x.outer_iter()) {
         for (mut to, from) in to.outer_iter_mut().zip(from.outer_iter()) {
@@ -87,6 +100,9 @@ pub fn pad<F: Element>(x: ArrayView4<'_, F>, placement: &Placement) -> Result<Ar
     }
     Ok(out)
 }
+
+/// A border that makes more of a map than this many times its numbers is a mistake.
+const MOST_PADDED: usize = 16;
 
 /// For every place along a padded axis: the place it is filled from, or none for zero.
 fn sources(

@@ -389,6 +389,11 @@ fn blocks_that_are_not_whole() {
             "none of its branches is there: `a.d2.weight` is missing",
         ),
         (
+            r#"{"sum": [{"optional": {"conv": "{p}.d2"}}, {"bn": "{p}.n"}]}"#,
+            &["a.d2.weight"],
+            "no conv of it is in the file; `a.d2.weight` would be one",
+        ),
+        (
             r#"{"sum": [{"conv": "{p}.c"}, {"mean": "{p}.d2.weight"}]}"#,
             &["a.d2.weight"],
             "`a.d2.weight` is missing, whose kernel an average pooling is as large as",

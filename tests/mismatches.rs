@@ -137,6 +137,22 @@ fn maps_that_cannot_be_run() {
         said("block `a.out`: padding mode `reflect` cannot add 5 along an axis of 5")
     );
     assert_eq!(run(plain, "--padding 4 --padding-mode reflect"), fine);
+    let mut held = ones(&[("a", &[64, 4, 2, 2])]);
+    held.write(&place.path("maps.safetensors"));
+    assert_eq!(
+        run(plain, "--padding 512"),
+        said(
+            "block `a.out`: a border makes maps of [1026, 1026] of maps of [2, 2]; it is too wide for them"
+        )
+    );
+    assert_eq!(run(plain, "--padding 4"), fine);
+    held.at("a").edit(|x| x[9] = f32::NAN);
+    held.write(&place.path("maps.safetensors"));
+    assert_eq!(
+        run(plain, ""),
+        said("the maps hold NaN at [0, 2, 0, 1]; expected finite numbers")
+    );
+    maps("a", 4);
     let mean = r#"{"seq": [{"conv": "{p}.c"}, {"mean": 3}]}"#;
     assert_eq!(
         run(mean, "--stride 2"),

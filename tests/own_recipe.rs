@@ -702,6 +702,35 @@ fn plans_tell_what_will_be_written() {
     }
 }
 
+/// A wrong weight of a transposed conv, grouped and not square, is named where the file has it.
+#[test]
+fn a_wrong_weight_of_a_transposed_conv_is_named() {
+    let mut bench = Bench::new();
+    bench.tensor("a.up.weight", &[4, 3, 3, 2]);
+    bench.norm("a.n", 6);
+    let own = recipe(
+        r#"{"at": "{p}.up.weight", "fuse": {"{p}.up": {"seq": [{"conv": "{p}.up", "transposed": true, "groups": 2}, {"bn": "{p}.n"}]}}}"#,
+    );
+    let fused = bench.fuse(&own);
+    let find = |edit: &dyn Fn(&mut [f32])| -> serde_json::Value {
+        let mut wrong = fused.clone();
+        wrong.at("a.up.weight").edit(edit);
+        wrong.write(&bench.path("altered.safetensors"));
+        let output = repfuse()
+            .current_dir(bench.directory.path())
+            .args(["verify", "in.safetensors", "altered.safetensors"])
+            .args(["--recipe", "own.json", "--json"])
+            .output()
+            .expect("the command runs");
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        found["blocks"][0]["index"].clone()
+    };
+    // `[3, 1, 0, 1]` of `[4, 3, 3, 2]`.
+    let at = (3 * 3 + 1) * 6 + 1;
+    assert_eq!(find(&|w| w[at] += 0.5), serde_json::json!([3, 1, 0, 1]));
+    assert_eq!(find(&|w| w[at] = f32::NAN), serde_json::json!([3, 1, 0, 1]));
+}
+
 /// A type that cannot be folded is refused whatever type the result is to have, and before anything is said to be fused.
 #[test]
 fn no_type_of_the_result_makes_up_for_that_of_the_weight() {
@@ -740,6 +769,21 @@ fn a_deploy_form_with_nan_has_no_difference_to_show() {
     assert!(verified(&fused)["absolute"].is_number());
     fused.at("a.out.weight").edit(|w| w[7] = f32::NAN);
     let block = verified(&fused);
+    let mut training = bench.file.clone();
+    training.at("a.c.weight").edit(|w| w[7] = f32::INFINITY);
+    training.write(&bench.path("in.safetensors"));
+    let output = repfuse()
+        .current_dir(bench.directory.path())
+        .args(["verify", "in.safetensors", "out.safetensors"])
+        .args(["--recipe", "own.json"])
+        .output()
+        .expect("the command runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("`a.c.weight`") && said.contains("[0, 0, 2, 1]"),
+        "{said}"
+    );
     for key in ["ratio", "absolute", "relative"] {
         assert!(block[key].is_null(), "{block}");
     }

@@ -58,6 +58,18 @@ pub(super) fn expand(
     })
 }
 
+/// How an error names the first conv that a template asks for.
+pub(super) fn wanted_conv(template: &Template, captures: &Captures) -> Option<String> {
+    let mut found = None;
+    template.visit(&mut |node| {
+        if let (None, Template::Conv { weight, .. }) = (&found, node) {
+            let name = weight.fill(captures);
+            found = Some(quoted(&name.unwrap_or_else(|| weight.text().to_owned())));
+        }
+    });
+    found
+}
+
 /// The tensors that a pattern can stand for, among those whose names begin with what is known of it.
 pub(super) fn names<'a, 'p>(
     index: &'a Index,

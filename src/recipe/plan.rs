@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::error::Error;
-use super::expand::{Index, Looks, MOST_OPERATORS, expand};
+use super::expand::{Index, Looks, MOST_OPERATORS, expand, wanted_conv};
 use super::find::{Start, nothing, starts};
 use super::model::{BlockRule, Network, Recipe};
 use super::near::owner;
 use super::pattern::{Captures, Pattern};
 use super::select::Select;
 use crate::algebra::geometry::resolve;
-use crate::algebra::{Expr, Geometry, Resolved};
+use crate::algebra::{Expr, Geometry, GeometryError, Resolved};
 use crate::tensor::header::METADATA as RESERVED;
 use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 
@@ -258,9 +258,16 @@ impl<'a> Ledger<'a> {
                     self.index.len()
                 )));
             }
-            let expr = resolve(expanded.expr).map_err(|source| Error::Shapes {
-                block: name.clone(),
-                source,
+            let expr = resolve(expanded.expr).map_err(|source| {
+                match (&source, wanted_conv(template, captures)) {
+                    (GeometryError::NoConv, Some(conv)) => {
+                        fail(format!("no conv of it is in the file; {conv} would be one"))
+                    }
+                    _ => Error::Shapes {
+                        block: name.clone(),
+                        source,
+                    },
+                }
             })?;
             if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
                 return Err(fail(format!(

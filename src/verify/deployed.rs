@@ -166,8 +166,18 @@ impl Values<Part> for &Slab {
     }
 }
 
-/// An index `[o, i, y, x]` in as many dimensions as the weight is stored in.
+/// An index `[o, i, y, x]` as the weight is stored: in as many dimensions, and of a transposed conv as `[in, out/groups, kh, kw]`
+/// with its taps turned.
 pub(super) fn stored_index(g: &Geometry, index: [usize; 4]) -> Vec<usize> {
+    let index = match g.transposed {
+        false => index,
+        true => {
+            let ([o, i, y, x], [kh, kw]) = (index, g.extent);
+            let width = (g.out / g.groups.max(1)).max(1);
+            let input = o / width * g.in_per_group() + i;
+            [input, o % width, kh - 1 - y, kw - 1 - x]
+        }
+    };
     match g.rank {
         0..=2 => index[..2].to_vec(),
         3 => vec![index[0], index[1], index[3]],

@@ -28,7 +28,7 @@ use crate::numbers;
 use crate::recipe::{Plan, What};
 use crate::tensor::{Checkpoint, Error as TensorError};
 
-use block::Check;
+use block::{Check, impulse_share};
 use copies::compare_copies;
 
 pub use bound::Allowance;
@@ -153,6 +153,7 @@ pub fn verify(
         .iter()
         .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
         .collect();
+    let share = impulse_share(convs.iter().map(|(_, fused)| *fused));
     let blocks = convs
         .par_iter()
         .map(|(block, fused)| {
@@ -161,6 +162,7 @@ pub fn verify(
                 deployed,
                 fused,
                 allowance,
+                share,
                 options,
             };
             check.run(&block.name)
