@@ -120,3 +120,48 @@ fn many_inputs_behind_a_norm() {
         assert!(!bench.accepts(&wrong), "{name}");
     }
 }
+
+/// The verdict says in which types the convs are stored, for what rounding allows depends on them.
+#[test]
+fn the_types_are_said_where_they_differ() {
+    let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
+    bench.fused(false);
+    let verify = |file: &str| {
+        bench
+            .place
+            .run(&format!("verify in.safetensors {file} --recipe own.json"))
+    };
+    assert!(!verify("out.safetensors").stdout.contains("types"));
+    let halves = "fuse in.safetensors half.safetensors --recipe own.json --dtype bf16 --quiet";
+    assert_eq!(bench.place.run(halves).all(), (Some(0), "", ""));
+    let ran = verify("half.safetensors");
+    assert!(
+        ran.stdout
+            .contains("\n  types       convs are bf16, trained as f32\n"),
+        "{}",
+        ran.stdout
+    );
+}
+
+/// A training form in the place of a deploy form is said to be one.
+#[test]
+fn a_training_form_is_no_deploy_form() {
+    let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
+    bench.fused(false);
+    let verify = |file: &str| {
+        bench
+            .place
+            .run(&format!("verify in.safetensors {file} --recipe own.json"))
+    };
+    assert_eq!(verify("out.safetensors").stderr, "");
+    let ran = verify("in.safetensors");
+    assert_eq!(
+        (ran.code(), &*ran.stderr),
+        (
+            Some(1),
+            "repfuse: `in.safetensors` is in training form, too; `fuse` makes a deploy form of it\n"
+        )
+    );
+}

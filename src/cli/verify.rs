@@ -1,5 +1,6 @@
 //! `repfuse verify IN [OUT]`.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
 use crate::numbers;
-use crate::tensor::plain;
+use crate::tensor::{Checkpoint, plain, quoted};
 use crate::units;
 use crate::verify::{self, Allowance, Deployed, Verdict};
 
@@ -133,6 +134,10 @@ struct Block<'a> {
     /// What it was fused from, in a line.
     expression: &'a str,
     accepted: bool,
+    /// The type of its weight in the deploy form.
+    dtype: Option<String>,
+    /// The type of the convs that it was fused from.
+    trained_dtype: Option<String>,
     /// The worst difference in units of the rounding bound.
     ratio: Option<f64>,
     /// The worst absolute difference.
@@ -213,6 +218,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                     expression: &b.expression,
                     accepted: b.accepted,
                     ratio: finite(b.ratio),
+                    trained_dtype: b.types.map(|[trained, _]| trained.to_string()),
+                    dtype: b.types.map(|[_, stored]| stored.to_string()),
                     absolute: finite(b.absolute),
                     relative: finite(b.relative),
                     snr_db: finite(b.snr_db),
@@ -261,6 +268,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
         text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
         text += &output::line("recipe", &plan.recipe);
+        if let Some(types) = other_types(&verdict) {
+            text += &output::line("types", &types);
+        }
         text += &select::eps_line(&plan, weight.as_ref()).unwrap_or_default();
         output::result(&text)?;
     }
@@ -270,7 +280,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(hint) = otherwise.filter(|_| !accepted) {
         output::note(&hint);
     }
+    let untouched = |file: &Checkpoint| {
+        verdict.blocks.iter().all(|b| b.failure.is_some()) && args.select.plan(file, None).is_ok()
+    };
+    if let Some(path) = args
+        .output
+        .as_ref()
+        .filter(|_| deployed.as_ref().is_some_and(untouched))
+    {
+        let path = quoted(&path.display().to_string());
+        output::note(&format!(
+            "repfuse: {path} is in training form, too; `fuse` makes a deploy form of it"
+        ));
+    }
     Ok(if accepted { Answer::Yes } else { Answer::No })
+}
+
+/// In which types convs are stored, where they are not those of the training form: what rounding allows depends on them.
+fn other_types(verdict: &Verdict) -> Option<String> {
+    let types = verdict.blocks.iter().filter_map(|b| b.types);
+    let other: BTreeSet<String> = types
+        .filter(|[trained, stored]| trained != stored)
+        .map(|[trained, stored]| format!("{stored}, trained as {trained}"))
+        .collect();
+    let other: Vec<String> = other.into_iter().collect();
+    (!other.is_empty()).then(|| format!("convs are {}", other.join("; convs are ")))
 }
 
 /// One line per fused conv.

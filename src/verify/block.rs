@@ -65,11 +65,19 @@ impl Check<'_> {
             snr_db: f64::NAN,
             at: None,
             impulses: [0, fused.geometry().in_per_group()],
-            failure: stored(self.fused, self.deployed).err(),
+            types: None,
+            failure: None,
             accepted: false,
         };
-        if verdict.failure.is_some() {
-            return Ok(verdict);
+        match stored(self.fused, self.deployed) {
+            Ok(stored) => {
+                let of_weight = stored.map_or(fused.dtype, |((_, float), _)| float);
+                verdict.types = Some([fused.dtype, of_weight]);
+            }
+            Err(failure) => {
+                verdict.failure = Some(failure);
+                return Ok(verdict);
+            }
         }
         let g = *fused.geometry();
         let composed = inner_cost(fused.expr.expr());

@@ -26,7 +26,7 @@ use rayon::prelude::*;
 
 use crate::numbers;
 use crate::recipe::{Plan, What};
-use crate::tensor::{Checkpoint, Error as TensorError};
+use crate::tensor::{Checkpoint, Error as TensorError, Float};
 
 use block::{Check, impulse_share};
 use copies::compare_copies;
@@ -108,6 +108,8 @@ pub struct BlockVerdict {
     pub at: Option<(String, Vec<usize>)>,
     /// Input channels of each group that an impulse was sent through, of how many.
     pub impulses: [usize; 2],
+    /// The types in which the training form's conv is and the deploy form's weight is stored.
+    pub types: Option<[Float; 2]>,
     /// What is wrong with its tensors, if they cannot be compared at all.
     pub failure: Option<String>,
     /// Whether it passes.
