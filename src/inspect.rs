@@ -63,7 +63,7 @@ pub fn inspect(
     let planned = match recipe {
         Some(recipe) => recipe::plan(index, recipe, options),
         None => recipe::detect_builtin(index, &recipes)
-            .and_then(|found| recipe::plan(index, found.recipe, options)),
+            .and_then(|found| recipe::plan(index, found, options)),
     };
     let deployed = recipe::deployed(&recipes, index).is_some()
         || checkpoint

@@ -12,7 +12,7 @@
 //! fn deploy(from: &Path, to: &Path) -> Result<bool, Box<dyn Error>> {
 //!     let train = Checkpoint::open(from)?;
 //!     let recipes = recipe::builtin()?;
-//!     let family = recipe::detect(train.tensors(), &recipes)?.recipe;
+//!     let family = recipe::detect(train.tensors(), &recipes)?;
 //!     let plan = recipe::plan(train.tensors(), family, &recipe::Options::default())?;
 //!     let go_on = |_bytes| ControlFlow::Continue(());
 //!     fuse::fuse(&train, &plan, to, &fuse::Options::default(), &go_on)?.finish()?;
@@ -53,6 +53,7 @@ pub mod inspect;
 pub mod maps;
 pub mod network;
 pub mod numbers;
+pub mod random;
 pub mod recipe;
 pub mod report;
 pub mod run;

@@ -2,8 +2,8 @@
 
 // What `crate::` means inside `cli` is this list, so nothing that is not public can be used there.
 use repfuse::{
-    consistency, cost, describe, engine, fuse, inspect, maps, network, numbers, recipe, report,
-    tensor, units, verify,
+    consistency, cost, describe, engine, fuse, inspect, maps, network, numbers, random, recipe,
+    report, tensor, units, verify,
 };
 
 mod cli;

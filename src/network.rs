@@ -38,7 +38,8 @@ pub struct Outputs {
     pub trained_features: Array2<f64>,
     /// Its logits, `[images, classes]`.
     pub trained: Array2<f64>,
-    /// The logits of the deploy form, `[images, classes]`.
+    /// The logits with the convs of the deploy form, `[images, classes]`. Everything else is copied, and comes from the training
+    /// form; `verify` checks the copies.
     pub deployed: Array2<f64>,
 }
 

@@ -72,7 +72,7 @@ pub enum Error {
 /// Pads maps on all sides.
 ///
 /// # Errors
-/// When the mode cannot fill so wide a border: a reflection must be narrower than the map, a circle no wider.
+/// When the mode cannot fill so wide a border: a reflected border must be narrower than the map, a circular one no wider.
 pub fn pad<F: Element>(x: ArrayView4<'_, F>, placement: &Placement) -> Result<Array4<F>, Error> {
     let (maps, channels, h, w) = x.dim();
     let [rows, columns] = [(h, 0), (w, 1)]

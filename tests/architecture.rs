@@ -1,6 +1,6 @@
 //! The one-way order of the modules, read from the `crate::` paths in `src`.
 //!
-//! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify, inspect → run, network → cost → report → cli → main`
+//! `algebra ⟂ tensor ⟂ engine → recipe → values, numbers → fuse → verify → run, network → cost → inspect, report → cli → main`
 
 mod support;
 
@@ -15,7 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("algebra", &[]),
     ("tensor", &[]),
     ("engine", &[]),
-    ("consistency", &[]),
+    ("random", &[]),
+    ("consistency", &["random"]),
     ("units", &[]),
     ("describe", &["algebra"]),
     ("recipe", &["algebra", "tensor"]),
@@ -28,12 +29,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "verify",
         &[
-            "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse",
+            "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse", "random",
         ],
-    ),
-    (
-        "inspect",
-        &["algebra", "tensor", "recipe", "describe", "fuse", "cost"],
     ),
     ("run", &["algebra", "tensor", "engine"]),
     (
@@ -51,6 +48,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("cost", &["algebra", "tensor", "recipe", "network"]),
     (
+        "inspect",
+        &["algebra", "tensor", "recipe", "describe", "fuse", "cost"],
+    ),
+    (
         "report",
         &[
             "algebra", "tensor", "recipe", "values", "numbers", "describe", "units", "fuse",
@@ -63,6 +64,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "algebra",
             "tensor",
             "engine",
+            "random",
             "consistency",
             "recipe",
             "values",
@@ -135,6 +137,11 @@ fn modules_use_only_what_lies_below_them() {
         let (_, allowed) = MAY_USE.iter().find(|(name, _)| *name == module).unwrap_or_else(|| {
             panic!("`{module}` has no place in the order; give it one in this test and in ARCHITECTURE.md")
         });
+        assert!(
+            !text.contains("crate::{"),
+            "{}: one `use` for each module",
+            path.display()
+        );
         for other in used(&text) {
             assert!(
                 other == module || allowed.contains(&other.as_str()),
@@ -143,6 +150,11 @@ fn modules_use_only_what_lies_below_them() {
             );
         }
         checked.insert(module);
+    }
+    for (i, (module, allowed)) in MAY_USE.iter().enumerate() {
+        let above: Vec<&str> = MAY_USE[..i].iter().map(|(name, _)| *name).collect();
+        let later = allowed.iter().find(|other| !above.contains(other));
+        assert_eq!(later, None, "`{module}` stands before what it uses");
     }
     assert_eq!(
         checked.len(),

@@ -220,12 +220,7 @@ fn verification_can_be_stopped() {
 fn plan(checkpoint: &Checkpoint) -> recipe::Plan {
     let recipes = recipe::builtin().expect("recipes");
     let found = recipe::detect(checkpoint.tensors(), &recipes).expect("a family");
-    recipe::plan(
-        checkpoint.tensors(),
-        found.recipe,
-        &recipe::Options::default(),
-    )
-    .expect("a plan")
+    recipe::plan(checkpoint.tensors(), found, &recipe::Options::default()).expect("a plan")
 }
 
 // A full disk

@@ -91,7 +91,7 @@ impl Problem {
 
 /// Integers, so that every sum is exact and results can be compared for equality.
 fn values(count: usize, seed: u64) -> Vec<f64> {
-    let mut random = repfuse::consistency::SplitMix64::new(seed);
+    let mut random = repfuse::random::SplitMix64::new(seed);
     (0..count)
         .map(|_| (random.next_unit() * 17.0).floor() - 8.0)
         .collect()

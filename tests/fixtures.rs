@@ -107,10 +107,10 @@ fn plan_of(case: &Case, checkpoint: &Checkpoint) -> Result<Plan, String> {
         .find(|r| r.name == case.recipe)
         .ok_or("there is no such recipe")?;
     let chosen = match (case.detect, recipe::detect(checkpoint.tensors(), &recipes)) {
-        (true, Ok(found)) if found.recipe.name == case.recipe => found.recipe,
-        (true, Ok(found)) => return Err(format!("detected as `{}`", found.recipe.name)),
+        (true, Ok(found)) if found.name == case.recipe => found,
+        (true, Ok(found)) => return Err(format!("detected as `{}`", found.name)),
         (true, Err(e)) => return Err(format!("not detected: {e}")),
-        (false, Ok(found)) if found.recipe.name == case.recipe => {
+        (false, Ok(found)) if found.name == case.recipe => {
             return Err("detected, but marked otherwise".to_owned());
         }
         (false, _) => by_name,
@@ -260,7 +260,7 @@ fn look_alikes_are_left_alone() {
         .filter_map(|(path, _)| {
             let file = Checkpoint::open(path.with_extension("safetensors")).expect("a checkpoint");
             let found = recipe::detect(file.tensors(), &recipes).ok()?;
-            Some(format!("{} as `{}`", path.display(), found.recipe.name))
+            Some(format!("{} as `{}`", path.display(), found.name))
         })
         .collect();
     assert!(fused.is_empty(), "detected: {fused:?}");
@@ -284,17 +284,15 @@ fn nothing_is_folded_twice() {
             let Ok(found) = recipe::detect(deploy.tensors(), &recipes) else {
                 continue;
             };
-            let again = recipe::plan(deploy.tensors(), found.recipe, &Options::default())
+            let again = recipe::plan(deploy.tensors(), found, &Options::default())
                 .map_err(|e| e.to_string());
             let same = again
                 .and_then(|plan| fused(&deploy, &plan))
                 .and_then(|twice| compare(&case, &twice, &deploy));
-            failed.extend(same.err().map(|e| {
-                format!(
-                    "{}, {whose} file as `{}`: {e}",
-                    case.name, found.recipe.name
-                )
-            }));
+            failed.extend(
+                same.err()
+                    .map(|e| format!("{}, {whose} file as `{}`: {e}", case.name, found.name)),
+            );
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));

@@ -636,7 +636,6 @@ fn files_that_several_recipes_fit() {
     assert_eq!(
         recipe::detect(checkpoint.tensors(), &recipes[..1])
             .expect("one")
-            .recipe
             .name,
         "own"
     );

@@ -8,9 +8,9 @@ use repfuse::recipe::{self, Recipe};
 use repfuse::tensor::Checkpoint;
 use support::file::files_below;
 
-fn outcome(found: Result<recipe::Detected<'_>, recipe::Error>) -> Result<String, String> {
+fn outcome(found: Result<&Recipe, recipe::Error>) -> Result<String, String> {
     found
-        .map(|found| found.recipe.name.clone())
+        .map(|found| found.name.clone())
         .map_err(|e| e.to_string())
 }
 

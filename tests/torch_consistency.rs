@@ -5,9 +5,10 @@
 
 use ndarray::{Array2, Axis, array};
 use repfuse::consistency::{
-    SplitMix64, bidirectional_kl, cross_entropy, dropout, dropout_kl, dropout_mask, kl_divergence,
-    log_softmax, r_drop_loss,
+    bidirectional_kl, cross_entropy, dropout, dropout_kl, dropout_mask, kl_divergence, log_softmax,
+    r_drop_loss,
 };
+use repfuse::random::SplitMix64;
 use safetensors::SafeTensors;
 
 static FIXTURE: &[u8] = include_bytes!("../fixtures/torch_consistency.safetensors");

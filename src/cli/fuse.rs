@@ -15,10 +15,11 @@ use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::cost;
+use crate::fuse;
 use crate::numbers::{self, EpsWeight};
 use crate::recipe::{Plan, What};
 use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
-use crate::{fuse, verify};
+use crate::verify;
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
 #[derive(Debug, clap::Args)]

@@ -57,7 +57,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether whoever asks reads JSON.
+    /// Whether the result is to be JSON.
     fn json(&self) -> bool {
         match self {
             Command::Fuse(args) => args.json,

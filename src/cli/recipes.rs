@@ -49,7 +49,7 @@ enum Command {
 }
 
 impl Args {
-    /// Whether whoever asks reads JSON.
+    /// Whether the result is to be JSON.
     pub(super) fn json(&self) -> bool {
         match &self.command {
             Some(Command::Check { json, .. }) => *json,

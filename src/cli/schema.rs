@@ -36,7 +36,8 @@ pub(super) struct Failure<'a> {
     /// This schema and its version.
     #[schemars(extend("const" = "repfuse.error/1"))]
     schema: &'static str,
-    /// The exit status: 1 if there is nothing to fuse, 2 if it could not run, 130 if it was interrupted.
+    /// The exit status: 1 if there is nothing to fuse, 2 if it could not run. (An interrupted command ends by
+    /// its signal, and prints none.)
     exit_status: u8,
     /// What is wrong, and its causes behind it.
     error: String,

@@ -50,8 +50,8 @@ impl Select {
             None => {
                 let near = recipe::builtin_near(checkpoint.tensors())?;
                 let detected = recipe::detect_builtin(checkpoint.tensors(), &near)?;
-                let planned = recipe::plan(checkpoint.tensors(), detected.recipe, &options);
-                planned.map_err(|e| detected_as(&detected.recipe.name, e))?
+                let planned = recipe::plan(checkpoint.tensors(), detected, &options);
+                planned.map_err(|e| detected_as(&detected.name, e))?
             }
         };
         Ok(plan)

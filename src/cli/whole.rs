@@ -8,10 +8,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::output::{self, Cut, plural};
-use crate::consistency::{SplitMix64, bidirectional_kl, dropout_kl};
+use crate::consistency::{bidirectional_kl, dropout_kl};
 use crate::engine::PaddingMode;
 use crate::maps::{self, MapVerdict, Padding, verify_maps};
 use crate::network::{Outputs, sequential};
+use crate::random::SplitMix64;
 use crate::recipe::Plan;
 use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
 use crate::verify::Deployed;

@@ -17,20 +17,13 @@ pub(super) struct Start<'a> {
     pub(super) captures: Captures,
 }
 
-/// The recipe that a file is of.
-#[derive(Debug)]
-pub struct Detected<'a> {
-    /// The recipe.
-    pub recipe: &'a Recipe,
-}
-
 /// Finds the one recipe whose blocks are in the file.
 ///
 /// A recipe whose `when` holds fits better than one that asks for no evidence.
 ///
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
-pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, Error> {
+pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<&'a Recipe, Error> {
     let segments = Segments::of(index);
     let allowed = |pattern: &Pattern| segments.allow(pattern);
     let possible = |recipe: &&Recipe| {
@@ -46,7 +39,7 @@ pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Detected<'a>, 
         fits.retain(|recipe| !recipe.when.is_empty());
     }
     match fits[..] {
-        [recipe] => Ok(Detected { recipe }),
+        [recipe] => Ok(recipe),
         [] => Err(nothing(index, recipes)),
         _ => Err(Error::Ambiguous {
             recipes: fits.iter().map(|r| r.name.clone()).collect(),

@@ -19,7 +19,7 @@ mod select;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use error::Error;
-pub use find::{Detected, deployed, detect, found_in};
+pub use find::{deployed, detect, found_in};
 pub use idle::idle;
 pub use model::{Network, Recipe};
 pub use parse::recipe as parse;

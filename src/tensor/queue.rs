@@ -31,7 +31,7 @@ struct State {
 }
 
 impl<'a> WriteQueue<'a> {
-    /// A queue of which nothing waits.
+    /// An empty queue.
     pub fn new(writer: &'a Writer) -> WriteQueue<'a> {
         WriteQueue {
             writer,

@@ -65,7 +65,7 @@ impl Scratch {
         self.file.set_len(len).map_err(|source| self.io(source))
     }
 
-    /// Where it is meanwhile.
+    /// The path of the scratch file.
     pub fn path(&self) -> &Path {
         &self.scratch
     }

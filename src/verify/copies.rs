@@ -53,7 +53,6 @@ pub(super) fn compare_copies(
             What::Weight(..) | What::Bias(..) => {}
         }
     }
-    // A counter of a batch norm that is gone does no harm, and some converters leave it behind.
     let leftovers = file
         .tensors()
         .keys()

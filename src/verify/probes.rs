@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::algebra::Geometry;
 use crate::algebra::forward::{Input, Maps, Reading};
+use crate::random::SplitMix64;
 
 /// How high spikes are, given the largest weight: so high that every bias vanishes beside the smallest weight, and not so high
 /// that the squares of what comes out go beyond the largest f64. A power of two, so that it rounds nothing.
@@ -16,21 +17,13 @@ pub(super) fn amplitude(largest: f64) -> f64 {
 pub(super) fn maps(g: &Geometry, random: usize, seed: u64) -> Input {
     let mut maps = Maps::zeros(g.inputs, 1 + random, g.extent);
     let area = g.extent[0] * g.extent[1];
-    let mut state = seed;
+    let mut numbers = SplitMix64::new(seed);
     for (i, x) in maps.data.iter_mut().enumerate() {
         if !(i / area).is_multiple_of(1 + random) {
-            *x = uniform(&mut state);
+            *x = 2.0 * numbers.next_unit() - 1.0;
         }
     }
     Input::Dense(maps)
-}
-
-/// A number from −1 to 1 (SplitMix64, Steele et al. 2014).
-fn uniform(state: &mut u64) -> f64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
 /// The same input as a reading sees it.
