@@ -8,7 +8,7 @@ use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
 use num_traits::{Float, NumCast};
 
 use crate::algebra::forward::{Reading, gate};
-use crate::algebra::geometry::{dilated, four_dims};
+use crate::algebra::geometry::{extent as extent_of, four_dims};
 use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
 use crate::tensor::Tensor;
@@ -357,25 +357,6 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
 pub fn number<F: Float>(x: f64) -> F {
     // Both element types hold every f64 approximately, so the cast cannot fail.
     <F as NumCast>::from(x).unwrap_or_else(F::nan)
-}
-
-fn extent_of(expr: &Expr<Tensor>) -> [usize; 2] {
-    match expr {
-        Expr::Conv(c) => {
-            let [_, _, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
-            dilated([kh, kw], c.dilation).unwrap_or([kh, kw])
-        }
-        Expr::Mean(k) => *k,
-        Expr::Seq(xs) => xs
-            .iter()
-            .map(extent_of)
-            .fold([1, 1], |a, b| [a[0] + b[0] - 1, a[1] + b[1] - 1]),
-        Expr::Sum(xs) => xs
-            .iter()
-            .map(extent_of)
-            .fold([1, 1], |a, b| [a[0].max(b[0]), a[1].max(b[1])]),
-        _ => [1, 1],
-    }
 }
 
 /// The maps without half of `surplus` on each side.

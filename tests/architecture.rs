@@ -30,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "verify",
         &[
             "algebra", "tensor", "recipe", "values", "numbers", "describe", "fuse", "random",
+            "units",
         ],
     ),
     ("run", &["algebra", "tensor", "engine"]),

@@ -9,6 +9,7 @@ use repfuse::tensor::header::{self, Entry, Header};
 use repfuse::tensor::write::Layout;
 use repfuse::tensor::{Checkpoint, Destination, Dtype, Output, Writer};
 use repfuse::values::Reader;
+use repfuse::verify::BlockVerdict;
 use support::Array;
 use support::file::{Place, bytes, checkpoint, ones, recipe};
 use support::forge::{File, Held};
@@ -745,4 +746,32 @@ fn reads_end_with_their_tensor() {
     let error = file.read_at(a, 4, &mut bytes).expect_err("half of `b`");
     let cause = std::error::Error::source(&error).expect("a cause");
     assert_eq!(cause.to_string(), "`a` ends before that");
+}
+
+// Verdicts
+
+#[test]
+fn why_a_conv_does_not_pass() {
+    let mut verdict = BlockVerdict {
+        name: "a".to_owned(),
+        module: "a.out".to_owned(),
+        expression: "3×3".to_owned(),
+        ratio: 2.5,
+        absolute: 0.5,
+        relative: 0.5,
+        snr_db: 3.0,
+        at: Some(("a.out.weight".to_owned(), vec![0, 1, 2, 0])),
+        impulses: [4, 4],
+        types: None,
+        failure: None,
+        accepted: false,
+    };
+    let said = "`a.out.weight` at [0, 1, 2, 0] is off by 2.50 times what rounding allows";
+    assert_eq!(verdict.why_not().as_deref(), Some(said));
+    verdict.at = None;
+    assert_eq!(verdict.why_not().as_deref(), Some("nothing was compared"));
+    verdict.failure = Some("`a.out.weight` is missing".to_owned());
+    assert_eq!(verdict.why_not(), verdict.failure);
+    verdict.accepted = true;
+    assert_eq!(verdict.why_not(), None);
 }

@@ -35,8 +35,7 @@ fn open(case: &str) -> (Checkpoint, Plan) {
         Checkpoint::open(fixture(&format!("{case}.safetensors"))).expect("a checkpoint");
     let recipes = recipe::builtin().expect("built-in recipes");
     let found = recipe::detect(checkpoint.tensors(), &recipes).expect("one recipe");
-    let plan =
-        recipe::plan(checkpoint.tensors(), found.recipe, &Options::default()).expect("a plan");
+    let plan = recipe::plan(checkpoint.tensors(), found, &Options::default()).expect("a plan");
     (checkpoint, plan)
 }
 

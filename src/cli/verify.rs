@@ -339,16 +339,8 @@ fn blocks(verdict: &Verdict) -> String {
 pub(super) fn failures(verdict: &Verdict) -> String {
     let mut lines = String::new();
     for b in verdict.blocks.iter().filter(|b| !b.accepted) {
-        let what = match (&b.failure, &b.at) {
-            (Some(failure), _) => failure.clone(),
-            (None, Some((tensor, index))) => format!(
-                "{} at {index:?} is off by {} times what rounding allows",
-                crate::tensor::quoted(tensor),
-                units::ratio(b.ratio)
-            ),
-            (None, None) => "nothing was compared".to_owned(),
-        };
-        lines += &format!("  {}: {what}\n", plain(&b.name));
+        let why = b.why_not().unwrap_or_default();
+        lines += &format!("  {}: {why}\n", plain(&b.name));
     }
     // What a block lacks has been said of the block.
     let said = |failure: &&String| {

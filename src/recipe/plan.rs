@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::error::Error;
-use super::expand::{Index, Looks, MOST_OPERATORS, expand, wanted_conv};
+use super::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
 use super::find::{Start, nothing, starts};
-use super::model::{BlockRule, Network, Recipe};
+use super::model::{BlockRule, Network, Recipe, Template};
 use super::near::owner;
 use super::pattern::{Captures, Pattern};
 use super::select::Select;
@@ -222,13 +222,6 @@ impl<'a> Ledger<'a> {
             block: name.clone(),
             message,
         };
-        let eps = |own: Option<f64>| {
-            self.options
-                .bn_eps
-                .or(own)
-                .or(self.recipe.eps)
-                .unwrap_or(f64::NAN)
-        };
         self.convs += rule.fuse.len();
         let most = CONVS_PER_TENSOR * self.index.len();
         if self.convs > most {
@@ -247,43 +240,10 @@ impl<'a> Ledger<'a> {
         }
         let (mut fused, mut consumed, mut assumes_identity) = (Vec::new(), Vec::new(), false);
         for (module, template) in &rule.fuse {
-            let expanded =
-                expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
-            self.operators += expanded.operators;
-            let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
-            if self.operators > most {
-                return Err(fail(format!(
-                    "with it the recipe makes {} operators of {} tensors; at most {most} are planned",
-                    self.operators,
-                    self.index.len()
-                )));
-            }
-            let expr = resolve(expanded.expr).map_err(|source| {
-                match (&source, wanted_conv(template, captures)) {
-                    (GeometryError::NoConv, Some(conv)) => {
-                        fail(format!("no conv of it is in the file; {conv} would be one"))
-                    }
-                    _ => Error::Shapes {
-                        block: name.clone(),
-                        source,
-                    },
-                }
-            })?;
-            if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
-                return Err(fail(format!(
-                    "{leaf} adds a constant, and the recipe says that the block has no `bias`"
-                )));
-            }
-            let stored = stored_type(expr.expr()).map_err(fail)?;
-            let dtype = self.options.dtype.unwrap_or(stored);
-            fused.push(Fused {
-                module: module.fill(captures).unwrap_or_default(),
-                expr,
-                bias: rule.bias,
-                dtype,
-            });
-            consumed.extend(expanded.claimed);
-            assumes_identity |= expanded.assumes_identity;
+            let (conv, claimed, assumes) = self.fused(module, template, start, &name)?;
+            fused.push(conv);
+            consumed.extend(claimed);
+            assumes_identity |= assumes;
         }
         for pattern in &rule.drop {
             consumed
@@ -337,6 +297,66 @@ impl<'a> Ledger<'a> {
             assumes_identity,
         });
         Ok(())
+    }
+
+    /// One output of a block, the tensors that it stands for, and whether it holds a bare identity.
+    fn fused(
+        &mut self,
+        module: &Pattern,
+        template: &Template,
+        start: &Start<'_>,
+        block: &str,
+    ) -> Result<(Fused, Vec<Tensor>, bool), Error> {
+        let Start { rule, captures, .. } = start;
+        let fail = |message: String| Error::Block {
+            block: block.to_owned(),
+            message,
+        };
+        let eps = |own: Option<f64>| {
+            self.options
+                .bn_eps
+                .or(own)
+                .or(self.recipe.eps)
+                .unwrap_or(f64::NAN)
+        };
+        let Expanded {
+            expr,
+            claimed,
+            assumes_identity,
+            operators,
+        } = expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
+        self.operators += operators;
+        let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
+        if self.operators > most {
+            return Err(fail(format!(
+                "with it the recipe makes {} operators of {} tensors; at most {most} are planned",
+                self.operators,
+                self.index.len()
+            )));
+        }
+        let expr =
+            resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
+                (GeometryError::NoConv, Some(conv)) => {
+                    fail(format!("no conv of it is in the file; {conv} would be one"))
+                }
+                _ => Error::Shapes {
+                    block: block.to_owned(),
+                    source,
+                },
+            })?;
+        if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
+            return Err(fail(format!(
+                "{leaf} adds a constant, and the recipe says that the block has no `bias`"
+            )));
+        }
+        let stored = stored_type(expr.expr()).map_err(fail)?;
+        let fused = Fused {
+            module: module.fill(captures).unwrap_or_default(),
+            expr,
+            bias: rule.bias,
+            dtype: self.options.dtype.unwrap_or(stored),
+        };
+        Ok((fused, claimed, assumes_identity))
     }
 
     /// The dotted path that the block's names share; the first output's module if that is empty or taken.

@@ -283,15 +283,6 @@ fn conv(fused: &Fused, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
         fused: maps.fused,
         accepted: verdict.accepted,
         ratio: verdict.ratio.is_finite().then_some(verdict.ratio),
-        failure: match (&verdict.failure, &verdict.at) {
-            _ if verdict.accepted => None,
-            (Some(failure), _) => Some(failure.clone()),
-            (None, Some((tensor, index))) => Some(format!(
-                "{} at {index:?} is off by {} times what rounding allows",
-                crate::tensor::quoted(tensor),
-                units::ratio(verdict.ratio)
-            )),
-            (None, None) => Some("nothing was compared".to_owned()),
-        },
+        failure: verdict.why_not(),
     }
 }

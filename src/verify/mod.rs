@@ -26,7 +26,8 @@ use rayon::prelude::*;
 
 use crate::numbers;
 use crate::recipe::{Plan, What};
-use crate::tensor::{Checkpoint, Error as TensorError, Float};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, quoted};
+use crate::units;
 
 use block::{Check, impulse_share};
 use copies::compare_copies;
@@ -114,6 +115,24 @@ pub struct BlockVerdict {
     pub failure: Option<String>,
     /// Whether it passes.
     pub accepted: bool,
+}
+
+impl BlockVerdict {
+    /// Why it does not pass, in a sentence.
+    pub fn why_not(&self) -> Option<String> {
+        if self.accepted {
+            return None;
+        }
+        Some(match (&self.failure, &self.at) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some((tensor, index))) => format!(
+                "{} at {index:?} is off by {} times what rounding allows",
+                quoted(tensor),
+                units::ratio(self.ratio)
+            ),
+            (None, None) => "nothing was compared".to_owned(),
+        })
+    }
 }
 
 impl Verdict {

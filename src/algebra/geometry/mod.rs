@@ -304,7 +304,8 @@ pub(crate) fn extent_of<T: Operand>(seq: &[Expr<T>]) -> [usize; 2] {
         .fold([1, 1], |a, b| [a[0] + b[0] - 1, a[1] + b[1] - 1])
 }
 
-fn extent<T: Operand>(expr: &Expr<T>) -> [usize; 2] {
+/// The extent of one operator, in a tree that is known to fit.
+pub(crate) fn extent<T: Operand>(expr: &Expr<T>) -> [usize; 2] {
     match expr {
         Expr::Conv(c) => {
             let [_, _, kh, kw] = dims(c);
