@@ -560,6 +560,14 @@ fn a_destination_that_is_no_file_is_refused_before_anything_is_read() {
     let expected =
         "repfuse: cannot open `none.safetensors`: No such file or directory (os error 2)\n";
     assert_eq!(ran.all(), (Some(2), "", expected));
+    // A link to a pipe that has no path.
+    checkpoint(1, 4).write(&place.path("in.safetensors"));
+    let ran = place
+        .shell("$REPFUSE fuse in.safetensors /dev/stdout | cat")
+        .output()
+        .expect("a shell");
+    let expected = "repfuse: `/dev/stdout` is a pipe; expected a regular file\n";
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), expected);
 }
 
 /// The user that owns nothing; the tests of permissions run as it where they are started by root, whom nothing stops.

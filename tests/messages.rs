@@ -768,6 +768,9 @@ fn why_a_conv_does_not_pass() {
     };
     let said = "`a.out.weight` at [0, 1, 2, 0] is off by 2.50 times what rounding allows";
     assert_eq!(verdict.why_not().as_deref(), Some(said));
+    verdict.ratio = f64::NAN;
+    let said = "`a.out.weight` at [0, 1, 2, 0] makes an output or a bound that is no number";
+    assert_eq!(verdict.why_not().as_deref(), Some(said));
     verdict.at = None;
     assert_eq!(verdict.why_not().as_deref(), Some("nothing was compared"));
     verdict.failure = Some("`a.out.weight` is missing".to_owned());

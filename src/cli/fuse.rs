@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
-    /// Verify after writing, and leave no OUT if that fails
+    /// Verify before OUT is replaced, and leave it as it was if that fails
     #[arg(long)]
     verify: bool,
     #[command(flatten)]

@@ -296,8 +296,10 @@ impl Expander<'_> {
                     None => None,
                 };
                 let dilation = [size(&dilation[0], captures)?, size(&dilation[1], captures)?];
+                // (A kernel without taps is no kernel; that is said elsewhere.)
                 if four_dims(weight.shape()).is_some_and(|[_, _, kh, kw]| {
-                    dilated([kh, kw], dilation).is_none_or(|e| e.iter().any(|n| *n > MAX_EXTENT))
+                    dilated([kh.max(1), kw.max(1)], dilation)
+                        .is_none_or(|e| e.iter().any(|n| *n > MAX_EXTENT))
                 }) {
                     return Err(format!(
                         "{weight} {:?} at dilation {dilation:?} covers more than {MAX_EXTENT} taps",

@@ -35,6 +35,10 @@ impl Destination {
         }
         match path.symlink_metadata() {
             Ok(found) if found.is_symlink() => {
+                // A link such as `/dev/stdout` can lead to a pipe, which has no path.
+                if let Ok(found) = path.metadata() {
+                    expect_regular(path, found.file_type())?;
+                }
                 let target = path.canonicalize().map_err(|e| match e.kind() {
                     std::io::ErrorKind::NotFound => Error::DanglingLink(path.to_owned()),
                     _ => io("follow", path)(e),

@@ -125,6 +125,10 @@ impl BlockVerdict {
         }
         Some(match (&self.failure, &self.at) {
             (Some(failure), _) => failure.clone(),
+            (None, Some((tensor, index))) if self.ratio.is_nan() => format!(
+                "{} at {index:?} makes an output or a bound that is no number",
+                quoted(tensor)
+            ),
             (None, Some((tensor, index))) => format!(
                 "{} at {index:?} is off by {} times what rounding allows",
                 quoted(tensor),
