@@ -77,8 +77,7 @@ pub(super) fn open(
     key: Option<&str>,
 ) -> Result<(Storages, Vec<Entry>), Error> {
     expect_stored(path)?;
-    let top =
-        PytorchReader::read_pickle_data(path, None).map_err(|e| wrong(path, e.to_string()))?;
+    let top = PytorchReader::read_pickle_data(path, None).map_err(|e| unread(path, &e))?;
     if name_bytes(&top, 0) > MAX_HEADER {
         let most = format!("the names in it are longer than {MAX_HEADER} bytes in all");
         return Err(wrong(path, most));
@@ -200,7 +199,13 @@ fn read(path: &Path, key: Option<&str>) -> Result<PytorchReader, Error> {
         Some(key) => PytorchReader::with_top_level_key(path, key),
         None => PytorchReader::new(path),
     };
-    opened.map_err(|e| wrong(path, e.to_string()))
+    opened.map_err(|e| unread(path, &e))
+}
+
+/// A pickle can hold what no reader but Python's own understands, beside the tensors.
+fn unread(path: &Path, why: &dyn std::error::Error) -> Error {
+    let remedy = "where PyTorch reads it, save its state dict alone";
+    wrong(path, format!("{why}; {remedy}"))
 }
 
 /// The key that wraps the state dict, if the file is a dict that has one.
