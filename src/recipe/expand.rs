@@ -170,7 +170,7 @@ impl Expander<'_> {
     }
 
     fn one(&mut self, template: &Template, captures: &Captures) -> Result<Expr<Tensor>, String> {
-        let mut terms = self.terms(template, captures, &[])?;
+        let mut terms = self.terms(template, captures)?;
         match (terms.pop(), terms.is_empty()) {
             (Some(term), true) => Ok(term),
             (None, _) => Err(format!(
@@ -186,7 +186,6 @@ impl Expander<'_> {
         &mut self,
         template: &Template,
         captures: &Captures,
-        beside: &[Expr<Tensor>],
     ) -> Result<Vec<Expr<Tensor>>, String> {
         self.operators += 1;
         if self.operators > MOST_OPERATORS {
@@ -195,22 +194,14 @@ impl Expander<'_> {
             ));
         }
         Ok(match template {
-            Template::Optional(x) if **x == Template::Identity => {
-                // Decided from the branches beside it: it is there where the block keeps its width.
-                let there = keeps_width(beside);
-                self.assumes_identity |= there;
-                if there {
-                    vec![Expr::Identity]
-                } else {
-                    Vec::new()
-                }
-            }
+            // `sum` decides it from the branches beside it; without any there is no width to keep.
+            Template::Optional(x) if **x == Template::Identity => Vec::new(),
             Template::Optional(x) if !self.any_there(x, captures)? => Vec::new(),
-            Template::Optional(x) => self.terms(x, captures, beside)?,
+            Template::Optional(x) => self.terms(x, captures)?,
             Template::Each(x) => {
                 let mut terms = Vec::new();
                 for captures in self.values(x, captures)? {
-                    terms.extend(self.terms(x, &captures, beside)?);
+                    terms.extend(self.terms(x, &captures)?);
                 }
                 terms
             }
@@ -221,13 +212,13 @@ impl Expander<'_> {
                         self.wanted(template, captures)
                     ));
                 }
-                mut terms if terms.len() == 1 => std::mem::take(&mut terms),
+                terms if terms.len() == 1 => terms,
                 terms => vec![Expr::Sum(terms)],
             },
             Template::Seq(xs) => {
                 let mut steps = Vec::new();
                 for x in xs {
-                    steps.extend(self.terms(x, captures, &[])?);
+                    steps.extend(self.terms(x, captures)?);
                 }
                 match steps.len() {
                     0 => {
@@ -249,8 +240,7 @@ impl Expander<'_> {
             |x: &Template| matches!(x, Template::Optional(inner) if **inner == Template::Identity);
         let mut terms = Vec::new();
         for x in xs.iter().filter(|x| !is_last(x)) {
-            let more = self.terms(x, captures, &terms)?;
-            terms.extend(more);
+            terms.extend(self.terms(x, captures)?);
         }
         // An optional identity looks at the other branches, wherever the recipe writes it.
         let identities = xs.iter().filter(|x| is_last(x)).count();
@@ -350,10 +340,13 @@ impl Expander<'_> {
                     Some(Some([_, _, kh, kw])) => Expr::Mean([kh.max(1), kw.max(1)]),
                 }
             }
-            // `terms` has dealt with everything else.
-            _ => {
+            Template::Identity => {
                 self.assumes_identity = true;
                 Expr::Identity
+            }
+            // `terms` takes these apart.
+            Template::Seq(_) | Template::Sum(_) | Template::Optional(_) | Template::Each(_) => {
+                self.one(template, captures)?
             }
         })
     }
