@@ -76,6 +76,19 @@ impl Bench {
         File::read(&self.path("out.safetensors"))
     }
 
+    /// What `verify` says of the one conv of a deploy form, after [`fuse`](Bench::fuse).
+    fn verdict(&self, deploy: &File) -> serde_json::Value {
+        deploy.write(&self.path("altered.safetensors"));
+        let output = repfuse()
+            .current_dir(self.directory.path())
+            .args(["verify", "in.safetensors", "altered.safetensors"])
+            .args(["--recipe", "own.json", "--json"])
+            .output()
+            .expect("the command runs");
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        found["blocks"][0].clone()
+    }
+
     fn refused(&self, recipe: &str) -> String {
         let output = self.run(recipe, "fuse", &[]);
         assert_eq!(
@@ -715,15 +728,7 @@ fn a_wrong_weight_of_a_transposed_conv_is_named() {
     let find = |edit: &dyn Fn(&mut [f32])| -> serde_json::Value {
         let mut wrong = fused.clone();
         wrong.at("a.up.weight").edit(edit);
-        wrong.write(&bench.path("altered.safetensors"));
-        let output = repfuse()
-            .current_dir(bench.directory.path())
-            .args(["verify", "in.safetensors", "altered.safetensors"])
-            .args(["--recipe", "own.json", "--json"])
-            .output()
-            .expect("the command runs");
-        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        found["blocks"][0]["index"].clone()
+        bench.verdict(&wrong)["index"].clone()
     };
     // `[3, 1, 0, 1]` of `[4, 3, 3, 2]`.
     let at = (3 * 3 + 1) * 6 + 1;
@@ -755,20 +760,9 @@ fn a_deploy_form_with_nan_has_no_difference_to_show() {
     bench.tensor("a.c.weight", &[4, 3, 3, 3]);
     let own = recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
     let mut fused = bench.fuse(&own);
-    let verified = |fused: &File| -> serde_json::Value {
-        fused.write(&bench.path("altered.safetensors"));
-        let output = repfuse()
-            .current_dir(bench.directory.path())
-            .args(["verify", "in.safetensors", "altered.safetensors"])
-            .args(["--recipe", "own.json", "--json"])
-            .output()
-            .expect("the command runs");
-        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        found["blocks"][0].clone()
-    };
-    assert!(verified(&fused)["absolute"].is_number());
+    assert!(bench.verdict(&fused)["absolute"].is_number());
     fused.at("a.out.weight").edit(|w| w[7] = f32::NAN);
-    let block = verified(&fused);
+    let block = bench.verdict(&fused);
     let mut training = bench.file.clone();
     training.at("a.c.weight").edit(|w| w[7] = f32::INFINITY);
     training.write(&bench.path("in.safetensors"));

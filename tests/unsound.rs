@@ -3,7 +3,7 @@
 mod support;
 
 use support::Random;
-use support::file::{Place, recipe};
+use support::file::{Place, Ran, recipe};
 use support::forge::{File, Held};
 
 struct Bench {
@@ -46,11 +46,14 @@ impl Bench {
         file
     }
 
+    fn verify(&self, deploy: &str) -> Ran {
+        self.place
+            .run(&format!("verify in.safetensors {deploy} --recipe own.json"))
+    }
+
     fn accepts(&self, file: &File) -> bool {
         file.write(&self.place.path("altered.safetensors"));
-        let ran = self
-            .place
-            .run("verify in.safetensors altered.safetensors --recipe own.json --quiet");
+        let ran = self.verify("altered.safetensors");
         assert_eq!(ran.stderr, "");
         ran.code() == Some(0)
     }
@@ -127,15 +130,10 @@ fn the_types_are_said_where_they_differ() {
     let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
     bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
     bench.fused(false);
-    let verify = |file: &str| {
-        bench
-            .place
-            .run(&format!("verify in.safetensors {file} --recipe own.json"))
-    };
-    assert!(!verify("out.safetensors").stdout.contains("types"));
+    assert!(!bench.verify("out.safetensors").stdout.contains("types"));
     let halves = "fuse in.safetensors half.safetensors --recipe own.json --dtype bf16 --quiet";
     assert_eq!(bench.place.run(halves).all(), (Some(0), "", ""));
-    let ran = verify("half.safetensors");
+    let ran = bench.verify("half.safetensors");
     assert!(
         ran.stdout
             .contains("\n  types       convs are bf16, trained as f32\n"),
@@ -150,13 +148,8 @@ fn a_training_form_is_no_deploy_form() {
     let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
     bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
     bench.fused(false);
-    let verify = |file: &str| {
-        bench
-            .place
-            .run(&format!("verify in.safetensors {file} --recipe own.json"))
-    };
-    assert_eq!(verify("out.safetensors").stderr, "");
-    let ran = verify("in.safetensors");
+    assert_eq!(bench.verify("out.safetensors").stderr, "");
+    let ran = bench.verify("in.safetensors");
     assert_eq!(
         (ran.code(), &*ran.stderr),
         (
