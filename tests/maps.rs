@@ -213,3 +213,40 @@ fn maps_are_held_to_the_bound_of_the_probes() {
     zeros.write(&place.path("zeros.safetensors"));
     assert_eq!(accepted("zeros.safetensors"), both(false, true));
 }
+
+/// The groups that a recipe declares hold on maps, too, where nothing else tells the width of a block.
+#[test]
+fn declared_groups_hold_on_maps() {
+    let place = Place::new();
+    let mut random = Random(7);
+    let mut file = File::default();
+    for (name, shape) in [
+        ("a.first.weight", [4, 4, 1, 1]),
+        ("a.dw.weight", [4, 1, 3, 3]),
+        ("a.dense.weight", [4, 4, 3, 3]),
+        ("a.plain.weight", [4, 4, 3, 3]),
+    ] {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| random.between(-1.0, 1.0) as f32)
+            .collect();
+        file.tensors
+            .insert(name.to_owned(), Held::f32(&shape, &values));
+    }
+    file.write(&place.path("in.safetensors"));
+    place.write(
+        "own.json",
+        recipe(
+            r#"{"at": "{p}.first.weight", "fuse": {"{p}.out": {"sum": [
+                {"seq": [{"conv": "{p}.first"}, {"sum": [{"conv": "{p}.dw", "groups": "depthwise"}, {"conv": "{p}.dense"}]}]},
+                {"conv": "{p}.plain"}]}}}"#,
+        ),
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    for (channels, code) in [(4, Some(0)), (8, Some(2))] {
+        let maps = maps(&directory, "a", channels, 6);
+        let verify = "verify in.safetensors --recipe own.json --quiet --input";
+        let ran = place.run(&format!("{verify} {}", maps.display()));
+        assert_eq!(ran.code(), code, "{}", ran.stderr);
+    }
+}

@@ -253,6 +253,34 @@ fn shapes_that_do_not_fit() {
             ]),
         ),
         (
+            // Over 2 channels or over 4: the narrower branch lies elsewhere in the whole.
+            sum([
+                seq([
+                    plain_conv("n1", &[4, 1, 1, 1]),
+                    Expr::Conv(Conv {
+                        groups: Some(4),
+                        ..conv("n2", &[12, 1, 1, 1])
+                    }),
+                ]),
+                plain_conv("n4", &[12, 2, 1, 1]),
+            ]),
+            "`n1` has shape [4, 1, 1, 1], and nothing in the block says how many groups it has; declare it with `\"groups\"` in the \
+             recipe",
+            sum([
+                seq([
+                    Expr::Conv(Conv {
+                        groups: Some(4),
+                        ..conv("n1", &[4, 1, 1, 1])
+                    }),
+                    Expr::Conv(Conv {
+                        groups: Some(4),
+                        ..conv("n2", &[12, 1, 1, 1])
+                    }),
+                ]),
+                plain_conv("n4", &[12, 2, 1, 1]),
+            ]),
+        ),
+        (
             norm(4),
             "a block needs at least one conv; this one has none",
             seq([norm(4), c()]),

@@ -199,6 +199,29 @@ fn a_kernel_that_all_channels_share() {
         assert_eq!(*got, (f64::from(full[i]) + product) as f32, "{i}");
     }
     assert_eq!(got, before.tensors["a.conv.weight"].values());
+    // Beside a dense conv it is narrower, and behind it a norm tells its width.
+    bench.tensor("a.square.weight", &[4, 4, 3, 3]);
+    let beside = recipe(
+        r#"{"at": "{p}.square.weight", "bias": false, "fuse": {"{p}.conv": {"sum": [
+            {"conv": "{p}.square"}, {"conv": {"weight": "{p}.blur"}, "axes": "hw"}]}}}"#,
+    );
+    let beside = bench.fuse(&beside);
+    let square = bench.file.tensors["a.square.weight"].values();
+    for (i, got) in beside.tensors["a.conv.weight"].values().iter().enumerate() {
+        let own = if i / 9 / 4 == i / 9 % 4 {
+            blur[i % 9]
+        } else {
+            0.0
+        };
+        assert_eq!(*got, (f64::from(square[i]) + f64::from(own)) as f32, "{i}");
+    }
+    bench.norm("a.n", 5);
+    let normed = recipe(
+        r#"{"at": "{p}.blur", "fuse": {"{p}.conv": {"seq": [
+            {"sum": [{"conv": {"weight": "{p}.blur"}, "axes": "hw"}, "identity"]}, {"bn": "{p}.n"}]}}}"#,
+    );
+    let normed = bench.fuse(&normed);
+    assert_eq!(normed.tensors["a.conv.weight"].shape, [5, 1, 3, 3]);
     // Alone it does not say how many channels there are.
     let alone = recipe(
         r#"{"at": "{p}.blur", "fuse": {"{p}.conv": {"conv": {"weight": "{p}.blur"}, "axes": "hw"}}}"#,

@@ -158,3 +158,22 @@ fn a_training_form_is_no_deploy_form() {
         )
     );
 }
+
+/// A gate that is all but closed keeps the digits of what it lets through.
+#[test]
+fn closed_gates() {
+    for gate in [-20.0, -40.0, -80.0, 80.0] {
+        let mut bench = Bench::new(
+            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.c"}, {"scale": {"tensor": "{p}.g", "sigmoid": true}}]}}}"#,
+        );
+        bench.tensor("a.c.weight", &[4, 4, 3, 3], 0.5, 1.0);
+        bench.tensor("a.g", &[4], gate, gate + 0.1);
+        let right = bench.fused(false);
+        assert!(bench.accepts(&right), "{gate}");
+        for factor in [0.0, 1.0 + 1.2e-5] {
+            let mut wrong = right.clone();
+            wrong.at("a.out.weight").edit(|w| w[9] *= factor);
+            assert!(!bench.accepts(&wrong), "{gate} times {factor}");
+        }
+    }
+}

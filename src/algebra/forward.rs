@@ -332,7 +332,8 @@ impl<V> Run<'_, V> {
     }
 }
 
-/// What the channels `rows` are multiplied by. A sigmoid is written as `(1 + tanh(x/2)) / 2`.
+/// What the channels `rows` are multiplied by. A sigmoid is taken from the side where its exponential is small, so that a gate that
+/// is all but closed keeps its digits.
 pub(crate) fn gate<T: Operand, V: Values<T>>(
     vector: &Vector<T>,
     rows: &Range<usize>,
@@ -346,9 +347,13 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
         ]),
         _ => values.vector(&vector.tensor, start + rows.start, rows.len()),
     };
-    let squashed = |x: f64| match x.is_finite() {
-        true => (1.0 + (x / 2.0).tanh()) / 2.0,
-        false => f64::NAN,
+    let squashed = |x: f64| {
+        let e = (-x.abs()).exp();
+        match x.is_finite() {
+            true if x < 0.0 => e / (1.0 + e),
+            true => 1.0 / (1.0 + e),
+            false => f64::NAN,
+        }
     };
     Ok(match vector.sigmoid {
         true => read?.into_iter().map(squashed).collect(),

@@ -129,8 +129,8 @@ impl Fused {
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
     let select = Select::new(&options.only, &options.skip)?;
-    let mut ledger = Ledger::new(index, recipe, options);
     let looks = Looks::default();
+    let mut ledger = Ledger::new(index, recipe, options, &looks);
     for start in starts(recipe, index, &looks) {
         let name = start.anchor.name();
         if !ledger.taken.contains_key(name)
@@ -177,7 +177,7 @@ struct Ledger<'a> {
     /// The operators that they are fused from.
     operators: usize,
     /// The names that were tried for them.
-    looked_at: Looks,
+    looked_at: &'a Looks,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
     /// What blocks use and leave where it is.
@@ -197,7 +197,12 @@ enum Fate {
 }
 
 impl<'a> Ledger<'a> {
-    fn new(index: &'a Index, recipe: &'a Recipe, options: &'a Options) -> Ledger<'a> {
+    fn new(
+        index: &'a Index,
+        recipe: &'a Recipe,
+        options: &'a Options,
+        looked_at: &'a Looks,
+    ) -> Ledger<'a> {
         Ledger {
             index,
             recipe,
@@ -207,7 +212,7 @@ impl<'a> Ledger<'a> {
             blocks: Vec::new(),
             convs: 0,
             operators: 0,
-            looked_at: Looks::default(),
+            looked_at,
             skipped: Vec::new(),
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
@@ -324,7 +329,7 @@ impl<'a> Ledger<'a> {
             claimed,
             assumes_identity,
             operators,
-        } = expand(template, captures, self.index, &eps, &self.looked_at).map_err(fail)?;
+        } = expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
         self.operators += operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {

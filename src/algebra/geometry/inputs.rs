@@ -68,6 +68,12 @@ pub(super) fn name_source<T: Operand>(error: GeometryError, expr: &Expr<T>) -> G
 fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
     match expr {
         Expr::Conv(c) if c.transposed => Some((*c.weight.shape().first()?, &c.weight)),
+        Expr::Conv(Conv {
+            shared: true,
+            groups: None,
+            bias,
+            ..
+        }) => bias.as_ref().map(|b| (b.len(), b)),
         Expr::Conv(c) => Some((dims(c)[1].checked_mul(c.groups?)?, &c.weight)),
         Expr::Bn(b) => Some((b.var.len(), &b.var)),
         Expr::Scale(Factor::Tensor(v)) if v.len() > 1 => Some((v.len(), &v.tensor)),
@@ -78,7 +84,7 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
         Expr::Seq(xs) => xs
             .iter()
             .map(|x| (told_inputs(x), x))
-            .find(|(told, x)| told.is_some() || x.mixes_channels())
+            .find(|(told, x)| told.is_some() || !x.convs().iter().all(|c| c.shared))
             .and_then(|(told, _)| told),
     }
 }
@@ -185,7 +191,7 @@ struct Steps {
     channels: usize,
 }
 
-/// The steps of every part of the tree that has a conv behind it. Where each channel sees its whole group there are none, and
+/// The steps of every part of the tree that has a conv behind it or a wider branch beside it. Where each channel sees its whole group there are none, and
 /// any number of groups gives the same kernel; otherwise only those with the same steps do.
 fn inner_steps<T: Operand>(
     expr: &Expr<T>,
@@ -193,7 +199,20 @@ fn inner_steps<T: Operand>(
     found: &mut Vec<Steps>,
 ) -> Result<(), GeometryError> {
     match expr {
-        Expr::Sum(xs) => xs.iter().try_for_each(|x| inner_steps(x, inputs, found)),
+        Expr::Sum(xs) => {
+            // A branch that is narrower than the widest lies in steps over its group, too.
+            let whole = walk(expr, inputs)?;
+            for x in xs {
+                inner_steps(x, inputs, found)?;
+                let branch = walk(x, inputs)?;
+                let parts = branch.groups / whole.groups.max(1);
+                if parts > 1 {
+                    let channels = branch.out / branch.groups;
+                    found.push(Steps { parts, channels });
+                }
+            }
+            Ok(())
+        }
         Expr::Seq(xs) => {
             let mut before = Op::channelwise(inputs, [1, 1]);
             for x in xs {

@@ -42,6 +42,8 @@ pub struct Geometry {
 pub struct Resolved<T> {
     expr: Expr<T>,
     geometry: Geometry,
+    /// Where the groups are a guess: the expression with those that the recipe declares, and no others.
+    declared: Option<Expr<T>>,
 }
 
 impl<T> Resolved<T> {
@@ -63,18 +65,25 @@ impl<T: Operand> Resolved<T> {
     /// # Errors
     /// When the block says otherwise, or its convs do not take that many channels.
     pub fn for_inputs(&self, inputs: usize) -> Result<Resolved<T>, GeometryError> {
-        let expr = match self.geometry.groups_known {
-            true => self.expr.clone(),
-            false => with_groups(without_groups(self.expr.clone()), inputs)?,
+        let expr = match &self.declared {
+            Some(declared) if inputs != self.geometry.inputs => {
+                with_groups(declared.clone(), inputs)?
+            }
+            _ => self.expr.clone(),
         };
-        let op = walk(&expr, inputs)?;
+        // With their groups filled in, all convs would pass for declared, and any width for meant.
+        let op = walk(self.declared.as_ref().unwrap_or(&expr), inputs)?;
         let geometry = Geometry {
             inputs,
             groups: op.groups,
             groups_known: true,
             ..self.geometry
         };
-        Ok(Resolved { expr, geometry })
+        Ok(Resolved {
+            expr,
+            geometry,
+            declared: None,
+        })
     }
 }
 
@@ -147,8 +156,13 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
         transposed: first.transposed,
     };
     size::check(&expr, inputs)?;
+    let declared = (!groups_known).then(|| expr.clone());
     let expr = with_groups(expr, inputs)?;
-    Ok(Resolved { expr, geometry })
+    Ok(Resolved {
+        expr,
+        geometry,
+        declared,
+    })
 }
 
 /// More convs one behind another than this are folded by nobody, and each is folded into all that stand before it.
@@ -238,15 +252,6 @@ fn with_groups<T: Operand>(expr: Expr<T>, inputs: usize) -> Result<Expr<T>, Geom
         ),
         leaf => leaf,
     })
-}
-
-fn without_groups<T>(expr: Expr<T>) -> Expr<T> {
-    match expr {
-        Expr::Conv(c) => Expr::Conv(Conv { groups: None, ..c }),
-        Expr::Seq(xs) => Expr::Seq(xs.into_iter().map(without_groups).collect()),
-        Expr::Sum(xs) => Expr::Sum(xs.into_iter().map(without_groups).collect()),
-        leaf => leaf,
-    }
 }
 
 /// Whether a bare identity could stand beside these branches: they keep the number of channels.

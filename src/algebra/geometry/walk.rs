@@ -77,8 +77,8 @@ pub(super) fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op,
     let (out, groups, in_per_group) = if conv.shared {
         (inputs, inputs, 1)
     } else if conv.transposed {
-        // `[in, out/groups]`: a bias or a norm behind the conv tells the groups; until then it is
-        // dense, and a vector of another length is reported as such.
+        // `[in, out/groups]`: the recipe or a bias tells the groups. Without either it is dense, and a norm of another length is
+        // reported as such.
         if first != inputs {
             return Err(E::TransposedInputs {
                 leaf,
@@ -137,7 +137,7 @@ pub(super) fn walk_conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Op,
         in_per_group,
         extent,
         channelwise: false,
-        declared: conv.groups.is_some(),
+        declared: conv.groups.is_some() || conv.shared,
     })
 }
 
