@@ -101,6 +101,19 @@ fn shapes_that_do_not_fit() {
             plain_conv("pw", &[4, 24, 1, 1]),
         ])
     };
+    let nested = |groups| {
+        seq([
+            Expr::Conv(Conv {
+                groups,
+                ..conv("n1", &[9, 1])
+            }),
+            Expr::Conv(Conv {
+                groups: Some(3),
+                ..conv("n2", &[3, 3])
+            }),
+            plain_conv("n3", &[3, 1]),
+        ])
+    };
     let cases = [
         (
             plain_conv("c", &[4]),
@@ -279,6 +292,12 @@ fn shapes_that_do_not_fit() {
                 ]),
                 plain_conv("n4", &[12, 2, 1, 1]),
             ]),
+        ),
+        (
+            // Over 3 channels or over 9: as many steps, of other parts.
+            sum([nested(None), plain_conv("n4", &[3, 3])]),
+            "`n1` has shape [9, 1], and nothing in the block says how many groups it has; declare it with `\"groups\"` in the recipe",
+            sum([nested(Some(9)), plain_conv("n4", &[3, 3])]),
         ),
         (
             norm(4),

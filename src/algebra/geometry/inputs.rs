@@ -157,7 +157,7 @@ pub(super) fn any_inputs<T: Operand>(
     if first.shared {
         return ambiguous();
     }
-    let mut found: Option<(usize, Op, Vec<Steps>)> = None;
+    let mut found: Option<(usize, Op, Vec<Option<Steps>>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
             continue;
@@ -191,12 +191,21 @@ struct Steps {
     channels: usize,
 }
 
-/// The steps of every part of the tree that has a conv behind it or a wider branch beside it. Where each channel sees its whole group there are none, and
-/// any number of groups gives the same kernel; otherwise only those with the same steps do.
+/// The steps of `out` channels in so many groups; none where each channel sees the whole of its group.
+fn steps(out: usize, groups: usize, of_whole: usize) -> Option<Steps> {
+    let parts = groups / of_whole.max(1);
+    (parts > 1).then(|| Steps {
+        parts,
+        channels: out / groups,
+    })
+}
+
+/// The steps of every part of the tree that has a conv behind it or a branch beside it, in the order of the tree. Widths of the
+/// input that agree in all of them give the same kernel.
 fn inner_steps<T: Operand>(
     expr: &Expr<T>,
     inputs: usize,
-    found: &mut Vec<Steps>,
+    found: &mut Vec<Option<Steps>>,
 ) -> Result<(), GeometryError> {
     match expr {
         Expr::Sum(xs) => {
@@ -205,31 +214,22 @@ fn inner_steps<T: Operand>(
             for x in xs {
                 inner_steps(x, inputs, found)?;
                 let branch = walk(x, inputs)?;
-                let parts = branch.groups / whole.groups.max(1);
-                if parts > 1 {
-                    let channels = branch.out / branch.groups;
-                    found.push(Steps { parts, channels });
-                }
+                found.push(steps(branch.out, branch.groups, whole.groups));
             }
-            Ok(())
         }
         Expr::Seq(xs) => {
             let mut before = Op::channelwise(inputs, [1, 1]);
             for x in xs {
                 inner_steps(x, before.out, found)?;
                 let then = walk(x, before.out)?;
-                let (groups, out, inner) = (before.groups, before.out, !before.channelwise);
+                let inner = (!before.channelwise).then_some((before.out, before.groups));
                 before = compose(inputs, before, then).ok_or(E::TooLarge)?;
-                let parts = groups / before.groups.max(1);
-                if inner && parts > 1 {
-                    let channels = out / groups;
-                    found.push(Steps { parts, channels });
-                }
+                found.push(inner.and_then(|(out, groups)| steps(out, groups, before.groups)));
             }
-            Ok(())
         }
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(())
 }
 
 fn divisors(n: usize) -> impl Iterator<Item = usize> {
