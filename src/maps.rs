@@ -160,35 +160,31 @@ fn one(
     let padded = pad(maps, &placement).map_err(failed)?;
     let block = fused.expr.for_inputs(padded.dim().1);
     let block = block.map_err(|e| failed(e.into()))?;
-    let sizes = padded.mapv(f64::abs);
-    let squares = padded.mapv(|x| x * x);
     let mut reader = Reader::new(checkpoint, 1 << 20);
-    let mut trained = |part: &_, reading| {
-        let x = match reading {
-            Reading::Value => &padded,
-            Reading::Magnitude => &sizes,
-            Reading::Energy => &squares,
-        };
-        let x = x.view();
-        run_part(&block, part, x, placement.stride, reading, &mut reader).map_err(failed)
-    };
-    let stored = |x: &Array4<f64>, reading| {
-        deployed_conv(
-            checkpoint,
-            fused,
-            deployed,
+    let mut trained = |part: &_, reading: Reading| {
+        let x = padded.mapv(|x| reading.of(x));
+        run_part(
+            &block,
+            part,
             x.view(),
             placement.stride,
             reading,
+            &mut reader,
         )
+        .map_err(failed)
+    };
+    let rows = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
+    let stored = |reading: Reading| {
+        let x = padded.mapv(|x| reading.of(x));
+        deployed_conv(fused, &rows, x.view(), placement.stride, reading)
     };
     let ours = trained(block.expr(), Reading::Value)?;
-    let theirs = stored(&padded, Reading::Value)?;
-    let magnitude = stored(&sizes, Reading::Magnitude)?;
-    let DeployedRows { bias, types, .. } = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
-    let largest = sizes.iter().fold(0.0, |a: f64, b| a.max(*b));
+    let theirs = stored(Reading::Value)?;
+    let magnitude = stored(Reading::Magnitude)?;
+    let DeployedRows { bias, types, .. } = &rows;
+    let largest = padded.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
     let rounding = Rounding {
-        types,
+        types: *types,
         input: g.row_len() as f64 * largest,
     };
     let bound: Vec<f64> = magnitude

@@ -224,14 +224,9 @@ impl Sequential<'_> {
             )
             .map_err(failed)?;
             let padded = pad(folded.view(), &placement).map_err(failed)?;
-            folded = deployed_conv(
-                checkpoint,
-                fused,
-                deployed,
-                padded.view(),
-                placement.stride,
-                Reading::Value,
-            )?;
+            let rows = deployed_rows(checkpoint, fused, deployed, 0..fused.geometry().out)?;
+            let stride = placement.stride;
+            folded = deployed_conv(fused, &rows, padded.view(), stride, Reading::Value)?;
             for maps in [&mut trained, &mut folded] {
                 if let Some(squeeze) = &step.squeeze {
                     self.excite(maps, squeeze, &mut reader)?;
@@ -277,30 +272,23 @@ impl Sequential<'_> {
     }
 }
 
-/// The deploy form's conv over a padded map.
+/// The deploy form's conv, all of its rows, over a padded map.
 ///
 /// # Errors
-/// When the maps do not fit, or the weights are missing or cannot be read.
+/// When the maps do not fit.
 pub fn deployed_conv<F: Element>(
-    checkpoint: &Checkpoint,
     fused: &Fused,
-    deployed: Deployed<'_>,
+    rows: &DeployedRows,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
     reading: Reading,
 ) -> Result<Array4<F>, Error> {
     let g = fused.geometry();
-    let DeployedRows { kernel, bias, .. } = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
     let shape = (g.out, g.in_per_group(), g.extent[0], g.extent[1]);
-    let kernel = Array4::from_shape_vec(
-        shape,
-        kernel
-            .into_iter()
-            .map(|w| number(reading.of(w)))
-            .collect::<Vec<F>>(),
-    )
-    .unwrap_or_default();
-    let bias: Array1<F> = bias.into_iter().map(|b| number(reading.of(b))).collect();
+    let as_read = |x: &f64| number(reading.of(*x));
+    let kernel = rows.kernel.iter().map(as_read).collect::<Vec<F>>();
+    let kernel = Array4::from_shape_vec(shape, kernel).unwrap_or_default();
+    let bias: Array1<F> = rows.bias.iter().map(as_read).collect();
     let geometry = Conv2dGeometry {
         stride,
         groups: padded.dim().1 / g.in_per_group().max(1),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
 use super::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
-use super::geometry::{Geometry, dilated, extent_of, first_input, four_dims, outputs};
+use super::geometry::{Geometry, channels, dilated, extent_of, first_input, four_dims, outputs};
 use super::transposed;
 
 /// Feature maps, `[channels, maps, height, width]`, row-major.
@@ -101,7 +101,7 @@ impl<V> Run<'_, V> {
         V: Values<T>,
     {
         match expr {
-            Expr::Conv(conv) => self.conv(conv, inputs, input, rows, want),
+            Expr::Conv(conv) => self.conv(conv, input, rows, want),
             Expr::Sum(xs) => {
                 let mut total: Option<Maps> = None;
                 for x in xs {
@@ -246,7 +246,6 @@ impl<V> Run<'_, V> {
     fn conv<T: Operand>(
         &mut self,
         conv: &Conv<T>,
-        inputs: usize,
         input: &Input,
         rows: Range<usize>,
         want: [usize; 2],
@@ -254,7 +253,7 @@ impl<V> Run<'_, V> {
     where
         V: Values<T>,
     {
-        let weights = self.weights(conv, inputs, &rows)?;
+        let weights = self.weights(conv, &rows)?;
         let mut out = match input {
             Input::Dense(maps) => {
                 weights.over(&maps.cropped(grown(want, weights.extent())), &rows, want)
@@ -277,21 +276,14 @@ impl<V> Run<'_, V> {
     fn weights<T: Operand>(
         &mut self,
         conv: &Conv<T>,
-        inputs: usize,
         rows: &Range<usize>,
     ) -> Result<Weights, V::Error>
     where
         V: Values<T>,
     {
-        let [first, second, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+        let [_, _, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
         let (groups, taps) = (conv.groups.unwrap_or(1), kh * kw);
-        let (out, per_group) = if conv.shared {
-            (groups, 1)
-        } else if conv.transposed {
-            (second * groups, inputs / groups)
-        } else {
-            (first, second)
-        };
+        let [out, per_group] = channels(conv);
         let stored = if conv.shared {
             let kernel = self.values.vector(&conv.weight, 0, taps)?;
             kernel.repeat(rows.len())
@@ -325,10 +317,20 @@ impl<V> Run<'_, V> {
     where
         V: Values<T>,
     {
-        match leaf.len() {
-            1 => Ok(vec![self.values.vector(leaf, 0, 1)?[0]; rows.len()]),
-            _ => self.values.vector(leaf, rows.start, rows.len()),
-        }
+        per_channel(leaf, 0..leaf.len(), rows, self.values)
+    }
+}
+
+/// The values `held` in a leaf that belong to the channels `rows`; a single one holds for all.
+fn per_channel<T: Operand, V: Values<T>>(
+    leaf: &T,
+    held: Range<usize>,
+    rows: &Range<usize>,
+    values: &mut V,
+) -> Result<Vec<f64>, V::Error> {
+    match held.len() {
+        1 => Ok(vec![values.vector(leaf, held.start, 1)?[0]; rows.len()]),
+        _ => values.vector(leaf, held.start + rows.start, rows.len()),
     }
 }
 
@@ -340,13 +342,8 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
     values: &mut V,
 ) -> Result<Vec<f64>, V::Error> {
     let start = vector.row.unwrap_or(0) * vector.len();
-    let read: Result<Vec<f64>, V::Error> = match vector.len() {
-        1 => Ok(vec![
-            values.vector(&vector.tensor, start, 1)?[0];
-            rows.len()
-        ]),
-        _ => values.vector(&vector.tensor, start + rows.start, rows.len()),
-    };
+    let held = start..start + vector.len();
+    let mut factors = per_channel(&vector.tensor, held, rows, values)?;
     let squashed = |x: f64| {
         let e = (-x.abs()).exp();
         match x.is_finite() {
@@ -355,10 +352,10 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
             false => f64::NAN,
         }
     };
-    Ok(match vector.sigmoid {
-        true => read?.into_iter().map(squashed).collect(),
-        false => read?,
-    })
+    if vector.sigmoid {
+        factors.iter_mut().for_each(|x| *x = squashed(*x));
+    }
+    Ok(factors)
 }
 
 /// Kernels of `taps` taps each, turned by 180°: the last tap comes first.

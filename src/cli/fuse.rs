@@ -155,15 +155,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = numbers::check_norms(&checkpoint, &plan)?;
-    let data = plan.outputs.iter().map(|p| p.output.byte_len).sum();
-    let mut written = Written {
-        bytes: fuse::file_len(&checkpoint, &plan),
-        verified: None,
-        vanished: None,
-    };
-    if !args.dry_run {
-        match write(args, &checkpoint, &plan, data)? {
-            Some(done) => written = done,
+    let written = if args.dry_run {
+        Written {
+            bytes: fuse::file_len(&checkpoint, &plan),
+            verified: None,
+            vanished: None,
+        }
+    } else {
+        match write(args, &checkpoint, &plan)? {
+            Some(written) => written,
             // What is wrong with it has been said; a script reads it here.
             None if args.json => {
                 let why = format!(
@@ -175,7 +175,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             }
             None => return Ok(Answer::No),
         }
-    }
+    };
     let summary = summary(
         args,
         &checkpoint,
@@ -203,13 +203,9 @@ struct Written {
 }
 
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
-fn write(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    bytes: u64,
-) -> anyhow::Result<Option<Written>> {
+fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Option<Written>> {
     signals::watch()?;
+    let bytes = plan.outputs.iter().map(|p| p.output.byte_len).sum();
     let bar = progress::bar(bytes, args.quiet || args.json);
     let options = fuse::Options {
         replace: args.force,

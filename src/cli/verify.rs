@@ -283,10 +283,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let untouched = |file: &Checkpoint| {
         verdict.blocks.iter().all(|b| b.failure.is_some()) && args.select.plan(file, None).is_ok()
     };
-    if let Some(path) = args
-        .output
-        .as_ref()
-        .filter(|_| deployed.as_ref().is_some_and(untouched))
+    if let Some((path, file)) = args.output.as_ref().zip(deployed.as_ref())
+        && untouched(file)
     {
         let path = quoted(&path.display().to_string());
         output::note(&format!(

@@ -80,17 +80,17 @@ pub(super) fn names<'a, 'p>(
 }
 
 /// The same; `tried` is told for every name that is looked at in how many ways it is tried.
-fn names_tried<'a, 'p, F: Fn(u64)>(
+fn names_tried<'a, 'p, F: Fn(usize)>(
     index: &'a Index,
     pattern: &'p Pattern,
     captures: &'p Captures,
     tried: F,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p, F> {
-    let (start, _) = pattern.known_start(captures);
+    let ((start, _), ways) = (pattern.known_start(captures), pattern.combinations());
     let range = index.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
     range
         .take_while(move |(name, _)| name.starts_with(&start))
-        .inspect(move |_| tried(pattern.combinations()))
+        .inspect(move |_| tried(ways))
         .filter_map(move |(name, tensor)| Some((tensor, pattern.matches(name, captures)?)))
 }
 
@@ -104,31 +104,36 @@ pub(super) fn anywhere<'a, 'p>(
 
 static NOTHING_BOUND: Captures = Captures::new();
 
-/// Every tensor that a pattern matches, counted; none once the file has been looked through too often.
-pub(super) fn anywhere_counted<'a, 'p>(
-    index: &'a Index,
-    pattern: &'p Pattern,
-    looks: &'p Looks,
-) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
-    let tried = |ways| looks.add(ways);
-    let found = looks
-        .may_go_on()
-        .is_ok()
-        .then(|| names_tried(index, pattern, &NOTHING_BOUND, tried));
-    found.into_iter().flatten()
-}
-
 /// How many names have been tried for a plan.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Cell<u64>);
+pub(super) struct Looks(Cell<usize>);
 
 /// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
 /// or two of that is enough.
-const MOST_LOOKED_AT: u64 = 20_000_000;
+const MOST_LOOKED_AT: usize = 20_000_000;
 
 impl Looks {
-    fn add(&self, ways: u64) {
-        self.0.set(self.0.get().saturating_add(ways));
+    /// The same as [`names`], counted.
+    fn names<'a, 'p>(
+        &'p self,
+        index: &'a Index,
+        pattern: &'p Pattern,
+        captures: &'p Captures,
+    ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+        names_tried(index, pattern, captures, |ways| {
+            self.0.set(self.0.get().saturating_add(ways));
+        })
+    }
+
+    /// The same as [`anywhere`], counted; nothing once the file has been looked through too often.
+    pub(super) fn anywhere<'a, 'p>(
+        &'p self,
+        index: &'a Index,
+        pattern: &'p Pattern,
+    ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
+        let on = self.may_go_on().is_ok();
+        let found = on.then(|| self.names(index, pattern, &NOTHING_BOUND));
+        found.into_iter().flatten()
     }
 
     /// # Errors
@@ -402,22 +407,12 @@ impl Expander<'_> {
         }))
     }
 
-    /// The same as [`names`], counted.
-    fn names<'p>(
-        &'p self,
-        pattern: &'p Pattern,
-        captures: &'p Captures,
-    ) -> impl Iterator<Item = (&'p Tensor, Captures)> {
-        names_tried(self.index, pattern, captures, |ways| {
-            self.looked_at.add(ways)
-        })
-    }
-
     /// Whether any tensor of a template is in the file.
     fn any_there(&self, template: &Template, captures: &Captures) -> Result<bool, String> {
         for pattern in template.tensors() {
             self.looked_at.may_go_on()?;
-            if self.names(&pattern, captures).next().is_some() {
+            let mut found = self.looked_at.names(self.index, &pattern, captures);
+            if found.next().is_some() {
                 return Ok(true);
             }
         }
@@ -438,7 +433,8 @@ impl Expander<'_> {
             .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
         {
             self.looked_at.may_go_on()?;
-            found.extend(self.names(pattern, captures).map(|(_, captures)| captures));
+            let there = self.looked_at.names(self.index, pattern, captures);
+            found.extend(there.map(|(_, captures)| captures));
         }
         let mut found: Vec<Captures> = found.into_iter().collect();
         let number = |captures: &Captures, name: &String| {

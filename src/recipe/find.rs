@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::error::Error;
-use super::expand::{Index, Looks, anywhere, anywhere_counted};
+use super::expand::{Index, Looks, anywhere};
 use super::model::{BlockRule, Dim, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern, told_segments};
@@ -15,6 +15,17 @@ pub(super) struct Start<'a> {
     pub(super) rule: &'a BlockRule,
     pub(super) anchor: &'a Tensor,
     pub(super) captures: Captures,
+}
+
+impl<'a> Start<'a> {
+    /// A start of this rule, given the tensor that an anchor of it matches.
+    fn of(rule: &'a BlockRule) -> impl Fn((&'a Tensor, Captures)) -> Start<'a> {
+        move |(anchor, captures)| Start {
+            rule,
+            anchor,
+            captures,
+        }
+    }
 }
 
 /// Finds the one recipe whose blocks are in the file.
@@ -63,13 +74,8 @@ pub(super) fn starts<'a>(
     looks: &'a Looks,
 ) -> impl Iterator<Item = Start<'a>> {
     let of_rule = move |rule: &'a BlockRule| {
-        let start = move |(anchor, captures)| Start {
-            rule,
-            anchor,
-            captures,
-        };
         let at = rule.at.iter();
-        at.flat_map(move |pattern| anywhere_counted(index, pattern, looks).map(start))
+        at.flat_map(move |pattern| looks.anywhere(index, pattern).map(Start::of(rule)))
     };
     recipe
         .blocks
@@ -83,14 +89,8 @@ pub(super) fn anchors<'a>(
     rule: &'a BlockRule,
     index: &'a Index,
 ) -> impl Iterator<Item = Start<'a>> {
-    let start = move |(anchor, captures)| Start {
-        rule,
-        anchor,
-        captures,
-    };
-    rule.at
-        .iter()
-        .flat_map(move |pattern| anywhere(index, pattern).map(start))
+    let at = rule.at.iter();
+    at.flat_map(move |pattern| anywhere(index, pattern).map(Start::of(rule)))
 }
 
 /// Checks the shapes that the rule's `where` asks for.

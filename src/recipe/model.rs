@@ -217,16 +217,14 @@ impl Axes {
     /// The shape of a conv's weight that is stored with these axes, or `None` if it has another number of them.
     pub fn weight_shape(self, stored: &[usize]) -> Option<Vec<usize>> {
         let mut stored = stored.iter().copied();
-        let mut shape = vec![if self.outputs { stored.next()? } else { 1 }];
-        shape.push(if self.inputs { stored.next()? } else { 1 });
-        if self.height || self.width {
-            shape.extend(if self.height {
-                Some(stored.next()?)
-            } else {
-                None
-            });
-            shape.push(if self.width { stored.next()? } else { 1 });
-        }
+        let mut axis = |there| if there { stored.next() } else { Some(1) };
+        let (o, i) = (axis(self.outputs)?, axis(self.inputs)?);
+        let (h, w) = (axis(self.height)?, axis(self.width)?);
+        let shape = match (self.height, self.width) {
+            (false, false) => vec![o, i],
+            (false, true) => vec![o, i, w],
+            (true, _) => vec![o, i, h, w],
+        };
         stored.next().is_none().then_some(shape)
     }
 }

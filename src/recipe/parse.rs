@@ -97,6 +97,11 @@ impl<'a> At<'a> {
         self.value.get(key).map(|value| self.key(key, value))
     }
 
+    /// A boolean that is false where it is left out.
+    fn flag(&self, key: &str) -> Parsed<bool> {
+        self.get(key).map_or(Ok(false), |at| at.boolean())
+    }
+
     fn need(&self, key: &str) -> Parsed<At<'a>> {
         self.get(key)
             .map_or_else(|| self.wrong(format!("the key `{key}` is missing")), Ok)
@@ -558,7 +563,7 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
     let (weight, bias, bias_required) = match inside.value {
         Value::String(_) => {
             let module = inside.pattern()?;
-            let required = at.get("bias").map_or(Ok(false), |at| at.boolean())?;
+            let required = at.flag("bias")?;
             let bias = Some(module.with_end(".bias"));
             (module.with_end(".weight"), bias, required)
         }
@@ -572,8 +577,7 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
             (inside.need("weight")?.pattern()?, bias, true)
         }
     };
-    let option = |key| at.get(key).map_or(Ok(false), |at| at.boolean());
-    let (transposed, flipped) = (option("transposed")?, option("flipped")?);
+    let (transposed, flipped) = (at.flag("transposed")?, at.flag("flipped")?);
     let axes = at.get("axes").map(|at| parse_axes(&at)).transpose()?;
     if transposed && (flipped || axes.is_some() || at.get("dilation").is_some()) {
         return at.wrong("a transposed conv has `[in, out/groups, kh, kw]` and no `dilation`, is not `flipped`, and has no other `axes`");
@@ -598,13 +602,14 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
 
 fn parse_axes(at: &At<'_>) -> Parsed<Axes> {
     let what = "letters of \"oihw\" in this order, and no `i` without an `o`";
-    Axes::of(at.string()?).map_or_else(
-        || {
-            let found = crate::tensor::quoted(at.string()?);
+    let text = at.string()?;
+    match Axes::of(text) {
+        Some(axes) => Ok(axes),
+        None => {
+            let found = crate::tensor::quoted(text);
             at.wrong(format!("found {found}; expected {what}"))
-        },
-        Ok,
-    )
+        }
+    }
 }
 
 /// A row of a matrix, or a tensor behind a sigmoid.
@@ -617,7 +622,7 @@ fn parse_vector(at: &At<'_>) -> Parsed<Vector<Pattern>> {
     Ok(Vector {
         tensor: at.need("tensor")?.pattern()?,
         row: at.get("row").map(row).transpose()?,
-        sigmoid: at.get("sigmoid").map_or(Ok(false), |at| at.boolean())?,
+        sigmoid: at.flag("sigmoid")?,
     })
 }
 

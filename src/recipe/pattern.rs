@@ -115,11 +115,7 @@ impl Pattern {
         if parts.iter().filter(|part| part.capture().is_some()).count() > MAX_CAPTURES {
             return Err(format!("`{text}` has more than {MAX_CAPTURES} captures"));
         }
-        let words = parts.iter().filter_map(|part| match part {
-            Part::Word(_, words) => Some(words.len()),
-            _ => None,
-        });
-        let combinations = words.fold(1usize, usize::saturating_mul);
+        let combinations = combinations(&parts);
         if combinations > MAX_COMBINATIONS {
             return Err(format!(
                 "`{text}` has {combinations} combinations of words; at most {MAX_COMBINATIONS} are tried"
@@ -159,12 +155,8 @@ impl Pattern {
     }
 
     /// How many ways a name is tried in: the combinations of the words.
-    pub fn combinations(&self) -> u64 {
-        let words = self.parts.iter().map(|part| match part {
-            Part::Word(_, words) => words.len() as u64,
-            _ => 1,
-        });
-        words.product()
+    pub fn combinations(&self) -> usize {
+        combinations(&self.parts)
     }
 
     /// The name of the capture that stands for a dotted path at the start.
@@ -292,6 +284,14 @@ impl Pattern {
         }
         (out, true)
     }
+}
+
+fn combinations(parts: &[Part]) -> usize {
+    let words = parts.iter().map(|part| match part {
+        Part::Word(_, words) => words.len(),
+        _ => 1,
+    });
+    words.fold(1, usize::saturating_mul)
 }
 
 /// The segments that a pattern's text tells: every name that it matches has each of them, or one of the words of each.

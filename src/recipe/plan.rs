@@ -400,8 +400,8 @@ impl<'a> Ledger<'a> {
                     dropped.push(tensor.clone())
                 }
                 None => {
-                    let owner = || owner(self.recipe, tensor, self.index);
-                    if let (false, Some((_, missing))) = (self.kept.contains(name), owner()) {
+                    let owner = owner(self.recipe, tensor, self.index);
+                    if let Some((_, missing)) = owner.filter(|_| !self.kept.contains(name)) {
                         return Err(Error::Orphan {
                             tensor: tensor.to_string(),
                             recipe: self.recipe.name.clone(),

@@ -202,7 +202,7 @@ pub fn report(
                 after: block
                     .fused
                     .iter()
-                    .map(|f| Fused::numbers(f) * f.dtype.size() as u64)
+                    .map(|f| f.numbers() * f.dtype.size() as u64)
                     .sum(),
             },
             convs: drawn.by_ref().take(block.fused.len()).collect(),

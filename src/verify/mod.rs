@@ -157,9 +157,7 @@ impl Verdict {
 }
 
 fn worst<'a>(blocks: impl Iterator<Item = &'a BlockVerdict>) -> f64 {
-    blocks
-        .map(|b| b.ratio)
-        .fold(0.0, |a, b| if is_worse(b, a) { b } else { a })
+    blocks.map(|b| b.ratio).fold(0.0, worse)
 }
 
 /// Compares a training form with its deploy form.

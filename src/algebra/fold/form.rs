@@ -105,7 +105,7 @@ fn factors<T: Operand, V: Values<T>>(
     channels: usize,
     values: &mut V,
 ) -> Result<Vec<f64>, V::Error> {
-    let first = vector.row.map_or(0, |row| row * vector.len());
+    let first = vector.row.unwrap_or(0) * vector.len();
     let mut factors = values.vector(&vector.tensor, first, vector.len())?;
     if vector.sigmoid {
         for x in &mut factors {

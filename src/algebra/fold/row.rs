@@ -3,7 +3,7 @@
 use super::Affine;
 use super::taps::{add_at, add_scaled, spread};
 use crate::algebra::expr::{Conv, Operand, Values};
-use crate::algebra::geometry::{Geometry, dilated, first_input, four_dims};
+use crate::algebra::geometry::{Geometry, channels, dilated, first_input, four_dims};
 
 /// One output channel of a stored weight, and which inputs it sees.
 pub(super) struct Row {
@@ -20,15 +20,9 @@ pub(super) fn read_row<T: Operand, V: Values<T>>(
     values: &mut V,
     row: &mut Vec<f64>,
 ) -> Result<Row, V::Error> {
-    let [first, second, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+    let [_, second, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
     let (taps, groups) = (kh * kw, conv.groups.unwrap_or(1));
-    let (out, per_group) = if conv.shared {
-        (groups, 1)
-    } else if conv.transposed {
-        (second * groups, first / groups)
-    } else {
-        (first, second)
-    };
+    let [out, per_group] = channels(conv);
     row.resize(per_group * taps, 0.0);
     if conv.transposed {
         // `[in, out/groups, kh, kw]`: gather the output channel from every input channel of its group.

@@ -178,12 +178,9 @@ fn in_a_row<T>(expr: &Expr<T>) -> usize {
 }
 
 fn check_weights<T: Operand>(expr: &Expr<T>) -> Result<(), GeometryError> {
-    match in_a_row(expr) {
-        0..=MOST_IN_A_ROW => {}
-        found => {
-            let most = MOST_IN_A_ROW;
-            return Err(E::InARow { found, most });
-        }
+    let (found, most) = (in_a_row(expr), MOST_IN_A_ROW);
+    if found > most {
+        return Err(E::InARow { found, most });
     }
     let convs = expr.convs();
     for conv in &convs {
@@ -351,6 +348,18 @@ pub fn dilated(kernel: [usize; 2], dilation: [usize; 2]) -> Option<[usize; 2]> {
         along(kernel[0], dilation[0])?,
         along(kernel[1], dilation[1])?,
     ])
+}
+
+/// The output channels of a conv whose groups are known, and the input channels that each of them sees.
+pub(super) fn channels<T: Operand>(conv: &Conv<T>) -> [usize; 2] {
+    let ([first, second, ..], groups) = (dims(conv), conv.groups.unwrap_or(1));
+    if conv.shared {
+        [groups, 1]
+    } else if conv.transposed {
+        [second * groups, first / groups]
+    } else {
+        [first, second]
+    }
 }
 
 /// Checked by [`check_weights`] before any other function runs.
