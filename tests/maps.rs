@@ -25,14 +25,9 @@ fn fixture(name: &str) -> PathBuf {
 
 fn maps(directory: &TempDir, name: &str, channels: usize, size: usize) -> PathBuf {
     let mut random = Random(7);
-    let values: Vec<f32> = (0..2 * channels * size * size)
-        .map(|_| random.between(-1.0, 1.0) as f32)
-        .collect();
+    let held = Held::random(&mut random, &[2, channels, size, size], -1.0, 1.0);
     let mut file = File::default();
-    file.tensors.insert(
-        name.to_owned(),
-        Held::f32(&[2, channels, size, size], &values),
-    );
+    file.tensors.insert(name.to_owned(), held);
     let path = directory.path().join("maps.safetensors");
     file.write(&path);
     path
@@ -160,13 +155,7 @@ fn maps_that_fit_nowhere_are_refused() {
 fn maps_are_held_to_the_bound_of_the_probes() {
     let place = Place::new();
     let mut random = Random(5);
-    let mut tensor = |shape: &[usize], size: f64| {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| random.between(-size, size) as f32)
-            .collect();
-        Held::f32(shape, &values)
-    };
+    let mut tensor = |shape: &[usize], size: f64| Held::random(&mut random, shape, -size, size);
     let mut file = File::default();
     for (name, shape, size) in [
         ("tiny.c.weight", [4, 4, 3, 3], 1e-7),
@@ -226,12 +215,8 @@ fn declared_groups_hold_on_maps() {
         ("a.dense.weight", [4, 4, 3, 3]),
         ("a.plain.weight", [4, 4, 3, 3]),
     ] {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| random.between(-1.0, 1.0) as f32)
-            .collect();
-        file.tensors
-            .insert(name.to_owned(), Held::f32(&shape, &values));
+        let held = Held::random(&mut random, &shape, -1.0, 1.0);
+        file.tensors.insert(name.to_owned(), held);
     }
     file.write(&place.path("in.safetensors"));
     place.write(

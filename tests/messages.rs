@@ -38,6 +38,13 @@ fn conv(label: &'static str, shape: &[usize]) -> Conv<Array> {
     }
 }
 
+fn grouped_conv(label: &'static str, shape: &[usize], groups: usize) -> Tree {
+    Expr::Conv(Conv {
+        groups: Some(groups),
+        ..conv(label, shape)
+    })
+}
+
 fn plain_conv(label: &'static str, shape: &[usize]) -> Tree {
     Expr::Conv(conv(label, shape))
 }
@@ -63,12 +70,7 @@ fn seq(xs: impl Into<Vec<Tree>>) -> Tree {
 #[test]
 fn shapes_that_do_not_fit() {
     let c = || plain_conv("c", &[4, 4, 3, 3]);
-    let grouped = |groups| {
-        Expr::Conv(Conv {
-            groups: Some(groups),
-            ..conv("c", &[4, 2, 3, 3])
-        })
-    };
+    let grouped = |groups| grouped_conv("c", &[4, 2, 3, 3], groups);
     let biased = |len| {
         Expr::Conv(Conv {
             bias: Some(array("b", &[len])),
@@ -107,10 +109,7 @@ fn shapes_that_do_not_fit() {
                 groups,
                 ..conv("n1", &[9, 1])
             }),
-            Expr::Conv(Conv {
-                groups: Some(3),
-                ..conv("n2", &[3, 3])
-            }),
+            grouped_conv("n2", &[3, 3], 3),
             plain_conv("n3", &[3, 1]),
         ])
     };
@@ -245,10 +244,7 @@ fn shapes_that_do_not_fit() {
             "`dw` has shape [4, 1, 3, 3], and nothing in the block says how many groups it has; declare it with `\"groups\"` in the \
              recipe",
             seq([
-                Expr::Conv(Conv {
-                    groups: Some(4),
-                    ..conv("dw", &[4, 1, 3, 3])
-                }),
+                grouped_conv("dw", &[4, 1, 3, 3], 4),
                 plain_conv("pw", &[2, 4, 1, 1]),
             ]),
         ),
@@ -257,23 +253,14 @@ fn shapes_that_do_not_fit() {
             sum([plain_conv("c", &[4, 3, 1, 1]), separable()]),
             "`c` has shape [4, 3, 1, 1], and nothing in the block says how many groups it has; declare it with `\"groups\"` in the \
              recipe",
-            sum([
-                Expr::Conv(Conv {
-                    groups: Some(2),
-                    ..conv("c", &[4, 3, 1, 1])
-                }),
-                separable(),
-            ]),
+            sum([grouped_conv("c", &[4, 3, 1, 1], 2), separable()]),
         ),
         (
             // Over 2 channels or over 4: the narrower branch lies elsewhere in the whole.
             sum([
                 seq([
                     plain_conv("n1", &[4, 1, 1, 1]),
-                    Expr::Conv(Conv {
-                        groups: Some(4),
-                        ..conv("n2", &[12, 1, 1, 1])
-                    }),
+                    grouped_conv("n2", &[12, 1, 1, 1], 4),
                 ]),
                 plain_conv("n4", &[12, 2, 1, 1]),
             ]),
@@ -281,14 +268,8 @@ fn shapes_that_do_not_fit() {
              recipe",
             sum([
                 seq([
-                    Expr::Conv(Conv {
-                        groups: Some(4),
-                        ..conv("n1", &[4, 1, 1, 1])
-                    }),
-                    Expr::Conv(Conv {
-                        groups: Some(4),
-                        ..conv("n2", &[12, 1, 1, 1])
-                    }),
+                    grouped_conv("n1", &[4, 1, 1, 1], 4),
+                    grouped_conv("n2", &[12, 1, 1, 1], 4),
                 ]),
                 plain_conv("n4", &[12, 2, 1, 1]),
             ]),
@@ -346,10 +327,7 @@ fn shapes_that_do_not_fit() {
 
 /// A conv that is narrower than those beside it, as the recipe declares.
 fn grouped_beside(label: &'static str) -> Tree {
-    Expr::Conv(Conv {
-        groups: Some(2),
-        ..conv(label, &[4, 2, 3, 3])
-    })
+    grouped_conv(label, &[4, 2, 3, 3], 2)
 }
 
 // Recipes against a file

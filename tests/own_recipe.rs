@@ -30,26 +30,19 @@ impl Bench {
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize]) {
-        let count: usize = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| self.random.between(-1.0, 1.0) as f32)
-            .collect();
-        self.file
-            .tensors
-            .insert(name.to_owned(), Held::f32(shape, &values));
+        self.between(name, shape, -1.0, 1.0);
+    }
+
+    fn between(&mut self, name: &str, shape: &[usize], low: f64, high: f64) {
+        let held = Held::random(&mut self.random, shape, low, high);
+        self.file.tensors.insert(name.to_owned(), held);
     }
 
     fn norm(&mut self, module: &str, channels: usize) {
         for end in ["weight", "bias", "running_mean"] {
             self.tensor(&format!("{module}.{end}"), &[channels]);
         }
-        let values: Vec<f32> = (0..channels)
-            .map(|_| self.random.between(0.01, 2.0) as f32)
-            .collect();
-        self.file.tensors.insert(
-            format!("{module}.running_var"),
-            Held::f32(&[channels], &values),
-        );
+        self.between(&format!("{module}.running_var"), &[channels], 0.01, 2.0);
     }
 
     fn run(&self, recipe: &str, command: &str, more: &[&str]) -> Output {

@@ -24,11 +24,7 @@ impl Bench {
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize], from: f64, to: f64) {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| self.random.between(from, to) as f32)
-            .collect();
-        let held = Held::f32(shape, &values);
+        let held = Held::random(&mut self.random, shape, from, to);
         self.file.tensors.insert(name.to_owned(), held);
     }
 

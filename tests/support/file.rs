@@ -19,12 +19,8 @@ pub fn bytes(header: impl AsRef<[u8]>, data: &[u8]) -> Vec<u8> {
 
 /// A tensor of random values.
 pub fn tensor(file: &mut File, name: &str, shape: &[usize], random: &mut Random) {
-    let count = shape.iter().product();
-    let values: Vec<f32> = (0..count)
-        .map(|_| random.between(-1.0, 1.0) as f32)
-        .collect();
-    file.tensors
-        .insert(name.to_owned(), Held::f32(shape, &values));
+    let held = Held::random(random, shape, -1.0, 1.0);
+    file.tensors.insert(name.to_owned(), held);
 }
 
 /// A file of tensors that are all ones.

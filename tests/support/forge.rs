@@ -5,6 +5,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
+use super::Random;
+
 /// A tensor in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Held {
@@ -28,6 +30,15 @@ impl Held {
             shape: shape.to_vec(),
             bytes,
         }
+    }
+
+    /// Random numbers between two.
+    pub fn random(random: &mut Random, shape: &[usize], low: f64, high: f64) -> Held {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| random.between(low, high) as f32)
+            .collect();
+        Held::f32(shape, &values)
     }
 
     pub fn values(&self) -> Vec<f32> {

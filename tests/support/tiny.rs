@@ -69,11 +69,8 @@ impl Tiny {
     }
 
     pub fn tensor(&mut self, name: &str, shape: &[usize], low: f64, high: f64) {
-        let count = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| self.random.between(low, high) as f32)
-            .collect();
-        self.put(name, shape, &values);
+        let held = Held::random(&mut self.random, shape, low, high);
+        self.file.tensors.insert(name.to_owned(), held);
     }
 
     pub fn put(&mut self, name: &str, shape: &[usize], values: &[f32]) {
