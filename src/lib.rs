@@ -49,6 +49,7 @@ pub mod fuse;
 pub mod network;
 pub mod plan;
 pub mod recipe;
+#[cfg(feature = "report")]
 pub mod report;
 pub mod summary;
 pub mod tensor;
