@@ -46,6 +46,7 @@
 pub mod algebra;
 pub mod conv2d;
 pub mod fuse;
+pub mod graph;
 pub mod network;
 pub mod plan;
 pub mod recipe;
