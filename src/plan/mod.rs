@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::select::Select;
 use crate::algebra::shape::resolve;
-use crate::algebra::{Expr, Geometry, GeometryError, Resolved};
+use crate::algebra::{Geometry, GeometryError, Part, Resolved};
 use crate::recipe::Error;
 use crate::recipe::detect::{Start, nothing, starts};
 use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
@@ -124,8 +124,8 @@ impl PlannedConv {
     /// How many numbers its tensors hold.
     pub fn numbers(&self) -> u64 {
         let g = self.geometry();
-        let bias = if self.bias { g.out } else { 0 };
-        (g.out * g.row_len() + bias) as u64
+        let bias = if self.bias { g.out() } else { 0 };
+        (g.out() * g.row_len() + bias) as u64
     }
 }
 
@@ -355,12 +355,12 @@ impl<'a> Ledger<'a> {
                     source,
                 },
             })?;
-        if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
+        if let Some(leaf) = expr.root().constant().filter(|_| !rule.bias) {
             return Err(fail(format!(
                 "{leaf} adds a constant, and the recipe says that the block has no `bias`"
             )));
         }
-        let stored = stored_type(expr.expr()).map_err(fail)?;
+        let stored = stored_type(expr.root()).map_err(fail)?;
         let fused = PlannedConv {
             module: module.fill(captures).unwrap_or_default(),
             expr,
@@ -458,7 +458,7 @@ impl<'a> Ledger<'a> {
                     outputs.push(planned(
                         format!("{}.bias", fused.module),
                         fused.dtype,
-                        vec![fused.geometry().out],
+                        vec![fused.geometry().out()],
                         Source::Bias(b, f),
                     ));
                 }
@@ -511,9 +511,9 @@ impl<'a> Ledger<'a> {
 }
 
 /// A block is stored in the type of its conv weights, the widest if they differ.
-fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
+fn stored_type(root: &Part<Tensor>) -> Result<Float, String> {
     let mut found: Option<Float> = None;
-    for leaf in expr.leaves() {
+    for leaf in root.leaves() {
         if leaf.dtype().float().is_none() {
             return Err(format!(
                 "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
@@ -521,7 +521,7 @@ fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
             ));
         }
     }
-    for conv in expr.convs() {
+    for (conv, _) in root.convs() {
         let float = conv.weight.dtype().float();
         found = match (found, float) {
             (Some(a), Some(b)) => Some(a.wider(b)),
