@@ -605,24 +605,6 @@ fn a_selection_is_of_rows() {
     }
 }
 
-/// Depthwise convs of several sizes over the same input, as in an Inception block, with as many outputs each as inputs.
-#[test]
-fn a_stack_has_the_groups_that_hold_all_of_its_rows() {
-    let mut random = Random(8);
-    let mut grow = Grow {
-        random: &mut random,
-    };
-    let mut groups = |parts: [[usize; 2]; 2]| {
-        let conv = |[out, groups]: [usize; 2]| grow.conv_of_groups(4, out, groups, [1, 3, 3]);
-        let tree = resolve(Expr::Stack(parts.map(conv).to_vec())).expect("shapes that fit");
-        tree.geometry().groups()
-    };
-    // The first half of the outputs sees all of the inputs, and so does the second.
-    assert_eq!(groups([[4, 4], [4, 4]]), 1);
-    assert_eq!(groups([[2, 2], [2, 2]]), 1);
-    assert_eq!(groups([[2, 1], [2, 1]]), 1);
-}
-
 /// What does not fit is an error, not zeros.
 #[test]
 fn inputs_that_do_not_fit_are_refused() {

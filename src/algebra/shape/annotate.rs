@@ -1,7 +1,5 @@
 //! Shapes from leaf to root: what every part of a tree maps, once the width of its input is known.
 
-use std::ops::Range;
-
 use super::GeometryError as E;
 use super::geometry::{Geometry, gcd};
 use super::{GeometryError, axes_of};
@@ -27,7 +25,7 @@ pub(super) fn annotate<T: Operand>(
     let op = match expr {
         Expr::Conv(c) => return conv(c, inputs),
         Expr::Sum(xs) => return sum(xs, all(xs)?),
-        Expr::Stack(xs) => return stack(all(xs)?, inputs),
+        Expr::Stack(xs) => return stack(all(xs)?),
         Expr::Select(channels) => return select(channels, inputs),
         Expr::Seq(xs) => {
             let (mut width, mut parts) = (inputs, Vec::with_capacity(xs.len()));
@@ -228,26 +226,23 @@ fn shown(extent: Extent, rank: usize) -> Vec<usize> {
     extent[from..].to_vec()
 }
 
-/// Branches whose outputs are put one behind the other.
-fn stack<T: Operand>(parts: Vec<Part<T>>, inputs: usize) -> Result<Part<T>, GeometryError> {
-    let Some(first) = parts.first() else {
-        return Err(E::Empty);
+/// Branches whose outputs are put one behind the other. Each of them sees all of the input, so that there are no groups.
+fn stack<T: Operand>(parts: Vec<Part<T>>) -> Result<Part<T>, GeometryError> {
+    let (first, more) = match &parts[..] {
+        [] => return Err(E::Empty),
+        [first, more @ ..] => (first, more),
     };
-    let mut windows = Vec::new();
-    let mut out = 0usize;
-    for part in &parts {
-        let g = part.geometry();
-        let (rows, width) = (g.out_per_group(), g.in_per_group());
-        let window = |i| {
-            let start = out + i * rows;
-            (start..start + rows, i * width..(i + 1) * width)
-        };
-        windows.extend((0..g.groups).map(window));
-        out = out.checked_add(g.out).ok_or(E::TooLarge)?;
+    let mut out = first.geometry().out;
+    for part in more {
+        out = out.checked_add(part.geometry().out).ok_or(E::TooLarge)?;
     }
+    let groups = match more {
+        [] => first.geometry().groups,
+        _ => 1,
+    };
     let geometry = Geometry {
         out,
-        groups: groups_of(inputs, out, &windows),
+        groups,
         ..beside_one_another(first, &parts)?
     };
     Ok(Part::new(geometry, Op::Stack(parts)))
@@ -262,32 +257,13 @@ fn select<T>(channels: &Channels, inputs: usize) -> Result<Part<T>, GeometryErro
             inputs,
         });
     }
-    let window = |(o, &channel): (usize, &usize)| (o..o + 1, channel..channel + 1);
-    let windows: Vec<_> = picked.iter().enumerate().map(window).collect();
     let op = Op::Select(channels.clone());
     let geometry = Geometry {
         out: picked.len(),
-        groups: groups_of(inputs, picked.len(), &windows),
+        groups: 1,
         ..Geometry::channelwise(inputs, &op)
     };
     Ok(Part::new(geometry, op))
-}
-
-/// The most groups of one kernel in which each of these ranges of output channels sees its range of input channels.
-fn groups_of(inputs: usize, out: usize, windows: &[(Range<usize>, Range<usize>)]) -> usize {
-    let within = |range: &Range<usize>, part: usize, len: usize| {
-        range.start >= part * len && range.end <= (part + 1) * len
-    };
-    let fits = |groups: &usize| {
-        let (rows, width) = (out / groups, inputs / groups);
-        windows.iter().all(|(outputs, seen)| {
-            let group = outputs.start / rows;
-            within(outputs, group, rows) && within(seen, group, width)
-        })
-    };
-    let mut divisors: Vec<usize> = divisors(gcd(inputs, out)).collect();
-    divisors.reverse();
-    divisors.into_iter().find(fits).unwrap_or(1)
 }
 
 /// The divisors of a number, the smallest first.
