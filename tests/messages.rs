@@ -31,7 +31,7 @@ fn conv(label: &'static str, shape: &[usize]) -> Conv<Array> {
     Conv {
         weight: array(label, shape),
         bias: None,
-        dilation: [1, 1],
+        dilation: [1; 3],
         groups: None,
         transposed: false,
         flipped: false,
@@ -93,7 +93,7 @@ fn shapes_that_do_not_fit() {
     };
     let dilated = |dilation| {
         Expr::Conv(Conv {
-            dilation: [dilation, 1],
+            dilation: [1, dilation, 1],
             ..conv("c", &[4, 4, 3, 3])
         })
     };
@@ -221,10 +221,10 @@ fn shapes_that_do_not_fit() {
             sum([c(), plain_conv("d", &[4, 4, 1, 1])]),
         ),
         (
-            sum([c(), Expr::Mean([2, 2])]),
+            sum([c(), Expr::Mean([1, 2, 2])]),
             "`c` [4, 4, 3, 3] covers [3, 3] taps and the average pooling covers [2, 2]: they have no common centre; each axis needs \
              both odd or both even",
-            sum([c(), Expr::Mean([3, 3])]),
+            sum([c(), Expr::Mean([1, 3, 3])]),
         ),
         (
             sum([plain_conv("c", &[4, 4, 2, 2]), Expr::Identity]),
@@ -307,9 +307,9 @@ fn shapes_that_do_not_fit() {
             dilated(2),
         ),
         (
-            seq([c(), Expr::Mean([63, 63])]),
+            seq([c(), Expr::Mean([1, 63, 63])]),
             "one kernel for it would be [4, 4, 65, 65], far more than the 144 numbers of its tensors; a dilation or a mean is too wide",
-            seq([c(), Expr::Mean([62, 62])]),
+            seq([c(), Expr::Mean([1, 62, 62])]),
         ),
         (
             seq([vec![c()], vec![doubled(); 11]].concat()),
