@@ -635,7 +635,7 @@ fn inputs_that_do_not_fit_are_refused() {
         (dense(4, [1, 3, 3]), 0..6, [1, 1, 2]),
         (dense(4, [1, 3, 3]), 0..7, POINT),
         (dense(4, [1, 3, 3]), 0..6, [1, 0, 1]),
-        (all_spikes(4, 1.0), 0..6, POINT),
+        (all_spikes(3, 1.0), 0..6, POINT),
     ] {
         let refused = run(input, rows, want);
         assert!(matches!(refused, Err(Error::Misfit(_))), "{refused:?}");

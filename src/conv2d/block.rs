@@ -73,7 +73,7 @@ pub enum Error {
     },
     #[error(transparent)]
     Conv(#[from] ConvError),
-    #[error("the numbers do not make an array")]
+    #[error(transparent)]
     Array(#[from] ShapeError),
     #[error(transparent)]
     Tensor(#[from] crate::tensor::Error),

@@ -36,9 +36,9 @@ pub enum Error {
     },
     #[error("{0}")]
     Deployed(String),
-    #[error("the shapes of a conv do not fit")]
+    #[error(transparent)]
     Shapes(#[from] GeometryError),
-    #[error("the probes do not fit a conv")]
+    #[error(transparent)]
     Probes(#[from] forward::Misfit),
     #[error(transparent)]
     Tensor(#[from] TensorError),

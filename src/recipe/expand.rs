@@ -302,8 +302,9 @@ impl Expander<'_> {
                     let extent = dilated(taps.map(|n| n.max(1)), dilation);
                     extent.iter().any(|n| *n > MAX_EXTENT)
                 }) {
+                    let axes = &dilation[usize::from(weight.shape().len() < 5)..];
                     return Err(format!(
-                        "{weight} {:?} at dilation {dilation:?} covers more than {MAX_EXTENT} taps",
+                        "{weight} {:?} at dilation {axes:?} covers more than {MAX_EXTENT} taps",
                         weight.shape()
                     ));
                 }

@@ -29,7 +29,7 @@ pub enum Input {
 /// of every group. The responses to all of them read every tap of every kernel.
 #[derive(Clone, Debug)]
 pub struct Spikes {
-    /// Input channels of each group.
+    /// Input channels of each group; as many as those of the tree, or a multiple.
     pub per_group: usize,
     /// Which channels of the group have a spike, each in a map of its own.
     pub channels: Range<usize>,
@@ -84,7 +84,7 @@ pub enum Misfit {
         needed: Extent,
     },
     #[error(
-        "impulses on channels {channels:?} of {per_group} do not fit; each group has {expected}"
+        "impulses on channels {channels:?} of {per_group} do not fit; expected groups of {expected} or a multiple"
     )]
     Spikes {
         channels: Range<usize>,
@@ -138,8 +138,13 @@ fn check(g: &Geometry, input: &Input, rows: &Range<usize>, want: Extent) -> Resu
             }
         }
         Input::Spikes(spikes) => {
+            // A branch may see less than the group of the whole, whose channels have the spikes.
             let (per_group, expected) = (spikes.per_group, g.in_per_group());
-            if per_group != expected || spikes.channels.end > expected {
+            let fits = per_group > 0
+                && per_group.is_multiple_of(expected)
+                && g.inputs().is_multiple_of(per_group)
+                && spikes.channels.end <= per_group;
+            if !fits {
                 return Err(Misfit::Spikes {
                     channels: spikes.channels.clone(),
                     per_group,
