@@ -303,14 +303,14 @@ fn what_takes_the_place_of_a_weight_keeps_its_axes() {
     let mut bench = Bench::new();
     bench.tensor("a.linear.weight", &[6, 4]);
     bench.tensor("a.linear.bias", &[6]);
-    bench.tensor("a.adapter.weight", &[4, 2, 1]);
+    bench.tensor("a.adapter.weight", &[4, 4, 1]);
     bench.tensor("a.adapter.bias", &[4]);
     let in_place = bench.fuse(&block("linear"));
     let elsewhere = bench.fuse(&block("fused"));
     assert_eq!(in_place.tensors["a.linear.weight"].shape, [6, 4]);
     assert_eq!(elsewhere.tensors["a.fused.weight"].shape, [6, 4, 1]);
     // An axis that the adapter fills is not dropped.
-    bench.tensor("a.adapter.weight", &[4, 2, 3]);
+    bench.tensor("a.adapter.weight", &[4, 4, 3]);
     let wider = bench.fuse(&block("linear"));
     assert_eq!(wider.tensors["a.linear.weight"].shape, [6, 4, 3]);
 }
