@@ -70,7 +70,7 @@ impl<T> Part<T> {
         let mut geometry = parts.iter().fold(start, then);
         // As its last weight is stored: a Linear layer behind a Conv1d stays one.
         if let Some(last) = parts.iter().rfind(|part| part.has_conv()) {
-            geometry = geometry.stored_as(&last.geometry);
+            geometry = geometry.with_rank(last.geometry.rank());
         }
         Part::new(geometry, Op::Seq(parts))
     }
@@ -79,6 +79,10 @@ impl<T> Part<T> {
     pub(super) fn with_groups_guessed(mut self) -> Part<T> {
         self.geometry = self.geometry.with_groups_guessed();
         self
+    }
+
+    pub(super) fn set_rank(&mut self, rank: usize) {
+        self.geometry = self.geometry.with_rank(rank);
     }
 
     /// What the part maps to what.

@@ -345,6 +345,7 @@ impl<'a> Ledger<'a> {
                 self.index.len()
             )));
         }
+        let module = module.fill(captures).unwrap_or_default();
         let expr =
             resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
                 (GeometryError::NoConv, Some(conv)) => {
@@ -355,6 +356,7 @@ impl<'a> Ledger<'a> {
                     source,
                 },
             })?;
+        let expr = stored_like(expr, &format!("{module}.weight"));
         if let Some(leaf) = expr.root().constant().filter(|_| !rule.bias) {
             return Err(fail(format!(
                 "{leaf} adds a constant, and the recipe says that the block has no `bias`"
@@ -362,7 +364,7 @@ impl<'a> Ledger<'a> {
         }
         let stored = stored_type(expr.root()).map_err(fail)?;
         let fused = PlannedConv {
-            module: module.fill(captures).unwrap_or_default(),
+            module,
             expr,
             bias: rule.bias,
             dtype: self.options.dtype.unwrap_or(stored),
@@ -507,6 +509,16 @@ impl<'a> Ledger<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.
+fn stored_like(expr: Resolved<Tensor>, weight: &str) -> Resolved<Tensor> {
+    let leaves = expr.root().leaves();
+    let in_place = leaves.iter().find(|leaf| leaf.name() == weight);
+    match in_place.map(|leaf| leaf.shape().len()) {
+        Some(rank) => expr.with_rank(rank),
+        None => expr,
     }
 }
 

@@ -50,11 +50,11 @@ impl Geometry {
         }
     }
 
-    /// With as many axes as another weight has, if they are enough.
-    pub(in crate::algebra) fn stored_as(&self, other: &Geometry) -> Geometry {
+    /// With so many dimensions, or as many as it needs.
+    pub(in crate::algebra) fn with_rank(self, rank: usize) -> Geometry {
         Geometry {
-            rank: other.rank.max(axes_needed(self.extent)),
-            ..*self
+            rank: rank.clamp(axes_needed(self.extent), 5),
+            ..self
         }
     }
 

@@ -38,6 +38,12 @@ impl<T> Resolved<T> {
     pub fn geometry(&self) -> &Geometry {
         self.root.geometry()
     }
+
+    /// The same, stored with so many dimensions, or as many as its kernel needs: a Linear and a Conv1d of size 1 can be either.
+    pub fn with_rank(mut self, rank: usize) -> Resolved<T> {
+        self.root.set_rank(rank);
+        self
+    }
 }
 
 impl<T: Operand> Resolved<T> {
