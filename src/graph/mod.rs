@@ -7,6 +7,7 @@ mod cost;
 mod form;
 pub mod model;
 pub mod onnx;
+pub mod plan;
 pub mod region;
 mod tree;
 
