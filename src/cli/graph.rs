@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::select;
 use crate::graph::onnx::{self, Edit, Onnx};
-use crate::graph::plan::{self, Left};
+use crate::graph::plan::Left;
 use crate::plan::Options;
 use crate::summary::inspect::{Form, Inspection, of_plan};
 use crate::tensor::Checkpoint;
@@ -55,10 +55,10 @@ pub(super) fn verify(
 
 /// What is known about a graph, and what of it stays although it nearly could be folded.
 pub(super) fn inspect(onnx: &Onnx) -> anyhow::Result<(Inspection, Vec<Left>)> {
-    let (plan, form, left) = match onnx::edit(onnx, &Options::default(), false) {
-        Ok(edit) => (Some(edit.plan), Form::Training, edit.left),
-        Err(plan::Error::Nothing { left }) => (None, Form::Deploy, left),
-        Err(error) => return Err(error.into()),
+    let edit = onnx::edit(onnx, &Options::default(), false)?;
+    let (plan, form) = match edit.plan.blocks.is_empty() {
+        true => (None, Form::Deploy),
+        false => (Some(edit.plan), Form::Training),
     };
-    Ok((of_plan(onnx.constants(), plan, form), left))
+    Ok((of_plan(onnx.constants(), plan, form), edit.left))
 }
