@@ -1,6 +1,6 @@
 //! An expression in a line of text, as in `bn(3×3) + bn(1×1) + bn`.
 
-use crate::algebra::{Channels, Extent, Factor, Geometry, Kernel, Layout, Op, Part};
+use crate::algebra::{Channels, Extent, Factor, Geometry, Kernel, Layout, Op, Part, Through};
 
 /// Describes a tree: convs by their kernels, everything else by its name.
 pub fn expression<T>(part: &Part<T>) -> String {
@@ -9,7 +9,7 @@ pub fn expression<T>(part: &Part<T>) -> String {
         Op::Bn(_) => "bn".to_owned(),
         Op::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
         Op::Scale(Factor::Number(n)) => n.to_string(),
-        Op::Scale(Factor::Tensor(v)) if v.sigmoid => "gate".to_owned(),
+        Op::Scale(Factor::Tensor(v)) if v.through == Through::Sigmoid => "gate".to_owned(),
         Op::Scale(Factor::Tensor(_)) => "scale".to_owned(),
         Op::Shift(_) => "shift".to_owned(),
         Op::Mean(window) => format!("mean {}", size(*window)),

@@ -17,7 +17,7 @@ pub mod part;
 pub mod shape;
 
 pub use branches::branches;
-pub use expr::{Bn, Channels, Conv, Expr, Factor, Operand, Values, Vector};
+pub use expr::{Bn, Channels, Conv, Expr, Factor, Operand, Through, Values, Vector};
 pub use extent::Extent;
 pub use fold::{Affine, fold};
 pub use part::{Kernel, Layout, Op, Part};

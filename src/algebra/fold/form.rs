@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Affine, Folded};
-use crate::algebra::expr::{Bn, Channels, Factor, Operand, Values, Vector};
+use crate::algebra::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
 use crate::algebra::extent::Extent;
 use crate::algebra::part::{Kernel, Op, Part, split};
 use crate::algebra::shape::Geometry;
@@ -126,15 +126,14 @@ fn factors<T: Operand, V: Values<T>>(
     values: &mut V,
 ) -> Result<Vec<f64>, V::Error> {
     let mut factors = values.vector(&vector.tensor, vector.first(), vector.len())?;
-    if vector.sigmoid {
-        for x in &mut factors {
+    for x in &mut factors {
+        *x = match vector.through {
+            Through::Itself => *x,
             // An infinite gate is no number to fold with, though its sigmoid is one.
-            *x = if x.is_finite() {
-                1.0 / (1.0 + (-*x).exp())
-            } else {
-                f64::NAN
-            };
-        }
+            Through::Sigmoid if !x.is_finite() => f64::NAN,
+            Through::Sigmoid => 1.0 / (1.0 + (-*x).exp()),
+            Through::Reciprocal => 1.0 / *x,
+        };
     }
     if let [one] = factors[..] {
         factors = vec![one; channels];

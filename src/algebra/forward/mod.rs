@@ -9,7 +9,7 @@ mod weights;
 
 use std::ops::Range;
 
-use super::expr::{Bn, Channels, Factor, Operand, Values, Vector};
+use super::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
 use super::extent::{Extent, POINT, flat, grown, volume};
 use super::part::{Kernel, Op, Part, split};
 use super::shape::Geometry;
@@ -454,8 +454,10 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
             false => f64::NAN,
         }
     };
-    if vector.sigmoid {
-        factors.iter_mut().for_each(|x| *x = squashed(*x));
+    match vector.through {
+        Through::Itself => {}
+        Through::Sigmoid => factors.iter_mut().for_each(|x| *x = squashed(*x)),
+        Through::Reciprocal => factors.iter_mut().for_each(|x| *x = x.recip()),
     }
     Ok(factors)
 }
