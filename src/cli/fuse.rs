@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
+    /// Write shards of at most so many bytes, as in 5GB or 500MiB, and OUT's index: `OUT-00001-of-00002.safetensors` …
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    shard_size: Option<u64>,
     /// Verify before OUT is replaced, and leave it as it was if that fails
     #[arg(long)]
     verify: bool,
@@ -80,6 +83,31 @@ impl Stored {
     }
 }
 
+/// A number of bytes, as in `5GB`: powers of 1000, and of 1024 with an `i`.
+fn shard_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_uppercase();
+    let factor = match unit.as_str() {
+        "" | "B" => Some(1),
+        unit => ["K", "M", "G", "T"]
+            .iter()
+            .zip(1..)
+            .find_map(|(letter, power)| {
+                let rest = unit.strip_prefix(letter)?;
+                match rest {
+                    "B" => Some(1000u64.pow(power)),
+                    "IB" => Some(1024u64.pow(power)),
+                    _ => None,
+                }
+            }),
+    };
+    let number = digits.parse::<u64>().ok().filter(|n| *n > 0);
+    number
+        .zip(factor)
+        .and_then(|(number, factor)| number.checked_mul(factor))
+        .ok_or_else(|| "expected a size such as 5GB or 500MiB".to_owned())
+}
+
 /// Source `fuse --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Summary<'a> {
@@ -88,8 +116,10 @@ pub(super) struct Summary<'a> {
     schema: &'static str,
     /// The checkpoint in training form.
     input: String,
-    /// The file that was written, or would be.
+    /// The file that was written, or would be; of shards, the index.
     output: String,
+    /// The shards, with `--shard-size`.
+    shards: Vec<String>,
     /// Whether nothing was written because that was the wish.
     dry_run: bool,
     recipe: &'a str,
@@ -151,18 +181,32 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     // Source cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
-    // A dry run says it, too.
-    fuse::place_for(&checkpoint, &args.output, args.force)?;
+    if args.shard_size.is_none() {
+        anyhow::ensure!(
+            !args.output.to_string_lossy().ends_with(".index.json"),
+            "{} is the name of an index; choose that of a file, or pass --shard-size to write shards",
+            quoted(&args.output.display().to_string())
+        );
+        // Before the plan, which may take a while.
+        fuse::place_for(&checkpoint, &args.output, args.force)?;
+    }
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let options = fuse::Options {
+        replace: args.force,
+        threads: args.threads.map(usize::from),
+        shard_size: args.shard_size,
+    };
+    // A dry run says it, too.
+    let preview = fuse::preview(&checkpoint, &plan, &args.output, &options)?;
     let written = if args.dry_run {
         Written {
-            bytes: fuse::file_len(&checkpoint, &plan),
+            preview,
             verified: None,
             vanished: None,
         }
     } else {
-        match write(args, &checkpoint, &plan)? {
+        match write(args, &checkpoint, &plan, &options, preview)? {
             Some(written) => written,
             // Source is wrong with it has been said; a script reads it here.
             None if args.json => {
@@ -197,21 +241,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// Source is known of a file once it is there.
 struct Written {
-    bytes: u64,
+    preview: fuse::Preview,
     verified: Option<bool>,
     vanished: Option<u64>,
 }
 
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
-fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Option<Written>> {
+fn write(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    options: &fuse::Options,
+    preview: fuse::Preview,
+) -> anyhow::Result<Option<Written>> {
     signals::watch()?;
     let bytes = plan.outputs.iter().map(|p| p.output.byte_len).sum();
     let bar = progress::bar(bytes, args.quiet || args.json);
-    let options = fuse::Options {
-        replace: args.force,
-        threads: args.threads.map(usize::from),
-    };
-    let unfinished = fuse::fuse(checkpoint, plan, &args.output, &options, &|n| {
+    let unfinished = fuse::fuse(checkpoint, plan, &args.output, options, &|n| {
         bar.inc(n);
         match signals::stopped() {
             true => ControlFlow::Break(()),
@@ -225,7 +271,7 @@ fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Op
             stop: Some(&signals::STOP),
             ..Default::default()
         };
-        let file = Checkpoint::open(unfinished.path())?;
+        let file = unfinished.open()?;
         let form = verify::Deployed::File(&file);
         let verdict = with_workers(|| verify::verify(checkpoint, plan, form, &options))??;
         if !args.quiet && !args.json {
@@ -244,13 +290,13 @@ fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Op
     if signals::stopped() {
         return Err(tensor::Error::Interrupted.into());
     }
-    let (bytes, vanished) = (unfinished.bytes(), unfinished.vanished());
+    let vanished = unfinished.vanished();
     unfinished.finish()?;
     if vanished > 0 && !args.quiet {
         output::note(&vanishing(plan, vanished));
     }
     Ok(Some(Written {
-        bytes,
+        preview,
         verified,
         vanished: Some(vanished),
     }))
@@ -276,10 +322,16 @@ fn summary<'a>(
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let shown = |path: &PathBuf| path.display().to_string();
+    let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
+        (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
+        _ => (shown(&args.output), Vec::new()),
+    };
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
-        output: args.output.display().to_string(),
+        output,
+        shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
         bn_eps: weight.and(plan.eps),
@@ -297,7 +349,7 @@ fn summary<'a>(
         parameters_before: cost::parameters(checkpoint.tensors().values()),
         parameters_after: cost::planned_parameters(plan),
         bytes_before: checkpoint.file_len(),
-        bytes_after: written.bytes,
+        bytes_after: written.preview.bytes,
         seconds,
         verified: written.verified,
         became_zero: written.vanished,
@@ -365,6 +417,11 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     for row in output::table(&rows, &[1, 3], &[], output::width()).lines() {
         lines += &format!("  {row}\n");
     }
+    if !s.shards.is_empty() {
+        let index = quoted(&s.output);
+        let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
+        lines += &output::line("shards", &shards);
+    }
     lines += &output::line("recipe", s.recipe);
     lines + &select::eps_line(plan, weight).unwrap_or_default()
 }
@@ -396,4 +453,34 @@ fn plan_table(plan: &Plan) -> String {
         plural(copied, "tensor"),
         plan.dropped.len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shard_size;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("5GB", 5_000_000_000),
+            ("500 MiB", 500 << 20),
+            ("2tb", 2_000_000_000_000),
+            ("10kib", 10 << 10),
+        ] {
+            assert_eq!(shard_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "GB",
+            "0GB",
+            "-1GB",
+            "5XB",
+            "5G",
+            "1.5GB",
+            "99999999999TB",
+        ] {
+            assert!(shard_size(text).is_err(), "{text}");
+        }
+    }
 }

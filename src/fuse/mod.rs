@@ -8,7 +8,7 @@ pub mod diagnose;
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::plan::{Plan, Planned, PlannedConv, Source};
 use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
-    Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
+    Checkpoint, Destinations, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
 };
 use diagnose::explain;
 
@@ -36,24 +36,38 @@ pub struct Options {
     pub replace: bool,
     /// Workers; by default one per core, and fewer for a small file.
     pub threads: Option<usize>,
+    /// The most bytes of tensors in a shard; none for a single file.
+    pub shard_size: Option<u64>,
 }
 
-/// A file that is complete but has not become its destination.
+/// The most shards that are written: each is held open until all are done.
+const MOST_SHARDS: usize = 500;
+
+/// What is complete but has not got its name.
 #[derive(Debug)]
 pub struct Unfinished {
     writer: Writer,
+    paths: Vec<PathBuf>,
     replace: bool,
     bytes: u64,
     vanished: u64,
 }
 
 impl Unfinished {
-    /// The path at which it can be read meanwhile.
-    pub fn path(&self) -> &Path {
-        self.writer.scratch_path()
+    /// Opens it as it will be read.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(&self) -> Result<Checkpoint, TensorError> {
+        self.writer.open()
     }
 
-    /// The size of the file.
+    /// The paths that its files will have; with shards, that of the index is the last.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// The size of the file, or of all shards without their index.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -63,7 +77,7 @@ impl Unfinished {
         self.vanished
     }
 
-    /// Syncs the file and gives it its name.
+    /// Syncs the file and gives it its name, or all shards theirs.
     ///
     /// # Errors
     /// When that fails; the destination is then what it was.
@@ -85,21 +99,17 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    let place = place_for(checkpoint, destination, options.replace)?;
-    let outputs: Vec<Output> = plan
-        .outputs
-        .iter()
-        .map(|planned| planned.output.clone())
-        .collect();
-    let layout = Layout::new(&outputs, metadata(checkpoint, plan));
-    let writer = Writer::create(place, &layout)?;
+    let layout = layout(checkpoint, plan, options.shard_size);
+    let places = places_for(checkpoint, destination, &layout, options)?;
+    let paths = places.paths().map(Path::to_owned).collect();
+    let writer = Writer::create(places, &layout)?;
     let vanished = AtomicU64::new(0);
     let writes = WriteQueue::new(&writer);
     let order = layout.order();
     let tasks = Mutex::new(tasks(plan, &layout, &order));
     let failure: Mutex<Option<diagnose::Error>> = Mutex::new(None);
     let threads = options.threads.unwrap_or_else(|| {
-        let worth = 1 + (layout.file_len() / BYTES_PER_THREAD) as usize;
+        let worth = 1 + (layout.len() / BYTES_PER_THREAD) as usize;
         match worth {
             1 => 1,
             _ => std::thread::available_parallelism().map_or(1, |cores| worth.min(cores.get())),
@@ -136,15 +146,78 @@ pub fn fuse(
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(Unfinished {
-            bytes: layout.file_len(),
+            bytes: layout.len(),
             vanished: vanished.into_inner(),
             writer,
+            paths,
             replace: options.replace,
         }),
     }
 }
 
-/// Where [`fuse`] would write to.
+/// What [`fuse`] would write, and where.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The paths of the files; with shards, that of the index is the last.
+    pub paths: Vec<PathBuf>,
+    /// The size in bytes of the file, or of all shards without their index.
+    pub bytes: u64,
+}
+
+/// Looks at what [`fuse`] would write. Nothing is created.
+///
+/// # Errors
+/// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
+pub fn preview(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    destination: &Path,
+    options: &Options,
+) -> Result<Preview, TensorError> {
+    let layout = layout(checkpoint, plan, options.shard_size);
+    let places = places_for(checkpoint, destination, &layout, options)?;
+    Ok(Preview {
+        paths: places.paths().map(Path::to_owned).collect(),
+        bytes: layout.len(),
+    })
+}
+
+/// The size in bytes of the file that [`fuse`] would write.
+pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
+    layout(checkpoint, plan, None).len()
+}
+
+fn layout(checkpoint: &Checkpoint, plan: &Plan, shard_size: Option<u64>) -> Layout {
+    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
+    let metadata = metadata(checkpoint, plan);
+    match shard_size {
+        None => Layout::new(&outputs, metadata),
+        Some(most) => Layout::in_shards(&outputs, &metadata, most),
+    }
+}
+
+fn places_for(
+    checkpoint: &Checkpoint,
+    destination: &Path,
+    layout: &Layout,
+    options: &Options,
+) -> Result<Destinations, TensorError> {
+    let places = match (options.shard_size, layout.files()) {
+        (None, _) => Destinations::file(destination)?,
+        (Some(_), count) if count > MOST_SHARDS => {
+            return Err(TensorError::ManyShards {
+                path: destination.to_owned(),
+                count,
+                allowed: MOST_SHARDS,
+            });
+        }
+        (Some(_), count) => Destinations::shards(destination, count)?,
+    };
+    may_be_written(checkpoint, &places, options.replace)?;
+    Ok(places)
+}
+
+/// Whether the file that is at a place of a single file may be replaced.
 ///
 /// # Errors
 /// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
@@ -152,21 +225,20 @@ pub fn place_for(
     checkpoint: &Checkpoint,
     destination: &Path,
     replace: bool,
-) -> Result<Destination, TensorError> {
-    let place = Destination::new(destination)?;
-    if replace || place.replaced().is_none() {
-        return Ok(place);
-    }
-    Err(match checkpoint.is_same_file(destination) {
-        true => TensorError::SameFile(destination.to_owned()),
-        false => TensorError::Exists(destination.to_owned()),
-    })
+) -> Result<(), TensorError> {
+    may_be_written(checkpoint, &Destinations::file(destination)?, replace)
 }
 
-/// The size in bytes of the file that [`fuse`] would write.
-pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
-    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
-    Layout::new(&outputs, metadata(checkpoint, plan)).file_len()
+fn may_be_written(
+    checkpoint: &Checkpoint,
+    places: &Destinations,
+    replace: bool,
+) -> Result<(), TensorError> {
+    match places.replaced().filter(|_| !replace) {
+        None => Ok(()),
+        Some(path) if checkpoint.is_same_file(path) => Err(TensorError::SameFile(path.to_owned())),
+        Some(path) => Err(TensorError::Exists(path.to_owned())),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -247,7 +319,7 @@ fn tasks<'a>(
             _ => None,
         })
         .collect();
-    runs(plan, order).flat_map(
+    runs(plan, layout, order).flat_map(
         move |run| -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
             let planned = &plan.outputs[run[0]];
             let to = layout.offset(run[0]);
@@ -302,14 +374,22 @@ fn tasks<'a>(
 /// Cuts the outputs, in the order of the file, into runs that one task writes: small copies together, all else alone.
 ///
 /// (In a file of a million small tensors each would cost a write.)
-fn runs<'a>(plan: &'a Plan, order: &'a [usize]) -> impl Iterator<Item = &'a [usize]> + Send {
+///
+/// A run is of one shard: between two, a header stands.
+fn runs<'a>(
+    plan: &'a Plan,
+    layout: &'a Layout,
+    order: &'a [usize],
+) -> impl Iterator<Item = &'a [usize]> + Send {
     let mut rest = order;
     std::iter::from_fn(move || {
+        let begin = rest.first().map(|&i| layout.offset(i))?;
         let mut bytes = 0;
         let fits = |&&i: &&usize| {
             copied(&plan.outputs[i]).is_some_and(|tensor| {
+                let follows = layout.offset(i) == begin + bytes;
                 bytes += tensor.byte_len();
-                bytes <= SLAB_BYTES as u64
+                follows && bytes <= SLAB_BYTES as u64
             })
         };
         let len = rest.iter().take_while(fits).count().max(1);
