@@ -42,6 +42,8 @@ pub enum EpsSource {
     Recipe,
     /// The user does.
     User,
+    /// Feature maps of the author's network decided it.
+    Sample,
 }
 
 /// Source becomes of every tensor.

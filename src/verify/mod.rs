@@ -34,7 +34,7 @@ use block::{Check, impulse_share};
 use copies::compare_copies;
 
 pub use bound::Allowance;
-pub(crate) use bound::{Rounding, Shown, allowance_of, beyond};
+pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub(crate) use tally::{is_worse, ratio, worse};
 
