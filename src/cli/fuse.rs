@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Answer;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
+use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
@@ -18,7 +19,7 @@ use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
-use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
+use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
 use crate::verify;
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
@@ -36,6 +37,8 @@ pub(super) struct Args {
     output: PathBuf,
     #[command(flatten)]
     select: Select,
+    #[command(flatten)]
+    sampled: Sampled,
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
@@ -125,7 +128,7 @@ pub(super) struct Summary<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe` or `user`.
+    /// `recipe`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -145,6 +148,8 @@ pub(super) struct Summary<'a> {
     seconds: f64,
     /// Null without `--verify`; a file that fails is not kept.
     verified: Option<bool>,
+    /// What the maps of `--sample` said.
+    sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
     blocks: Vec<BlockSummary<'a>>,
@@ -190,7 +195,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         // Before the plan, which may take a while.
         fuse::place_for(&checkpoint, &args.output, args.force)?;
     }
-    let plan = args.select.plan(&checkpoint, args.dtype.float())?;
+    let float = args.dtype.float();
+    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
+        Some((plan, evidence)) => (plan, Some(evidence)),
+        None => (args.select.plan(&checkpoint, float)?, None),
+    };
+    if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
+        return not_supported(args, &plan, evidence);
+    }
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let options = fuse::Options {
         replace: args.force,
@@ -224,6 +236,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         args,
         &checkpoint,
         &plan,
+        sample,
         weight.as_ref(),
         &written,
         begin.elapsed().as_secs_f64(),
@@ -237,6 +250,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         output::result(&text(&summary, &plan, weight.as_ref()))?;
     }
     Ok(Answer::Yes)
+}
+
+/// Says what the sample has against a plan; nothing is written.
+fn not_supported(args: &Args, plan: &Plan, evidence: &Evidence) -> anyhow::Result<Answer> {
+    let why = format!(
+        "the sample does not support recipe `{}`; {} was not written",
+        plain(&plan.recipe),
+        quoted(&args.output.display().to_string())
+    );
+    let lines = evidence.failures().trim_end();
+    output::note(&format!("repfuse: {why}\n{lines}"));
+    if args.json {
+        let lines = lines.lines().map(|line| line.trim().to_owned());
+        let causes: Vec<String> = std::iter::once(why).chain(lines).collect();
+        output::json(&super::schema::Failure::new(&causes, 1))?;
+    }
+    Ok(Answer::No)
 }
 
 /// Source is known of a file once it is there.
@@ -318,6 +348,7 @@ fn summary<'a>(
     args: &Args,
     checkpoint: &Checkpoint,
     plan: &'a Plan,
+    sample: Option<Evidence>,
     weight: Option<&EpsWeight>,
     written: &Written,
     seconds: f64,
@@ -335,10 +366,7 @@ fn summary<'a>(
         dry_run: args.dry_run,
         recipe: &plan.recipe,
         bn_eps: weight.and(plan.eps),
-        bn_eps_source: match plan.eps_source {
-            crate::plan::EpsSource::Recipe => "recipe",
-            crate::plan::EpsSource::User => "user",
-        },
+        bn_eps_source: plan.eps_source.name(),
         bn_eps_note: plan.eps_note.as_deref(),
         bn_eps_weight: weight.map(|w| w.largest),
         bn_eps_other: weight.map(|w| w.other),
@@ -352,6 +380,7 @@ fn summary<'a>(
         bytes_after: written.preview.bytes,
         seconds,
         verified: written.verified,
+        sample,
         became_zero: written.vanished,
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
@@ -423,7 +452,9 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         lines += &output::line("shards", &shards);
     }
     lines += &output::line("recipe", s.recipe);
-    lines + &select::eps_line(plan, weight).unwrap_or_default()
+    lines += &select::eps_line(plan, weight).unwrap_or_default();
+    let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
+    lines + &sample.unwrap_or_default()
 }
 
 fn plan_table(plan: &Plan) -> String {

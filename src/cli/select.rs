@@ -40,12 +40,7 @@ impl Select {
         checkpoint: &Checkpoint,
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
-        let options = Options {
-            bn_eps: self.bn_eps,
-            only: self.only.clone(),
-            skip: self.skip.clone(),
-            dtype,
-        };
+        let options = self.options(dtype);
         let plan = match &self.recipe {
             Some(name) => plan::plan(checkpoint.tensors(), &named(name)?, &options)?,
             None => {
@@ -56,6 +51,16 @@ impl Select {
             }
         };
         Ok(plan)
+    }
+
+    /// What the user decided about a plan.
+    pub(super) fn options(&self, dtype: Option<Float>) -> Options {
+        Options {
+            bn_eps: self.bn_eps,
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            dtype,
+        }
     }
 
     /// Plans a training form that is to be compared with its deploy form; says so if the two are the wrong way round.
@@ -165,6 +170,7 @@ pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String
     let source = match plan.eps_source {
         EpsSource::Recipe => format!("recipe {}", plan.recipe),
         EpsSource::User => "--bn-eps".to_owned(),
+        EpsSource::Sample => "the sample".to_owned(),
     };
     let mut line = output::line(
         "bn eps",

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::output::{self, Cut, plural};
+use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
@@ -33,6 +34,8 @@ pub(super) struct Args {
     output: Option<PathBuf>,
     #[command(flatten)]
     select: Select,
+    #[command(flatten)]
+    sampled: Sampled,
     /// The largest difference that passes, in units of the rounding bound
     #[arg(long, hide_short_help = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
     tolerance: f64,
@@ -104,7 +107,7 @@ pub(super) struct Report<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe` or `user`.
+    /// `recipe`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,
@@ -122,6 +125,8 @@ pub(super) struct Report<'a> {
     blocks: Vec<Block<'a>>,
     #[serde(flatten)]
     findings: whole::Findings,
+    /// What the maps of `--sample` said.
+    sample: Option<Evidence>,
     seconds: f64,
 }
 
@@ -161,7 +166,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::deployed).transpose()?;
-    let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
+    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, None)? {
+        Some((plan, evidence)) => (plan, Some(evidence)),
+        None => (
+            args.select.plan_first(&checkpoint, deployed.as_ref())?,
+            None,
+        ),
+    };
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let options = verify::Options {
         probes: args.probes,
@@ -186,7 +197,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if !args.quiet && !args.json {
         sampled(&verdict);
     }
-    let accepted = verdict.accepted() && findings.accepted();
+    let supported = sample.as_ref().is_none_or(|evidence| evidence.accepted);
+    let accepted = verdict.accepted() && findings.accepted() && supported;
     if args.json {
         let finite = |x: f64| x.is_finite().then_some(x);
         output::json(&Report {
@@ -196,10 +208,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             accepted,
             recipe: &plan.recipe,
             bn_eps: weight.as_ref().and(plan.eps),
-            bn_eps_source: match plan.eps_source {
-                crate::plan::EpsSource::Recipe => "recipe",
-                crate::plan::EpsSource::User => "user",
-            },
+            bn_eps_source: plan.eps_source.name(),
             bn_eps_weight: weight.as_ref().map(|w| w.largest),
             allowance: match verdict.allowance {
                 Allowance::OneRounding => "one-rounding",
@@ -231,12 +240,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                 })
                 .collect(),
             findings,
+            sample,
             seconds: begin.elapsed().as_secs_f64(),
         })?;
     } else if !args.quiet {
         let mut text = blocks(&verdict);
         text += &failures(&verdict);
         text += &whole::text(&findings);
+        text += sample.as_ref().map_or("", Evidence::failures);
         let allowed = match verdict.allowance {
             Allowance::OneRounding => "rounding once allows",
             Allowance::Arithmetic => {
@@ -272,6 +283,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             text += &output::line("types", &types);
         }
         text += &select::eps_line(&plan, weight.as_ref()).unwrap_or_default();
+        let sample = sample.as_ref().map(|evidence| evidence.line(&plan));
+        text += &sample.unwrap_or_default();
         output::result(&text)?;
     }
     let otherwise = deployed

@@ -46,6 +46,17 @@ pub enum EpsSource {
     Sample,
 }
 
+impl EpsSource {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EpsSource::Recipe => "recipe",
+            EpsSource::User => "user",
+            EpsSource::Sample => "sample",
+        }
+    }
+}
+
 /// Source becomes of every tensor.
 #[derive(Debug)]
 pub struct Plan {

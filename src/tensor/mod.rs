@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a convolution.
 
+#[cfg(feature = "cli")]
 pub mod arrays;
 pub mod checkpoint;
 pub mod destination;
@@ -20,7 +21,7 @@ mod together;
 pub mod windows;
 pub mod write;
 
-pub use checkpoint::{Checkpoint, Tensor};
+pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::{Destination, Destinations};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};

@@ -194,8 +194,8 @@ impl Left {
             Kind::Bare(name) => format!("a {name} times a factor explains it"),
             Kind::Branch(branch) if all(-1.0) => format!("it has no branch {branch}"),
             Kind::Branch(branch) => format!(
-                "{} times the branch {branch} explains it: a factor such as `alpha`",
-                crate::summary::units::ratio(1.0 + factors[0])
+                "{:.4} times the branch {branch} explains it: a factor such as `alpha`",
+                1.0 + factors[0]
             ),
         })
     }

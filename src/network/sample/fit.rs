@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array4, ArrayView4, s};
+use ndarray::{Array4, ArrayView4, Axis, Slice};
 
 use super::activation::{Activation, TRIED};
 use super::explain::{Seen, explain};
@@ -272,7 +272,11 @@ impl Tried {
         columns: Range<usize>,
     ) -> Found {
         let [top, left] = [rows.start, columns.start];
-        let window = s![.., .., rows, columns];
+        let window = |maps: ArrayView4<'_, f64>| -> Array4<f64> {
+            let rows = maps.slice_axis(Axis(2), Slice::from(rows.clone()));
+            rows.slice_axis(Axis(3), Slice::from(columns.clone()))
+                .to_owned()
+        };
         let mut found = Found {
             activation,
             compared: 0,
@@ -283,8 +287,8 @@ impl Tried {
             at: [0; 4],
         };
         let unit = self.float.unit_roundoff();
-        let (z, bound) = (self.value.slice(window), self.bound.slice(window));
-        for (((at, z), y), bound) in z.indexed_iter().zip(y.slice(window)).zip(bound) {
+        let (z, bound) = (window(self.value.view()), window(self.bound.view()));
+        for (((at, z), y), bound) in z.indexed_iter().zip(&window(y)).zip(&bound) {
             let off = (activation.of(*z) - y).abs();
             let allowed = activation.steepest() * bound + activation.rounding(*z, unit);
             let ratio = ratio(off, allowed);
