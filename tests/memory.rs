@@ -39,6 +39,7 @@ fn peak<T>(f: impl FnOnce() -> T) -> (usize, T) {
 
 fn fuse(file: &Checkpoint, plan: &Plan, out: &Path) {
     let options = fuse::Options {
+        shard_size: None,
         replace: false,
         threads: Some(2),
     };

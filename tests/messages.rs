@@ -11,7 +11,7 @@ use repfuse::recipe;
 use repfuse::tensor::Reader;
 use repfuse::tensor::header::{self, Entry, Header};
 use repfuse::tensor::write::Layout;
-use repfuse::tensor::{Checkpoint, Destination, Dtype, Output, Writer};
+use repfuse::tensor::{Checkpoint, Destinations, Dtype, Output, Writer};
 use repfuse::verify::BlockVerdict;
 use support::file::{Place, bytes, checkpoint, ones, recipe};
 use support::forge::{File, Held};
@@ -804,7 +804,7 @@ fn headers_that_nobody_would_read() {
             byte_len: 0,
         };
         let layout = Layout::new(&[output], vec![("k".to_owned(), "v".repeat(long))]);
-        let destination = Destination::new(&place.path("x")).expect("a place");
+        let destination = Destinations::file(&place.path("x")).expect("a place");
         Writer::create(destination, &layout).and_then(|writer| writer.finish(false))
     };
     let error = attempt(100_000_000).expect_err("a long header");

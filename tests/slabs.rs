@@ -17,6 +17,7 @@ use support::forge::File;
 fn fused(place: &Place, file: &Checkpoint, plan: &Plan, threads: usize) -> Vec<u8> {
     let name = format!("deploy-{threads}");
     let options = fuse::Options {
+        shard_size: None,
         replace: false,
         threads: Some(threads),
     };

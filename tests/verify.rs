@@ -52,6 +52,7 @@ impl Bench {
         let plan = plan::plan(checkpoint.tensors(), recipe, &Options::default()).expect("a plan");
         let out = self.path("fused.safetensors");
         let options = fuse::Options {
+            shard_size: None,
             replace: true,
             threads: None,
         };

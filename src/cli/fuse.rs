@@ -12,6 +12,7 @@ use super::Answer;
 use super::graph;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
+use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
@@ -20,7 +21,7 @@ use crate::fuse::diagnose::{self, EpsWeight};
 use crate::graph::onnx::{self, Edit, Onnx};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
-use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
+use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
 use crate::verify;
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
@@ -38,9 +39,14 @@ pub(super) struct Args {
     output: PathBuf,
     #[command(flatten)]
     select: Select,
+    #[command(flatten)]
+    sampled: Sampled,
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
+    /// Write shards of at most so many bytes, as in 5GB or 500MiB, and OUT's index: `OUT-00001-of-00002.safetensors` …
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    shard_size: Option<u64>,
     /// Verify before OUT is replaced, and leave it as it was if that fails
     #[arg(long)]
     verify: bool,
@@ -82,7 +88,32 @@ impl Stored {
     }
 }
 
-/// Source `fuse --json` prints.
+/// A number of bytes, as in `5GB`: powers of 1000, and of 1024 with an `i`.
+fn shard_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_uppercase();
+    let factor = match unit.as_str() {
+        "" | "B" => Some(1),
+        unit => ["K", "M", "G", "T"]
+            .iter()
+            .zip(1..)
+            .find_map(|(letter, power)| {
+                let rest = unit.strip_prefix(letter)?;
+                match rest {
+                    "B" => Some(1000u64.pow(power)),
+                    "IB" => Some(1024u64.pow(power)),
+                    _ => None,
+                }
+            }),
+    };
+    let number = digits.parse::<u64>().ok().filter(|n| *n > 0);
+    number
+        .zip(factor)
+        .and_then(|(number, factor)| number.checked_mul(factor))
+        .ok_or_else(|| "expected a size such as 5GB or 500MiB".to_owned())
+}
+
+/// What `fuse --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Summary<'a> {
     /// This schema and its version.
@@ -90,14 +121,16 @@ pub(super) struct Summary<'a> {
     schema: &'static str,
     /// The checkpoint in training form.
     input: String,
-    /// The file that was written, or would be.
+    /// The file that was written, or would be; of shards, the index.
     output: String,
+    /// The shards, with `--shard-size`.
+    shards: Vec<String>,
     /// Whether nothing was written because that was the wish.
     dry_run: bool,
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe` or `user`.
+    /// `recipe`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -117,6 +150,8 @@ pub(super) struct Summary<'a> {
     seconds: f64,
     /// Null without `--verify`; a file that fails is not kept.
     verified: Option<bool>,
+    /// What the maps of `--sample` said.
+    sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
     blocks: Vec<BlockSummary<'a>>,
@@ -144,16 +179,20 @@ struct OutputSummary<'a> {
     dtype: String,
     weight_shape: Vec<usize>,
     groups: usize,
-    /// Source it is fused from, in a line.
+    /// What it is fused from, in a line.
     expression: String,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
-    // Source cannot be written to is said before anything is read.
+    // What cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
     if let Some(onnx) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
+        anyhow::ensure!(
+            args.shard_size.is_none() || graph::names_weights(&args.output),
+            "--shard-size is about files of weights; leave it out for a graph"
+        );
         fuse::place_for(onnx.constants(), &args.output, args.force)?;
         let edit = args.select.edit(&onnx, args.dtype.float())?;
         diagnose::check_norms(onnx.constants(), &edit.plan)?;
@@ -164,12 +203,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some((&onnx, &edit)),
         };
-        return fuse_it(args, &input, begin);
+        return fuse_it(args, &input, None, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
-    // A dry run says it, too.
-    fuse::place_for(&checkpoint, &args.output, args.force)?;
-    let plan = args.select.plan(&checkpoint, args.dtype.float())?;
+    if args.shard_size.is_none() {
+        anyhow::ensure!(
+            !args.output.to_string_lossy().ends_with(".index.json"),
+            "{} is the name of an index; choose that of a file, or pass --shard-size to write shards",
+            quoted(&args.output.display().to_string())
+        );
+        // Before the plan, which may take a while.
+        fuse::place_for(&checkpoint, &args.output, args.force)?;
+    }
+    let float = args.dtype.float();
+    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
+        Some((plan, evidence)) => (plan, Some(evidence)),
+        None => (args.select.plan(&checkpoint, float)?, None),
+    };
+    if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
+        return not_supported(args, &plan, evidence);
+    }
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
         checkpoint: &checkpoint,
@@ -177,7 +230,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         weight: weight.as_ref(),
         graph: None,
     };
-    fuse_it(args, &input, begin)
+    fuse_it(args, &input, sample, begin)
 }
 
 /// What is fused.
@@ -190,26 +243,41 @@ struct Input<'a> {
     graph: Option<(&'a Onnx, &'a Edit)>,
 }
 
-fn fuse_it(args: &Args, input: &Input<'_>, begin: Instant) -> anyhow::Result<Answer> {
+fn fuse_it(
+    args: &Args,
+    input: &Input<'_>,
+    sample: Option<Evidence>,
+    begin: Instant,
+) -> anyhow::Result<Answer> {
     let Input {
         checkpoint,
         plan,
         weight,
         graph,
     } = *input;
+    let options = fuse::Options {
+        replace: args.force,
+        threads: args.threads.map(usize::from),
+        shard_size: args.shard_size,
+    };
+    // A dry run says it, too.
+    let preview = match graph {
+        Some((onnx, edit)) => fuse::Preview {
+            paths: vec![args.output.clone()],
+            bytes: onnx::file_len(onnx, edit, &args.output)?,
+        },
+        None => fuse::preview(checkpoint, plan, &args.output, &options)?,
+    };
     let written = if args.dry_run {
         Written {
-            bytes: match graph {
-                Some((onnx, edit)) => onnx::file_len(onnx, edit, &args.output)?,
-                None => fuse::file_len(checkpoint, plan),
-            },
+            preview,
             verified: None,
             vanished: None,
         }
     } else {
-        match write(args, input)? {
+        match write(args, input, &options, preview)? {
             Some(written) => written,
-            // Source is wrong with it has been said; a script reads it here.
+            // What is wrong with it has been said; a script reads it here.
             None if args.json => {
                 let why = format!(
                     "what was written is not equivalent to its input; {} was not kept",
@@ -230,6 +298,7 @@ fn fuse_it(args: &Args, input: &Input<'_>, begin: Instant) -> anyhow::Result<Ans
         args,
         checkpoint,
         plan,
+        sample,
         weight,
         &written,
         begin.elapsed().as_secs_f64(),
@@ -245,15 +314,37 @@ fn fuse_it(args: &Args, input: &Input<'_>, begin: Instant) -> anyhow::Result<Ans
     Ok(Answer::Yes)
 }
 
-/// Source is known of a file once it is there.
+/// Says what the sample has against a plan; nothing is written.
+fn not_supported(args: &Args, plan: &Plan, evidence: &Evidence) -> anyhow::Result<Answer> {
+    let why = format!(
+        "the sample does not support recipe `{}`; {} was not written",
+        plain(&plan.recipe),
+        quoted(&args.output.display().to_string())
+    );
+    let lines = evidence.failures().trim_end();
+    output::note(&format!("repfuse: {why}\n{lines}"));
+    if args.json {
+        let lines = lines.lines().map(|line| line.trim().to_owned());
+        let causes: Vec<String> = std::iter::once(why).chain(lines).collect();
+        output::json(&super::schema::Failure::new(&causes, 1))?;
+    }
+    Ok(Answer::No)
+}
+
+/// What is known of a file once it is there.
 struct Written {
-    bytes: u64,
+    preview: fuse::Preview,
     verified: Option<bool>,
     vanished: Option<u64>,
 }
 
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
-fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
+fn write(
+    args: &Args,
+    input: &Input<'_>,
+    options: &fuse::Options,
+    preview: fuse::Preview,
+) -> anyhow::Result<Option<Written>> {
     let Input {
         checkpoint,
         plan,
@@ -266,10 +357,6 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
         None => plan.outputs.iter().map(|p| p.output.byte_len).sum(),
     };
     let bar = progress::bar(bytes, args.quiet || args.json);
-    let options = fuse::Options {
-        replace: args.force,
-        threads: args.threads.map(usize::from),
-    };
     let progress = |n| {
         bar.inc(n);
         match signals::stopped() {
@@ -278,8 +365,8 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
         }
     };
     let unfinished = match graph {
-        Some((onnx, edit)) => onnx::fuse(onnx, edit, &args.output, &options, &progress)?,
-        None => fuse::fuse(checkpoint, plan, &args.output, &options, &progress)?.into(),
+        Some((onnx, edit)) => onnx::fuse(onnx, edit, &args.output, options, &progress)?,
+        None => fuse::fuse(checkpoint, plan, &args.output, options, &progress)?.into(),
     };
     bar.finish_and_clear();
     let mut verified = None;
@@ -295,7 +382,7 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
                     onnx::verify(onnx, edit, Some(&made), &options)?
                 }
                 None => {
-                    let file = Checkpoint::open(unfinished.path())?;
+                    let file = unfinished.open()?;
                     let form = verify::Deployed::File(&file);
                     verify::verify(checkpoint, plan, form, &options)?
                 }
@@ -317,13 +404,13 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
     if signals::stopped() {
         return Err(tensor::Error::Interrupted.into());
     }
-    let (bytes, vanished) = (unfinished.bytes(), unfinished.vanished());
+    let vanished = unfinished.vanished();
     unfinished.finish()?;
     if vanished > 0 && !args.quiet {
         output::note(&vanishing(plan, vanished));
     }
     Ok(Some(Written {
-        bytes,
+        preview,
         verified,
         vanished: Some(vanished),
     }))
@@ -345,21 +432,25 @@ fn summary<'a>(
     args: &Args,
     checkpoint: &Checkpoint,
     plan: &'a Plan,
+    sample: Option<Evidence>,
     weight: Option<&EpsWeight>,
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let shown = |path: &PathBuf| path.display().to_string();
+    let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
+        (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
+        _ => (shown(&args.output), Vec::new()),
+    };
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
-        output: args.output.display().to_string(),
+        output,
+        shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
         bn_eps: weight.and(plan.eps),
-        bn_eps_source: match plan.eps_source {
-            crate::plan::EpsSource::Recipe => "recipe",
-            crate::plan::EpsSource::User => "user",
-        },
+        bn_eps_source: plan.eps_source.name(),
         bn_eps_note: plan.eps_note.as_deref(),
         bn_eps_weight: weight.map(|w| w.largest),
         bn_eps_other: weight.map(|w| w.other),
@@ -370,9 +461,10 @@ fn summary<'a>(
         parameters_before: cost::parameters(checkpoint.tensors().values()),
         parameters_after: cost::planned_parameters(plan),
         bytes_before: checkpoint.file_len(),
-        bytes_after: written.bytes,
+        bytes_after: written.preview.bytes,
         seconds,
         verified: written.verified,
+        sample,
         became_zero: written.vanished,
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
@@ -438,8 +530,15 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     for row in output::table(&rows, &[1, 3], &[], output::width()).lines() {
         lines += &format!("  {row}\n");
     }
+    if !s.shards.is_empty() {
+        let index = quoted(&s.output);
+        let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
+        lines += &output::line("shards", &shards);
+    }
     lines += &output::line("recipe", s.recipe);
-    lines + &select::eps_line(plan, weight).unwrap_or_default()
+    lines += &select::eps_line(plan, weight).unwrap_or_default();
+    let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
+    lines + &sample.unwrap_or_default()
 }
 
 fn plan_table(plan: &Plan) -> String {
@@ -469,4 +568,34 @@ fn plan_table(plan: &Plan) -> String {
         plural(copied, "tensor"),
         plan.dropped.len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shard_size;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("5GB", 5_000_000_000),
+            ("500 MiB", 500 << 20),
+            ("2tb", 2_000_000_000_000),
+            ("10kib", 10 << 10),
+        ] {
+            assert_eq!(shard_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "GB",
+            "0GB",
+            "-1GB",
+            "5XB",
+            "5G",
+            "1.5GB",
+            "99999999999TB",
+        ] {
+            assert!(shard_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -33,7 +33,7 @@ Examples:
   repfuse inspect train.safetensors --json | jq '.blocks[].name'"
 )]
 pub(super) struct Args {
-    /// A safetensors file, or one that torch.save wrote
+    /// A safetensors file, one that torch.save wrote, or an index of shards
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]

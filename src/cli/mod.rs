@@ -9,6 +9,7 @@ mod progress;
 mod recipes;
 mod report;
 mod runs;
+mod sample;
 mod schema;
 mod select;
 mod shell;

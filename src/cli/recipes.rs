@@ -59,7 +59,7 @@ impl Args {
     }
 }
 
-/// Source `recipes --json` prints.
+/// What `recipes --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct List {
     /// This schema and its version.
@@ -82,7 +82,7 @@ struct Entry {
     eps_note: Option<String>,
 }
 
-/// Source `recipes check --json` prints.
+/// What `recipes check --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Checked {
     /// This schema and its version.
@@ -91,11 +91,11 @@ pub(super) struct Checked {
     recipe: String,
     /// How many kinds of block it describes.
     kinds: usize,
-    /// Source it matches in the checkpoint, if one was given.
+    /// What it matches in the checkpoint, if one was given.
     checkpoint: Option<Matched>,
 }
 
-/// Source a recipe matches in a checkpoint.
+/// What a recipe matches in a checkpoint.
 #[derive(Serialize, JsonSchema)]
 struct Matched {
     /// Whether detection would consider it for this file.
@@ -106,7 +106,7 @@ struct Matched {
     copied: Vec<String>,
     /// The tensors that are dropped by name.
     dropped: Vec<String>,
-    /// Source it drops, renames, keeps or sets and the file has not.
+    /// What it drops, renames, keeps or sets and the file has not.
     idle: Vec<Idle>,
 }
 
@@ -125,7 +125,7 @@ struct MatchedConv {
     /// Its tensors are `<module>.weight` and `<module>.bias`.
     module: String,
     weight_shape: Vec<usize>,
-    /// Source it is fused from, in a line.
+    /// What it is fused from, in a line.
     expression: String,
 }
 
@@ -168,7 +168,7 @@ fn list(json: bool) -> anyhow::Result<()> {
     let mut text = String::new();
     for r in &recipes {
         let eps = r.eps.map(output::small).unwrap_or_default();
-        // Source the list is read for wraps rather than being cut.
+        // What the list is read for wraps rather than being cut.
         let about = output::wrapped(&r.about, name + 8, output::width());
         text += &format!("{:<name$}  {eps:<4}  {about}\n", r.name);
     }

@@ -38,15 +38,6 @@ fn eps(text: &str) -> Result<f64, String> {
 }
 
 impl Select {
-    fn options(&self, dtype: Option<Float>) -> Options {
-        Options {
-            bn_eps: self.bn_eps,
-            only: self.only.clone(),
-            skip: self.skip.clone(),
-            dtype,
-        }
-    }
-
     /// Plans what to fold of a graph, which needs no recipe.
     pub(super) fn edit(&self, onnx: &Onnx, dtype: Option<Float>) -> anyhow::Result<Edit> {
         for (flag, given) in [
@@ -80,6 +71,16 @@ impl Select {
             }
         };
         Ok(plan)
+    }
+
+    /// What the user decided about a plan.
+    pub(super) fn options(&self, dtype: Option<Float>) -> Options {
+        Options {
+            bn_eps: self.bn_eps,
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            dtype,
+        }
     }
 
     /// Plans a training form that is to be compared with its deploy form; says so if the two are the wrong way round.
@@ -196,6 +197,7 @@ pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String
     let source = match plan.eps_source {
         EpsSource::Recipe => format!("recipe {}", plan.recipe),
         EpsSource::User => "--bn-eps".to_owned(),
+        EpsSource::Sample => "the sample".to_owned(),
     };
     let mut line = output::line(
         "bn eps",

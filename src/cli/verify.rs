@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Answer;
 use super::graph;
 use super::output::{self, Cut, plural};
+use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
@@ -36,6 +37,8 @@ pub(super) struct Args {
     output: Option<PathBuf>,
     #[command(flatten)]
     select: Select,
+    #[command(flatten)]
+    sampled: Sampled,
     /// The largest difference that passes, in units of the rounding bound
     #[arg(long, hide_short_help = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
     tolerance: f64,
@@ -107,7 +110,7 @@ pub(super) struct Report<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe` or `user`.
+    /// `recipe`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,
@@ -125,6 +128,8 @@ pub(super) struct Report<'a> {
     blocks: Vec<Block<'a>>,
     #[serde(flatten)]
     findings: whole::Findings,
+    /// What the maps of `--sample` said.
+    sample: Option<Evidence>,
     seconds: f64,
 }
 
@@ -173,7 +178,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::deployed).transpose()?;
-    let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
+    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, None)? {
+        Some((plan, evidence)) => (plan, Some(evidence)),
+        None => (
+            args.select.plan_first(&checkpoint, deployed.as_ref())?,
+            None,
+        ),
+    };
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let options = options(args);
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
@@ -189,7 +200,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
-    let answer = tell(args, begin, &plan, weight.as_ref(), &verdict, findings)?;
+    let answer = tell(
+        args,
+        begin,
+        &plan,
+        weight.as_ref(),
+        &verdict,
+        findings,
+        sample,
+    )?;
     let accepted = matches!(answer, Answer::Yes);
     let otherwise = deployed
         .as_ref()
@@ -234,6 +253,7 @@ fn verify_graph(args: &Args, onnx: &Onnx, begin: Instant) -> anyhow::Result<Answ
         None,
         &verdict,
         whole::Findings::default(),
+        None,
     )
 }
 
@@ -245,11 +265,13 @@ fn tell(
     weight: Option<&EpsWeight>,
     verdict: &Verdict,
     findings: whole::Findings,
+    sample: Option<Evidence>,
 ) -> anyhow::Result<Answer> {
     if !args.quiet && !args.json {
         sampled(verdict);
     }
-    let accepted = verdict.accepted() && findings.accepted();
+    let supported = sample.as_ref().is_none_or(|evidence| evidence.accepted);
+    let accepted = verdict.accepted() && findings.accepted() && supported;
     if args.json {
         let finite = |x: f64| x.is_finite().then_some(x);
         output::json(&Report {
@@ -259,10 +281,7 @@ fn tell(
             accepted,
             recipe: &plan.recipe,
             bn_eps: weight.and(plan.eps),
-            bn_eps_source: match plan.eps_source {
-                crate::plan::EpsSource::Recipe => "recipe",
-                crate::plan::EpsSource::User => "user",
-            },
+            bn_eps_source: plan.eps_source.name(),
             bn_eps_weight: weight.map(|w| w.largest),
             allowance: match verdict.allowance {
                 Allowance::OneRounding => "one-rounding",
@@ -294,12 +313,14 @@ fn tell(
                 })
                 .collect(),
             findings,
+            sample,
             seconds: begin.elapsed().as_secs_f64(),
         })?;
     } else if !args.quiet {
         let mut text = blocks(verdict);
         text += &failures(verdict);
         text += &whole::text(&findings);
+        text += sample.as_ref().map_or("", Evidence::failures);
         let allowed = match verdict.allowance {
             Allowance::OneRounding => "rounding once allows",
             Allowance::Arithmetic => {
@@ -335,6 +356,8 @@ fn tell(
             text += &output::line("types", &types);
         }
         text += &select::eps_line(plan, weight).unwrap_or_default();
+        let sample = sample.as_ref().map(|evidence| evidence.line(plan));
+        text += &sample.unwrap_or_default();
         output::result(&text)?;
     }
     Ok(if accepted { Answer::Yes } else { Answer::No })

@@ -1,14 +1,14 @@
 //! Writing the deploy form: every block folded row by row, every other tensor copied.
 //!
 //! Output channels are independent, so the work is cut into slabs of them; each worker takes the next slab,
-//! reads its rows of every branch, and writes them straight to their place. Source is written does not depend
+//! reads its rows of every branch, and writes them straight to their place. What is written does not depend
 //! on the number of workers.
 
 pub mod diagnose;
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::plan::{Block, Plan, Planned, PlannedConv, Source};
 use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
-    Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
+    Checkpoint, Destinations, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
 };
 use diagnose::explain;
 
@@ -26,7 +26,7 @@ use diagnose::explain;
 /// As fast as 1 MiB, with a quarter of its memory.
 const SLAB_BYTES: usize = 1 << 18;
 
-/// Source a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
+/// What a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
 const BYTES_PER_THREAD: u64 = 4 << 20;
 
 /// How a file is written.
@@ -36,24 +36,43 @@ pub struct Options {
     pub replace: bool,
     /// Workers; by default one per core, and fewer for a small file.
     pub threads: Option<usize>,
+    /// The most bytes of tensors in a shard; none for a single file.
+    pub shard_size: Option<u64>,
 }
 
-/// A file that is complete but has not become its destination.
+/// The most shards that are written: each is held open until all are done.
+const MOST_SHARDS: usize = 500;
+
+/// What is complete but has not got its name.
 #[derive(Debug)]
 pub struct Unfinished {
     writer: Writer,
+    paths: Vec<PathBuf>,
     replace: bool,
     bytes: u64,
     vanished: u64,
 }
 
 impl Unfinished {
-    /// The path at which it can be read meanwhile.
+    /// The path at which it can be read meanwhile; of shards, the first one's.
     pub fn path(&self) -> &Path {
         self.writer.scratch_path()
     }
 
-    /// The size of the file.
+    /// Opens it as it will be read.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(&self) -> Result<Checkpoint, TensorError> {
+        self.writer.open()
+    }
+
+    /// The paths that its files will have; with shards, that of the index is the last.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// The size of the file, or of all shards without their index.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -63,7 +82,7 @@ impl Unfinished {
         self.vanished
     }
 
-    /// Syncs the file and gives it its name.
+    /// Syncs the file and gives it its name, or all shards theirs.
     ///
     /// # Errors
     /// When that fails; the destination is then what it was.
@@ -85,19 +104,14 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    let place = place_for(checkpoint, destination, options.replace)?;
-    let outputs: Vec<Output> = plan
-        .outputs
-        .iter()
-        .map(|planned| planned.output.clone())
-        .collect();
-    let layout = Layout::new(&outputs, metadata(checkpoint, plan));
+    let layout = layout(checkpoint, plan, options.shard_size);
+    let places = places_for(checkpoint, destination, &layout, options)?;
     let contents = Contents {
         blocks: &plan.blocks,
         outputs: &plan.outputs,
         layout: &layout,
     };
-    write(checkpoint, &contents, place, options, progress)
+    write(checkpoint, &contents, places, options, progress)
 }
 
 /// What a file is to hold.
@@ -111,26 +125,27 @@ pub struct Contents<'a> {
     pub layout: &'a Layout,
 }
 
-/// Writes a file of any format to a scratch file beside its place.
+/// Writes files of any format to scratch files beside their places.
 ///
 /// # Errors
 /// As for [`fuse`].
 pub fn write(
     checkpoint: &Checkpoint,
     contents: &Contents<'_>,
-    place: Destination,
+    places: Destinations,
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
     let layout = contents.layout;
-    let writer = Writer::create(place, layout)?;
+    let paths = places.paths().map(Path::to_owned).collect();
+    let writer = Writer::create(places, layout)?;
     let vanished = AtomicU64::new(0);
     let writes = WriteQueue::new(&writer);
     let order = layout.order();
     let tasks = Mutex::new(tasks(*contents, &order));
     let failure: Mutex<Option<diagnose::Error>> = Mutex::new(None);
     let threads = options.threads.unwrap_or_else(|| {
-        let worth = 1 + (layout.file_len() / BYTES_PER_THREAD) as usize;
+        let worth = 1 + (layout.len() / BYTES_PER_THREAD) as usize;
         match worth {
             1 => 1,
             _ => std::thread::available_parallelism().map_or(1, |cores| worth.min(cores.get())),
@@ -167,15 +182,78 @@ pub fn write(
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(Unfinished {
-            bytes: layout.file_len(),
+            bytes: layout.len(),
             vanished: vanished.into_inner(),
             writer,
+            paths,
             replace: options.replace,
         }),
     }
 }
 
-/// Where [`fuse`] would write to.
+/// What [`fuse`] would write, and where.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The paths of the files; with shards, that of the index is the last.
+    pub paths: Vec<PathBuf>,
+    /// The size in bytes of the file, or of all shards without their index.
+    pub bytes: u64,
+}
+
+/// Looks at what [`fuse`] would write. Nothing is created.
+///
+/// # Errors
+/// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
+pub fn preview(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    destination: &Path,
+    options: &Options,
+) -> Result<Preview, TensorError> {
+    let layout = layout(checkpoint, plan, options.shard_size);
+    let places = places_for(checkpoint, destination, &layout, options)?;
+    Ok(Preview {
+        paths: places.paths().map(Path::to_owned).collect(),
+        bytes: layout.len(),
+    })
+}
+
+/// The size in bytes of the file that [`fuse`] would write.
+pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
+    layout(checkpoint, plan, None).len()
+}
+
+fn layout(checkpoint: &Checkpoint, plan: &Plan, shard_size: Option<u64>) -> Layout {
+    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
+    let metadata = metadata(checkpoint, plan);
+    match shard_size {
+        None => Layout::new(&outputs, metadata),
+        Some(most) => Layout::in_shards(&outputs, &metadata, most),
+    }
+}
+
+fn places_for(
+    checkpoint: &Checkpoint,
+    destination: &Path,
+    layout: &Layout,
+    options: &Options,
+) -> Result<Destinations, TensorError> {
+    let places = match (options.shard_size, layout.files()) {
+        (None, _) => Destinations::file(destination)?,
+        (Some(_), count) if count > MOST_SHARDS => {
+            return Err(TensorError::ManyShards {
+                path: destination.to_owned(),
+                count,
+                allowed: MOST_SHARDS,
+            });
+        }
+        (Some(_), count) => Destinations::shards(destination, count)?,
+    };
+    may_be_written(checkpoint, &places, options.replace)?;
+    Ok(places)
+}
+
+/// Where a single file is written to.
 ///
 /// # Errors
 /// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
@@ -183,21 +261,22 @@ pub fn place_for(
     checkpoint: &Checkpoint,
     destination: &Path,
     replace: bool,
-) -> Result<Destination, TensorError> {
-    let place = Destination::new(destination)?;
-    if replace || place.replaced().is_none() {
-        return Ok(place);
-    }
-    Err(match checkpoint.is_same_file(destination) {
-        true => TensorError::SameFile(destination.to_owned()),
-        false => TensorError::Exists(destination.to_owned()),
-    })
+) -> Result<Destinations, TensorError> {
+    let places = Destinations::file(destination)?;
+    may_be_written(checkpoint, &places, replace)?;
+    Ok(places)
 }
 
-/// The size in bytes of the file that [`fuse`] would write.
-pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
-    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
-    Layout::new(&outputs, metadata(checkpoint, plan)).file_len()
+fn may_be_written(
+    checkpoint: &Checkpoint,
+    places: &Destinations,
+    replace: bool,
+) -> Result<(), TensorError> {
+    match places.replaced().filter(|_| !replace) {
+        None => Ok(()),
+        Some(path) if checkpoint.is_same_file(path) => Err(TensorError::SameFile(path.to_owned())),
+        Some(path) => Err(TensorError::Exists(path.to_owned())),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -222,7 +301,7 @@ fn metadata(checkpoint: &Checkpoint, plan: &Plan) -> Vec<(String, String)> {
     metadata
 }
 
-/// Source the metadata that repfuse adds begins with.
+/// What the metadata that repfuse adds begins with.
 pub const METADATA_PREFIX: &str = "repfuse.";
 
 enum Task<'a> {
@@ -254,7 +333,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Source is stored of the weight, as rows: output channels, or input channels of a transposed conv.
+    /// What is stored of the weight, as rows: output channels, or input channels of a transposed conv.
     fn stored_rows(&self) -> (usize, usize) {
         let shape = self.fused.geometry().weight_shape();
         (shape[0], shape[1..].iter().product())
@@ -278,7 +357,7 @@ fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item =
             _ => None,
         })
         .collect();
-    runs(outputs, order).flat_map(
+    runs(outputs, layout, order).flat_map(
         move |run| -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
             let planned = &outputs[run[0]];
             let to = layout.offset(run[0]);
@@ -333,17 +412,22 @@ fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item =
 /// Cuts the outputs, in the order of the file, into runs that one task writes: small copies together, all else alone.
 ///
 /// (In a file of a million small tensors each would cost a write.)
+///
+/// A run is of one shard: between two, a header stands.
 fn runs<'a>(
     outputs: &'a [Planned],
+    layout: &'a Layout,
     order: &'a [usize],
 ) -> impl Iterator<Item = &'a [usize]> + Send {
     let mut rest = order;
     std::iter::from_fn(move || {
+        let begin = rest.first().map(|&i| layout.offset(i))?;
         let mut bytes = 0;
         let fits = |&&i: &&usize| {
             copied(&outputs[i]).is_some_and(|tensor| {
+                let follows = layout.offset(i) == begin + bytes;
                 bytes += tensor.byte_len();
-                bytes <= SLAB_BYTES as u64
+                follows && bytes <= SLAB_BYTES as u64
             })
         };
         let len = rest.iter().take_while(fits).count().max(1);

@@ -32,7 +32,7 @@ struct Step<'a> {
     squeeze: Option<[[Tensor; 2]; 2]>,
 }
 
-/// Source the two forms of a network make of the same images.
+/// What the two forms of a network make of the same images.
 #[derive(Clone, Debug)]
 pub struct Outputs {
     /// The pooled features of the training form, `[images, channels]`.

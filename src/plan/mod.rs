@@ -22,7 +22,7 @@ use crate::recipe::pattern::{Captures, Pattern, covers};
 use crate::tensor::header::METADATA as RESERVED;
 use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 
-/// Source a user may decide about a plan.
+/// What a user may decide about a plan.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The eps of every batch norm, instead of the recipe's.
@@ -42,9 +42,22 @@ pub enum EpsSource {
     Recipe,
     /// The user does.
     User,
+    /// Feature maps of the author's network decided it.
+    Sample,
 }
 
-/// Source becomes of every tensor.
+impl EpsSource {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EpsSource::Recipe => "recipe",
+            EpsSource::User => "user",
+            EpsSource::Sample => "sample",
+        }
+    }
+}
+
+/// What becomes of every tensor.
 #[derive(Debug)]
 pub struct Plan {
     /// The name of the recipe.
@@ -72,7 +85,7 @@ pub struct Plan {
 pub struct Block {
     /// The path that its names share, or the output's name if there is none.
     pub name: String,
-    /// Source it writes.
+    /// What it writes.
     pub fused: Vec<PlannedConv>,
     /// The tensors that went into it, or that it makes superfluous.
     pub consumed: Vec<Tensor>,
@@ -85,7 +98,7 @@ pub struct Block {
 pub struct PlannedConv {
     /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
     pub module: String,
-    /// Source it is fused from.
+    /// What it is fused from.
     pub expr: Resolved<Tensor>,
     /// Whether a bias is written; where none is, nothing adds a constant.
     pub bias: bool,
@@ -96,7 +109,7 @@ pub struct PlannedConv {
 /// A tensor of the output and where its bytes come from.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// Source is written.
+    /// What is written.
     pub output: Output,
     /// Where it comes from.
     pub what: Source,
@@ -174,7 +187,7 @@ struct Ledger<'a> {
     index: &'a Index,
     recipe: &'a Recipe,
     options: &'a Options,
-    /// Source has been decided about a tensor: taken by a block, or kept by the user's wish.
+    /// What has been decided about a tensor: taken by a block, or kept by the user's wish.
     taken: HashMap<String, Fate>,
     used_names: HashSet<String>,
     blocks: Vec<Block>,
@@ -186,7 +199,7 @@ struct Ledger<'a> {
     looked_at: &'a Looks,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
-    /// Source blocks use and leave where it is.
+    /// What blocks use and leave where it is.
     kept: HashSet<String>,
     /// The name of a block, a tensor that it sets, and the number.
     filled: Vec<(String, Tensor, f64)>,

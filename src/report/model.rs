@@ -71,7 +71,7 @@ pub type Totals = Change;
 pub struct Eps {
     /// The eps that was used.
     pub value: f64,
-    /// `recipe` or `user`.
+    /// `recipe`, `user` or `sample`.
     pub source: String,
     /// Who else uses these names with another eps.
     pub note: Option<String>,
@@ -215,11 +215,7 @@ pub fn report(
         recipe: plan.recipe.clone(),
         eps: weight.zip(plan.eps).map(|(weight, value)| Eps {
             value,
-            source: match plan.eps_source {
-                EpsSource::Recipe => "recipe",
-                EpsSource::User => "user",
-            }
-            .to_owned(),
+            source: plan.eps_source.name().to_owned(),
             note: plan
                 .eps_note
                 .clone()

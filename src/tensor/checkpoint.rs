@@ -12,9 +12,10 @@ use std::sync::Arc;
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
 use super::header::{self, Header};
-use super::open;
+use super::shards::{self, Joined, Shards};
+use super::{index, open};
 
-/// A file of tensors, opened; only its header has been read.
+/// A file of tensors, or one in shards, opened; only headers have been read.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -32,6 +33,8 @@ enum Source {
     /// A file that `torch.save` wrote.
     #[cfg(feature = "pytorch")]
     Pytorch(super::pytorch::Storages),
+    /// Several files, each with some of the tensors.
+    Shards(Shards),
 }
 
 /// One tensor of a checkpoint; cloning it is cheap.
@@ -199,8 +202,12 @@ impl fmt::Debug for Tensor {
 impl Checkpoint {
     /// Opens a safetensors file and reads its header, or a file that `torch.save` wrote; its bytes tell which.
     ///
+    /// The index of a checkpoint in shards (`*.safetensors.index.json`), or a directory that has one, opens all of its files
+    /// as one checkpoint.
+    ///
     /// # Errors
-    /// When the file cannot be read or its header does not describe it exactly.
+    /// When the file cannot be read or its header does not describe it exactly, it is a single shard, or an index and its
+    /// shards do not agree.
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
         Checkpoint::open_key(path, None)
     }
@@ -211,6 +218,63 @@ impl Checkpoint {
     /// As for [`open`](Self::open), and when there is no such key.
     pub fn open_key(path: impl Into<PathBuf>, key: Option<&str>) -> Result<Checkpoint, Error> {
         let path = path.into();
+        let index = match path.is_dir() {
+            true => Some(index::in_directory(&path)?),
+            false => index::is_named_so(&path).then(|| path.clone()),
+        };
+        match (index, key) {
+            (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index)),
+            (Some(path), Some(key)) => Err(Error::NoKeys {
+                path,
+                key: key.to_owned(),
+            }),
+            (None, key) => {
+                let checkpoint = Checkpoint::open_whole(&path, key)?;
+                shards::expect_whole(&path)?;
+                Ok(checkpoint)
+            }
+        }
+    }
+
+    /// Opens files that hold different tensors as one checkpoint.
+    ///
+    /// # Errors
+    /// When one cannot be opened, or two hold a tensor of the same name.
+    pub fn open_files(paths: &[PathBuf]) -> Result<Checkpoint, Error> {
+        let files = paths.iter().map(|path| Checkpoint::open_whole(path, None));
+        let mut files = files.collect::<Result<Vec<_>, _>>()?;
+        match (files.pop(), files.is_empty()) {
+            (Some(file), true) => Ok(file),
+            (last, _) => {
+                files.extend(last);
+                let path = paths.first().cloned().unwrap_or_default();
+                let joined = shards::join(files, Vec::new()).map_err(|reason| Error::Index {
+                    path: path.clone(),
+                    reason,
+                })?;
+                Ok(Checkpoint::joined(joined, path))
+            }
+        }
+    }
+
+    fn joined(joined: Joined, path: PathBuf) -> Checkpoint {
+        let Joined {
+            shards,
+            tensors,
+            metadata,
+        } = joined;
+        Checkpoint {
+            file_len: shards.files().iter().map(Checkpoint::file_len).sum(),
+            path,
+            source: Source::Shards(shards),
+            tensors,
+            metadata,
+        }
+    }
+
+    /// Opens one file, whether or not it is a shard.
+    pub(super) fn open_whole(path: &Path, key: Option<&str>) -> Result<Checkpoint, Error> {
+        let path = path.to_owned();
         let format = |reason: String| Error::Format {
             path: path.clone(),
             reason,
@@ -357,18 +421,26 @@ impl Checkpoint {
     /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
     pub fn unwrapped(&self) -> Option<&str> {
         match &self.source {
-            Source::Files(_) => None,
+            Source::Files(_) | Source::Shards(_) => None,
             #[cfg(feature = "pytorch")]
             Source::Pytorch(storages) => storages.key(),
         }
     }
 
-    /// The path it was opened from.
+    /// The files that it is in, if it is in shards.
+    pub fn shards(&self) -> &[Checkpoint] {
+        match &self.source {
+            Source::Shards(shards) => shards.files(),
+            _ => &[],
+        }
+    }
+
+    /// The path it was opened from; that of the index, if it is in shards.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The size of the file in bytes.
+    /// The size of the file, or of all shards, in bytes.
     pub fn file_len(&self) -> u64 {
         self.file_len
     }
@@ -400,6 +472,7 @@ impl Checkpoint {
             return Err(Error::unreadable(&self.path, beyond));
         }
         match (&tensor.0.place, &self.source) {
+            (_, Source::Shards(shards)) => shards.read_at(tensor, at, out),
             (Place::InMemory(bytes), _) => {
                 out.copy_from_slice(&bytes[at as usize..][..out.len()]);
                 Ok(())
@@ -420,8 +493,11 @@ impl Checkpoint {
         }
     }
 
-    /// Whether `path` leads to this very file, by whatever name.
+    /// Whether `path` leads to this very file, or to one of the shards, by whatever name.
     pub fn is_same_file(&self, path: &Path) -> bool {
+        if self.shards().iter().any(|shard| shard.is_same_file(path)) {
+            return true;
+        }
         match (self.path.canonicalize(), path.canonicalize()) {
             (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
             _ => false,

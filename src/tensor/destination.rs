@@ -85,6 +85,62 @@ impl Destination {
     }
 }
 
+/// Where the files of a checkpoint go: one file, or shards and their index.
+#[derive(Clone, Debug)]
+pub struct Destinations {
+    /// The files with the names that an index calls them by.
+    pub(super) files: Vec<(String, Destination)>,
+    pub(super) index: Option<Destination>,
+}
+
+impl Destinations {
+    /// Looks at where one file is to go.
+    ///
+    /// # Errors
+    /// As [`Destination::new`].
+    pub fn file(path: &Path) -> Result<Destinations, Error> {
+        Ok(Destinations {
+            files: vec![(String::new(), Destination::new(path)?)],
+            index: None,
+        })
+    }
+
+    /// Looks at where so many shards and their index are to go. For `a.safetensors` or `a.safetensors.index.json`, the index is the
+    /// latter, and the shards are `a-00001-of-00002.safetensors` and so on.
+    ///
+    /// # Errors
+    /// As [`Destination::new`], of every file.
+    pub fn shards(path: &Path, count: usize) -> Result<Destinations, Error> {
+        Destination::new(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.strip_suffix(".index.json").unwrap_or(&name);
+        let stem = stem.strip_suffix(".safetensors").unwrap_or(stem);
+        let names = (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.safetensors"));
+        let at = |name: String| Ok((name.clone(), Destination::new(&path.with_file_name(name))?));
+        Ok(Destinations {
+            files: names.map(at).collect::<Result<_, Error>>()?,
+            index: Some(Destination::new(
+                &path.with_file_name(format!("{stem}.safetensors.index.json")),
+            )?),
+        })
+    }
+
+    /// The paths that renames replace or make, that of the index last.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.each().map(Destination::path)
+    }
+
+    /// The path of a file that is there now.
+    pub fn replaced(&self) -> Option<&Path> {
+        let mut there = self.each().filter(|d| d.replaced().is_some());
+        there.next().map(Destination::path)
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Destination> {
+        self.files.iter().map(|(_, file)| file).chain(&self.index)
+    }
+}
+
 /// Whether a path ends in a name, and not in a slash, a dot or nothing.
 fn names_a_file(path: &Path) -> bool {
     let text = path.as_os_str().as_encoded_bytes();

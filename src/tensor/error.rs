@@ -47,6 +47,20 @@ pub enum Error {
     SeveralKeys { path: PathBuf, keys: Vec<String> },
     #[error("{} is a safetensors file, which has no keys; leave out --key {}", quoted(&path.display().to_string()), quoted(key))]
     NoKeys { path: PathBuf, key: String },
+    #[error("{} does not join shards to a checkpoint: {reason}", quoted(&path.display().to_string()))]
+    Index { path: PathBuf, reason: String },
+    #[error("{} is {of} of a checkpoint; {remedy}", quoted(&path.display().to_string()))]
+    OneShard {
+        path: PathBuf,
+        of: String,
+        remedy: String,
+    },
+    #[error("{} would be in {count} shards; at most {allowed} are written, so let them be larger", quoted(&path.display().to_string()))]
+    ManyShards {
+        path: PathBuf,
+        count: usize,
+        allowed: usize,
+    },
     #[error("interrupted; nothing was written")]
     Interrupted,
 }

@@ -9,17 +9,20 @@ pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod header;
+mod index;
 pub(crate) mod open;
 mod operand;
 #[cfg(feature = "pytorch")]
 mod pytorch;
 pub mod queue;
 pub mod scratch;
+mod shards;
+mod together;
 pub mod windows;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
-pub use destination::Destination;
+pub use destination::{Destination, Destinations};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
 pub use queue::WriteQueue;

@@ -4,7 +4,7 @@
 //! synced. Until then the destination is what it was.
 
 use std::fs::{File, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
@@ -32,18 +32,7 @@ impl Scratch {
     /// # Errors
     /// When the destination's directory cannot be written to.
     pub fn create(destination: Destination) -> Result<Scratch, Error> {
-        let [before, after, end] = NAME;
-        let prefix = format!("{before}{}{after}", short_name(destination.path()));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(end);
-        let directory = destination.directory();
-        let scratch = builder
-            .make_in(&directory, |path| create_new(path, &destination))
-            .map_err(|source| Error::Io {
-                what: "write to",
-                path: directory.clone(),
-                source,
-            })?;
+        let scratch = named(&destination, |path| create_new(path, &destination))?;
         let (file, scratch) = scratch.into_parts();
         Ok(Scratch {
             file,
@@ -65,6 +54,11 @@ impl Scratch {
         self.file.set_len(len).map_err(|source| self.io(source))
     }
 
+    /// Where it will go.
+    pub(super) fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
     /// The path of the scratch file.
     pub fn path(&self) -> &Path {
         &self.scratch
@@ -75,11 +69,23 @@ impl Scratch {
     /// # Errors
     /// When syncing or renaming fails, or the destination has appeared meanwhile and may not be replaced.
     pub fn finish(self, replace: bool) -> Result<(), Error> {
+        self.sync()?;
+        let directory = self.destination.directory();
+        self.rename(replace)?;
+        synced(directory)
+    }
+
+    /// Makes what has been written durable, with the mode of the file that it replaces.
+    pub(super) fn sync(&self) -> Result<(), Error> {
         if let Some(permissions) = self.destination.replaced() {
             let kept = self.file.set_permissions(permissions.clone());
             kept.map_err(|source| self.io(source))?;
         }
-        self.file.sync_all().map_err(|source| self.io(source))?;
+        self.file.sync_all().map_err(|source| self.io(source))
+    }
+
+    /// Gives the file its name; returns its path.
+    pub(super) fn rename(self, replace: bool) -> Result<PathBuf, Error> {
         let destination = self.destination;
         let scratch = NamedTempFile::from_parts(self.file, self.scratch);
         let moved = if replace {
@@ -87,20 +93,34 @@ impl Scratch {
         } else {
             scratch.persist_noclobber(destination.path())
         };
-        moved.map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(destination.path().to_owned()),
-            _ => Error::Io {
-                what: "write",
-                path: destination.path().to_owned(),
-                source: e.error,
-            },
-        })?;
-        let directory = destination.directory();
-        sync_directory(&directory).map_err(|source| Error::Io {
-            what: "sync",
-            path: directory,
-            source,
-        })
+        match moved {
+            Ok(_) => Ok(destination.path().to_owned()),
+            Err(e) => Err(match e.error.kind() {
+                std::io::ErrorKind::AlreadyExists => Error::Exists(destination.path().to_owned()),
+                _ => Error::Io {
+                    what: "write",
+                    path: destination.path().to_owned(),
+                    source: e.error,
+                },
+            }),
+        }
+    }
+
+    /// Moves what is at the destination now to a scratch name.
+    pub(super) fn set_aside(&self) -> Result<Option<TempPath>, Error> {
+        if self.destination.replaced().is_none() {
+            return Ok(None);
+        }
+        let aside = named(&self.destination, |path| {
+            create_new(path, &self.destination)
+        })?
+        .into_temp_path();
+        match std::fs::rename(self.destination.path(), &aside) {
+            Ok(()) => Ok(Some(aside)),
+            // It has been removed meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.io(source)),
+        }
     }
 
     fn io(&self, source: std::io::Error) -> Error {
@@ -110,6 +130,34 @@ impl Scratch {
             source,
         }
     }
+}
+
+/// A new file with a scratch name beside a destination.
+fn named(
+    destination: &Destination,
+    create: impl FnMut(&Path) -> std::io::Result<File>,
+) -> Result<NamedTempFile, Error> {
+    let [before, after, end] = NAME;
+    let prefix = format!("{before}{}{after}", short_name(destination.path()));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(end);
+    let directory = destination.directory();
+    builder
+        .make_in(&directory, create)
+        .map_err(|source| Error::Io {
+            what: "write to",
+            path: directory.clone(),
+            source,
+        })
+}
+
+/// Makes renames in a directory durable.
+pub(super) fn synced(directory: PathBuf) -> Result<(), Error> {
+    sync_directory(&directory).map_err(|source| Error::Io {
+        what: "sync",
+        path: directory,
+        source,
+    })
 }
 
 fn short_name(path: &Path) -> String {

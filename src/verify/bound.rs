@@ -71,8 +71,38 @@ pub(crate) fn beyond<T: Clone, E>(
         terms.iter_mut().for_each(|x| *x *= slack);
         return Ok(terms);
     }
-    let [of_terms, of_branches] = expected(float, whole, shown);
-    let mut beyond = run(whole, Reading::Energy)?;
+    adds_up(expected(float, whole, shown), expr, run)
+}
+
+/// What arithmetic in `float` may be off by where it runs an expression on maps, branch by branch, as a network does in training:
+/// each weight and each result of an operator rounded, and every sum of products with all of its terms.
+///
+/// # Errors
+/// Whatever running gives.
+pub(crate) fn while_running<T: Clone, E>(
+    float: Float,
+    expr: &Resolved<T>,
+    run: impl FnMut(&Part<T>, Reading) -> Result<Vec<f64>, E>,
+) -> Result<Vec<f64>, E> {
+    let whole = expr.root();
+    let unit = float.unit_roundoff();
+    let products = added_up(whole, Shown::All, Some(POINT));
+    let accumulated = 2.5 * unit.min(Float::F32.unit_roundoff()) * products.sqrt();
+    let steps = steps(whole);
+    let of = [
+        3.5 * unit * steps.sqrt() + accumulated,
+        unit * steps + accumulated,
+    ];
+    adds_up(of, expr, run)
+}
+
+/// So many times the root of the terms' energy, and so many times the sizes of the branches.
+fn adds_up<T: Clone, E>(
+    [of_terms, of_branches]: [f64; 2],
+    expr: &Resolved<T>,
+    mut run: impl FnMut(&Part<T>, Reading) -> Result<Vec<f64>, E>,
+) -> Result<Vec<f64>, E> {
+    let mut beyond = run(expr.root(), Reading::Energy)?;
     beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
     for branch in branches(expr) {
         let sizes = run(&branch, Reading::Value)?;

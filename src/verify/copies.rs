@@ -1,4 +1,4 @@
-//! Source is not fused: the same names in both files, and the same bytes.
+//! What is not fused: the same names in both files, and the same bytes.
 
 use std::collections::BTreeMap;
 

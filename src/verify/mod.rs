@@ -34,7 +34,7 @@ use block::{Check, impulse_share};
 use copies::compare_copies;
 
 pub use bound::Allowance;
-pub(crate) use bound::{Rounding, Shown, allowance_of, beyond};
+pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub(crate) use tally::{is_worse, ratio, worse};
 
@@ -81,7 +81,7 @@ pub struct Verdict {
     pub blocks: Vec<BlockVerdict>,
     /// Tensors that were copied and are the same, byte for byte.
     pub copied: usize,
-    /// Source is wrong apart from the blocks: names missing or left over, copies that differ.
+    /// What is wrong apart from the blocks: names missing or left over, copies that differ.
     pub failures: Vec<String>,
     /// Which rounding the file was allowed.
     pub allowance: Allowance,
@@ -96,7 +96,7 @@ pub struct BlockVerdict {
     pub name: String,
     /// The output module.
     pub module: String,
-    /// Source it was fused from, in a line.
+    /// What it was fused from, in a line.
     pub expression: String,
     /// The worst difference in units of its bound.
     pub ratio: f64,
@@ -112,7 +112,7 @@ pub struct BlockVerdict {
     pub impulses: [usize; 2],
     /// The types in which the training form's conv is and the deploy form's weight is stored.
     pub types: Option<[Float; 2]>,
-    /// Source is wrong with its tensors, if they cannot be compared at all.
+    /// What is wrong with its tensors, if they cannot be compared at all.
     pub failure: Option<String>,
     /// Whether it passes.
     pub accepted: bool,

@@ -14,7 +14,9 @@ use super::wire::Wire;
 use crate::fuse::{self, Contents, Options, Unfinished, diagnose};
 use crate::plan::{Planned, PlannedConv, Source, planned};
 use crate::tensor::write::Layout;
-use crate::tensor::{Destination, Dtype, Error as TensorError, Output, Part, Place, Tensor};
+use crate::tensor::{
+    Checkpoint, Destinations, Dtype, Error as TensorError, Output, Part, Place, Tensor,
+};
 
 /// A model that is complete, and has not become its destination.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub fn fuse(
 ) -> Result<Written, Failure> {
     let place = fuse::place_for(onnx.constants(), destination, options.replace)?;
     let files = files(onnx, edit, destination)?;
-    let write = |items: &[Planned], place: Destination| {
+    let write = |items: &[Planned], place: Destinations| {
         let layout = Layout::in_order(items.iter().map(|item| item.output.byte_len));
         let contents = Contents {
             blocks: &edit.plan.blocks,
@@ -92,6 +94,19 @@ impl Written {
     /// The path at which the model can be read meanwhile.
     pub fn path(&self) -> &Path {
         self.model.path()
+    }
+
+    /// Opens the model, or whatever was written, as a checkpoint meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(&self) -> Result<Checkpoint, TensorError> {
+        self.model.open()
+    }
+
+    /// The paths that the files will have, that of the model or of an index last.
+    pub fn paths(&self) -> &[PathBuf] {
+        self.model.paths()
     }
 
     /// Where the data that the model says is at this location can be read meanwhile.
