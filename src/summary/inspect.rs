@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::algebra::shape::four_dims;
+use crate::algebra::Extent;
+use crate::algebra::extent::POINT;
+use crate::algebra::shape::weight_axes;
 use crate::plan::{self, Options, Plan};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Tensor};
@@ -77,15 +79,21 @@ pub fn inspect(
         (Err(_), true) => Form::Deploy,
         (Err(_), false) => Form::Unknown,
     };
-    let in_blocks: HashSet<&str> = match &planned {
-        Ok(plan) => plan
-            .blocks
-            .iter()
-            .flat_map(|b| &b.consumed)
-            .map(Tensor::name)
-            .collect(),
-        Err(_) => HashSet::new(),
-    };
+    let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
+    Ok(Inspection {
+        trouble,
+        ..of_plan(checkpoint, plan, form)
+    })
+}
+
+/// What is known about a file of which the plan is known.
+pub fn of_plan(checkpoint: &Checkpoint, plan: Option<Plan>, form: Form) -> Inspection {
+    let index = checkpoint.tensors();
+    let blocks = plan.iter().flat_map(|plan| &plan.blocks);
+    let in_blocks: HashSet<&str> = blocks
+        .flat_map(|block| &block.consumed)
+        .map(Tensor::name)
+        .collect();
     let outside = index.values().filter(|t| !in_blocks.contains(t.name()));
     let convs = outside
         .filter_map(|t| Some((t.clone(), class_of(t)?)))
@@ -96,16 +104,14 @@ pub fn inspect(
         let count: &mut u64 = dtypes.entry(tensor.dtype().to_string()).or_default();
         *count = count.saturating_add(tensor.len() as u64);
     }
-    let parameters = crate::summary::cost::parameters(index.values());
-    let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
-    Ok(Inspection {
+    Inspection {
         form,
         plan,
-        trouble,
+        trouble: None,
         convs,
         dtypes,
-        parameters,
-    })
+        parameters: crate::summary::cost::parameters(index.values()),
+    }
 }
 
 /// The class of a conv weight, or `None` for what is none.
@@ -113,19 +119,19 @@ pub fn inspect(
 /// Groups are not stored. One input channel per group is depthwise; beyond that a weight alone does not tell.
 pub fn class_of(tensor: &Tensor) -> Option<Class> {
     let shape = tensor.shape();
-    if shape.len() != 4 || !tensor.name().ends_with("weight") {
+    if !(4..=5).contains(&shape.len()) || !tensor.name().ends_with("weight") {
         return None;
     }
-    let [out, per_group, kh, kw] = four_dims(shape)?;
-    Some(class(out, per_group, [kh, kw], 1))
+    let ([out, per_group], taps) = weight_axes(shape)?;
+    Some(class(out, per_group, taps, 1))
 }
 
 /// The class of a conv of which the groups are known.
-pub fn class(out: usize, per_group: usize, kernel: [usize; 2], groups: usize) -> Class {
+pub fn class(out: usize, per_group: usize, kernel: Extent, groups: usize) -> Class {
     match (per_group, kernel) {
         (1, _) if out > 1 => Class::Depthwise,
         _ if groups > 1 => Class::Grouped,
-        (_, [1, 1]) => Class::Pointwise,
+        (_, POINT) => Class::Pointwise,
         _ => Class::Dense,
     }
 }
