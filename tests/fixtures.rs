@@ -250,6 +250,27 @@ fn every_recipe_reproduces_its_authors() {
     }
 }
 
+/// Where names leave two recipes open, detection asks for one and names both.
+#[test]
+fn what_names_leave_open_is_asked() {
+    let recipes = recipe::builtin().expect("built-in recipes");
+    // mmyolo's blocks in another network have RepVGG's names: only `alpha` tells, and that is no matter of detection.
+    let open_cases = cases().into_iter().filter(|case| !case.detect);
+    let ambiguous: Vec<Case> = open_cases.filter(|c| c.name != "mmyolo/alpha").collect();
+    assert!(ambiguous.len() > 6);
+    for case in ambiguous {
+        let train = open(&case.train).expect("a checkpoint");
+        let said = recipe::detect(train.tensors(), &recipes).map(|found| found.name.clone());
+        let asked = said.expect_err(&case.name).to_string();
+        let named = format!("`{}`", case.recipe);
+        assert!(
+            asked.contains("fit equally well") && asked.contains(&named),
+            "{}: {asked}",
+            case.name
+        );
+    }
+}
+
 /// Sequential pairs with a family's names are never fused by detection.
 #[test]
 fn look_alikes_are_left_alone() {
