@@ -10,7 +10,7 @@ use super::Answer;
 use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
-use super::select::{self, Key};
+use super::select::{self, Beside, Key};
 use crate::algebra::describe;
 use crate::plan::{Block, EpsSource, Options, PlannedConv};
 use crate::report::Macs;
@@ -37,6 +37,8 @@ pub(super) struct Args {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
+    #[command(flatten)]
+    beside: Beside,
     #[command(flatten)]
     key: Key,
     /// Draw the kernels of a block, by name or glob, or of all
@@ -143,7 +145,11 @@ struct ConvDocument<'a> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checkpoint = args.key.open(&args.file, args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
-    let mut found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    let options = Options {
+        beside: args.beside.beside.clone(),
+        ..Options::default()
+    };
+    let mut found = inspect::inspect(&checkpoint, recipe.as_ref(), &options)?;
     let wanted = match (&args.kernels, &found.plan) {
         (None, _) => None,
         (Some(wanted), Some(plan)) => Some(kernels::chosen(plan, wanted)?),
