@@ -46,9 +46,11 @@
 pub mod algebra;
 pub mod conv2d;
 pub mod fuse;
+pub mod graph;
 pub mod network;
 pub mod plan;
 pub mod recipe;
+#[cfg(feature = "report")]
 pub mod report;
 pub mod summary;
 pub mod tensor;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a convolution.
 
+#[cfg(feature = "cli")]
 pub mod arrays;
 pub mod checkpoint;
 pub mod destination;
@@ -17,7 +18,7 @@ pub mod scratch;
 pub mod windows;
 pub mod write;
 
-pub use checkpoint::{Checkpoint, Tensor};
+pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
