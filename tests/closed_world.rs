@@ -31,6 +31,10 @@ const MAY_BE_LESS: &[(&str, &str)] = &[
         "a branch of one tensor, which blocks of unequal widths do without",
     ),
     (
+        "shiftwise: *.LoRAs.*.weight",
+        "a list of branches of one tensor each says of none but the last that it was longer",
+    ),
+    (
         "ultralytics: model.*.cv2.weight",
         "Conv2 without its 1×1 has the names of a plain conv + batch norm, and is one",
     ),

@@ -66,8 +66,8 @@ impl<'r> Operators<'r> {
         let found = |pattern: &Pattern| looks.names(index, pattern, &bound).next();
         let there = |pattern: &Pattern| found(pattern).is_some();
         let named = |pattern: &Pattern| {
-            let name = pattern.fill(captures);
-            quoted(&name.unwrap_or_else(|| pattern.text().to_owned()))
+            let (known, complete) = pattern.known_start(captures);
+            quoted(&(known + if complete { "" } else { "…" }))
         };
         let own = |pattern: &Pattern| looks.names(index, pattern, captures).next().is_some();
         if let Some(lost) = left.lost(&own) {
