@@ -55,7 +55,7 @@ fn kinds(plan: &Plan) -> Vec<&Block> {
         let start = common(block);
         let names = block.consumed.iter().map(|t| &t.name()[start.len()..]);
         let convs = block.fused.iter();
-        let what = convs.map(|conv| describe::expression(conv.expr.expr()));
+        let what = convs.map(|conv| describe::expression(conv.expr.root()));
         names.map(str::to_owned).chain(what).collect::<Vec<_>>()
     };
     let mut seen = BTreeSet::new();
@@ -102,7 +102,7 @@ fn common(block: &Block) -> String {
 /// The names of all tensors that the fused convs are computed from.
 fn leaves(plan: &Plan) -> BTreeSet<String> {
     let convs = plan.blocks.iter().flat_map(|block| &block.fused);
-    let leaves = convs.flat_map(|conv| conv.expr.expr().leaves());
+    let leaves = convs.flat_map(|conv| conv.expr.root().leaves());
     leaves.map(|leaf| leaf.name().to_owned()).collect()
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::output;
 use crate::fuse::diagnose::EpsWeight;
+use crate::graph::onnx::{self, Edit, Onnx};
 use crate::plan::{self, EpsSource, Options, Plan};
 use crate::recipe::{self, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
@@ -26,6 +27,9 @@ pub(super) struct Select {
     pub(super) skip: Vec<String>,
     #[command(flatten)]
     pub(super) beside: Beside,
+    /// Of a graph: fold also what has more parameters or multiply-adds as one operator
+    #[arg(long, hide_short_help = true)]
+    pub(super) even_if_dearer: bool,
 }
 
 /// What stands beside blocks.
@@ -44,19 +48,40 @@ fn eps(text: &str) -> Result<f64, String> {
 }
 
 impl Select {
+    fn options(&self, dtype: Option<Float>) -> Options {
+        Options {
+            bn_eps: self.bn_eps,
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            beside: self.beside.beside.clone(),
+            dtype,
+        }
+    }
+
+    /// Plans what to fold of a graph, which needs no recipe.
+    pub(super) fn edit(&self, onnx: &Onnx, dtype: Option<Float>) -> anyhow::Result<Edit> {
+        for (flag, given) in [
+            ("--recipe", self.recipe.is_some()),
+            ("--bn-eps", self.bn_eps.is_some()),
+            ("--beside", !self.beside.beside.is_empty()),
+        ] {
+            if given {
+                anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
+            }
+        }
+        Ok(onnx::edit(onnx, &self.options(dtype), self.even_if_dearer)?)
+    }
+
     /// Plans a file by the chosen recipe, or by the one that is detected.
     pub(super) fn plan(
         &self,
         checkpoint: &Checkpoint,
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
-        let options = Options {
-            bn_eps: self.bn_eps,
-            only: self.only.clone(),
-            skip: self.skip.clone(),
-            beside: self.beside.beside.clone(),
-            dtype,
-        };
+        if self.even_if_dearer {
+            anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");
+        }
+        let options = self.options(dtype);
         let index = checkpoint.tensors();
         match &self.recipe {
             Some(name) => {
@@ -177,6 +202,13 @@ pub(super) struct Key {
 }
 
 impl Key {
+    pub(super) fn refuse_for_a_graph(&self) -> anyhow::Result<()> {
+        match &self.key {
+            Some(key) => anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key)),
+            None => Ok(()),
+        }
+    }
+
     /// Opens a checkpoint; unless quiet, says which state dict was found.
     pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;

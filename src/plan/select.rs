@@ -23,20 +23,20 @@ pub(super) fn compile(globs: &[String]) -> Result<Vec<GlobSet>, Error> {
 }
 
 /// The blocks that `--only` and `--skip` leave.
-pub(super) struct Select {
+pub(crate) struct Select {
     only: Vec<GlobSet>,
     skip: Vec<GlobSet>,
 }
 
 impl Select {
-    pub(super) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
+    pub(crate) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
         Ok(Select {
             only: compile(only)?,
             skip: compile(skip)?,
         })
     }
 
-    pub(super) fn takes(&self, name: &str) -> bool {
+    pub(crate) fn takes(&self, name: &str) -> bool {
         let any = |globs: &[GlobSet]| globs.iter().any(|glob| glob.is_match(name));
         (self.only.is_empty() || any(&self.only)) && !any(&self.skip)
     }

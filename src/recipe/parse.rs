@@ -7,7 +7,7 @@ use super::model::{
     Axes, BlockRule, Dim, Groups, Network, Presence, Recipe, Size, Template, Window,
 };
 use super::pattern::Pattern;
-use crate::algebra::{Factor, Vector};
+use crate::algebra::{Factor, Through, Vector};
 
 /// What is wrong at which place of the JSON.
 struct Mistake {
@@ -656,7 +656,10 @@ fn parse_vector(at: &At<'_>) -> Parsed<Vector<Pattern>> {
     Ok(Vector {
         tensor: at.need("tensor")?.pattern()?,
         row: at.get("row").map(row).transpose()?,
-        sigmoid: at.flag("sigmoid")?,
+        through: match at.flag("sigmoid")? {
+            true => Through::Sigmoid,
+            false => Through::Itself,
+        },
     })
 }
 

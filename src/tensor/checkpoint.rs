@@ -224,7 +224,7 @@ impl Checkpoint {
                 header::in_bytes(file_len)
             )));
         }
-        read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
+        open::read_exact_at(&file, &mut prefix, 0).map_err(|e| Error::unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
         #[cfg(feature = "pytorch")]
         if super::pytorch::is_one(prefix, file_len) {
@@ -249,7 +249,7 @@ impl Checkpoint {
             )));
         }
         let mut json = vec![0; header_len as usize];
-        read_exact_at(&file, &mut json, 8).map_err(|e| unreadable(&path, e))?;
+        open::read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
         let tensors = entries.into_iter().map(|e| {
@@ -279,10 +279,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a tensor has no element type of a fixed size, does not lie in its file as a whole, or has another's name.
-    pub fn of_parts(files: Vec<(PathBuf, File)>, parts: Vec<Part>) -> Result<Checkpoint, Error> {
+    pub fn of_parts(
+        files: Vec<(PathBuf, File)>,
+        parts: Vec<Part>,
+        metadata: Vec<(String, String)>,
+    ) -> Result<Checkpoint, Error> {
         let mut lengths = Vec::with_capacity(files.len());
         for (path, file) in &files {
-            let metadata = file.metadata().map_err(|e| unreadable(path, e))?;
+            let metadata = file.metadata().map_err(|e| Error::unreadable(path, e))?;
             lengths.push(metadata.len());
         }
         let (Some((path, _)), Some(&file_len)) = (files.first(), lengths.first()) else {
@@ -320,7 +324,7 @@ impl Checkpoint {
         }
         Ok(Checkpoint {
             tensors,
-            metadata: Vec::new(),
+            metadata,
             path: path.clone(),
             source: Source::Files(files),
             file_len,
@@ -393,7 +397,7 @@ impl Checkpoint {
             // The bytes behind a tensor are another's.
             let beyond = format!("{tensor} ends before that");
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
-            return Err(unreadable(&self.path, beyond));
+            return Err(Error::unreadable(&self.path, beyond));
         }
         match (&tensor.0.place, &self.source) {
             (Place::InMemory(bytes), _) => {
@@ -402,7 +406,7 @@ impl Checkpoint {
             }
             (Place::InFile { file, offset }, Source::Files(files)) if *file < files.len() => {
                 let (path, file) = &files[*file];
-                read_exact_at(file, out, offset + at).map_err(|e| unreadable(path, e))
+                open::read_exact_at(file, out, offset + at).map_err(|e| Error::unreadable(path, e))
             }
             #[cfg(feature = "pytorch")]
             (Place::ByName, Source::Pytorch(storages)) => {
@@ -411,7 +415,7 @@ impl Checkpoint {
             _ => {
                 let elsewhere = format!("{tensor} is of another file");
                 let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
-                Err(unreadable(&self.path, elsewhere))
+                Err(Error::unreadable(&self.path, elsewhere))
             }
         }
     }
@@ -422,17 +426,6 @@ impl Checkpoint {
             (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
             _ => false,
         }
-    }
-}
-
-fn unreadable(path: &Path, source: std::io::Error) -> Error {
-    match source.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::Truncated(path.to_owned()),
-        _ => Error::Io {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        },
     }
 }
 
@@ -448,23 +441,4 @@ fn same_inode(a: &Path, b: &Path) -> bool {
 #[cfg(not(unix))]
 fn same_inode(_: &Path, _: &Path) -> bool {
     false
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                at += n as u64;
-            }
-        }
-    }
-    Ok(())
 }

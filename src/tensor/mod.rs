@@ -9,7 +9,7 @@ pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod header;
-mod open;
+pub(crate) mod open;
 mod operand;
 #[cfg(feature = "pytorch")]
 mod pytorch;
