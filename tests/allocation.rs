@@ -133,17 +133,18 @@ fn planning_and_folding_are_bound_by_the_tensors() {
     };
     let identities = r#", {"sum": ["identity", "identity"]}"#.repeat(60);
     for expression in [
-        r#"{"conv": "{p}.c", "dilation": [400, 400]}"#,
-        r#"{"seq": [{"conv": "{p}.c"}, {"mean": 65536}]}"#,
-        r#"{"seq": [{"conv": "{p}.c", "groups": 1}, {"mean": 4000}, {"conv": "{p}.d"}]}"#,
-        &format!(r#"{{"seq": [{{"conv": "{{p}}.c"}}{identities}]}}"#),
+        r#"{"conv": "{p}.c", "bias": "optional", "dilation": [400, 400]}"#,
+        r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"mean": 65536}]}"#,
+        r#"{"seq": [{"conv": "{p}.c", "bias": "optional", "groups": 1}, {"mean": 4000}, {"conv": "{p}.d", "bias": "optional"}]}"#,
+        &format!(r#"{{"seq": [{{"conv": "{{p}}.c", "bias": "optional"}}{identities}]}}"#),
     ] {
         let (held, result) = attempt(expression);
         assert!(result.is_err(), "{expression}");
         assert!(held < MEGABYTE, "{held} for {expression}");
     }
     // What is allowed is bound as well: 65,536 numbers, several times over.
-    let (held, result) = attempt(r#"{"seq": [{"conv": "{p}.c"}, {"mean": 62}]}"#);
+    let (held, result) =
+        attempt(r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"mean": 62}]}"#);
     assert_eq!(result, Ok(true));
     assert!((MEGABYTE / 2..64 * MEGABYTE).contains(&held), "{held}");
 }

@@ -41,7 +41,7 @@ fn slow() -> Place {
     place.write(
         "own.json",
         file::recipe(
-            r#"{"at": "{p}.first.weight", "fuse": {"{p}.conv": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.then"}]}}}"#,
+            r#"{"at": "{p}.first.weight", "fuse": {"{p}.conv": {"seq": [{"conv": "{p}.first", "bias": "optional", "groups": 1}, {"conv": "{p}.then", "bias": "optional"}]}}}"#,
         ),
     );
     place

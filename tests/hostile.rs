@@ -587,14 +587,14 @@ fn no_command_sends_a_control_character() {
     place.write("lie.safetensors", bytes(&strange, &[0; 5]));
     // A recipe whose every text is of the kind.
     let mut own = recipe(
-        r#"{"at": "{p}.rbr_1x1.conv.weight", "fuse": {"{p}.out": {"conv": "{p}.rbr_1x1.conv"}}}"#,
+        r#"{"at": "{p}.rbr_1x1.conv.weight", "fuse": {"{p}.out": {"conv": "{p}.rbr_1x1.conv", "bias": "optional"}}}"#,
     );
     own = own.replacen(r#""a test""#, &json(NASTY), 1);
     own = own.replacen('{', &format!(r#"{{"eps_note": {}, "#, json(NASTY)), 1);
     place.write("own.json", &own);
     let wrong = own.replace(
-        "rbr_1x1.conv\"}",
-        &format!("{{{}\"}}", json(NASTY).trim_matches('"')),
+        "rbr_1x1.conv\", ",
+        &format!("{{{}\", ", json(NASTY).trim_matches('"')),
     );
     assert_ne!(wrong, own);
     place.write("wrong.json", wrong);

@@ -45,7 +45,7 @@ fn fused(expression: &str) -> String {
     ))
 }
 
-const CONV: &str = r#"{"conv": "{p}.c"}"#;
+const CONV: &str = r#"{"conv": "{p}.c", "bias": "optional"}"#;
 
 #[test]
 fn recipes_that_are_no_json_are_refused() {
@@ -138,7 +138,11 @@ fn recipes_cannot_ask_for_more_than_the_tensors_justify() {
         refusal(&place, mean(65537)),
         "recipe `own.json`, at `blocks[0].fuse.{p}.out.seq[1].mean`: found a number; expected a whole number from 1 to 65536\n"
     );
-    let dilated = |n: usize| fused(&format!(r#"{{"conv": "{{p}}.c", "dilation": {n}}}"#));
+    let dilated = |n: usize| {
+        fused(&format!(
+            r#"{{"conv": "{{p}}.c", "bias": "optional", "dilation": {n}}}"#
+        ))
+    };
     assert_eq!(refusal(&place, dilated(31)), "");
     assert_eq!(refusal(&place, dilated(32)), spread("[4, 4, 65, 65]"));
     assert_eq!(
@@ -148,7 +152,7 @@ fn recipes_cannot_ask_for_more_than_the_tensors_justify() {
     // What is folded on the way counts as well, although a mean is undone by nothing.
     let inner = |n: usize| {
         fused(&format!(
-            r#"{{"seq": [{{"conv": "{{p}}.c", "groups": 1}}, {{"mean": {n}}}, {{"conv": "{{p}}.d"}}]}}"#
+            r#"{{"seq": [{{"conv": "{{p}}.c", "bias": "optional", "groups": 1}}, {{"mean": {n}}}, {{"conv": "{{p}}.d", "bias": "optional"}}]}}"#
         ))
     };
     assert_eq!(refusal(&place, inner(9)), "");
@@ -172,7 +176,7 @@ fn recipes_cannot_make_many_convs_of_few_tensors() {
     let most = 8 * tensors.tensors().len();
     let convs = |count: usize| {
         let outputs: Vec<String> = (0..count)
-            .map(|i| format!(r#""{{p}}.out{i}": {{"conv": "{{p}}.c"}}"#))
+            .map(|i| format!(r#""{{p}}.out{i}": {{"conv": "{{p}}.c", "bias": "optional"}}"#))
             .collect();
         recipe(&format!(
             r#"{{"at": "{{p}}.c.weight", "fuse": {{{}}}}}"#,
@@ -202,8 +206,8 @@ fn recipes_cannot_look_through_a_large_file_again_and_again() {
     file.write(&place.path("in.safetensors"));
     let optional = |name: &str| {
         recipe(&format!(
-            r#"{{"at": "{{s:*}}.w.weight", "fuse": {{"{{s}}.out": {{"sum": [{{"conv": "{{s}}.w"}},
-                {{"optional": {{"each": {{"conv": "{name}.nothing"}}}}}}]}}}}}}"#
+            r#"{{"at": "{{s:*}}.w.weight", "fuse": {{"{{s}}.out": {{"sum": [{{"conv": "{{s}}.w", "bias": "optional"}},
+                {{"optional": {{"each": {{"conv": "{name}.nothing", "bias": "optional"}}}}}}]}}}}}}"#
         ))
     };
     assert_eq!(refusal(&place, optional("{s}.{r:*}")), "");
@@ -214,9 +218,10 @@ fn recipes_cannot_look_through_a_large_file_again_and_again() {
         "{again}"
     );
     // One block of many branches is stopped before it has looked for all of them.
-    let branches = r#"{"optional": {"each": {"conv": "{r:*}.nothing"}}}, "#.repeat(8000);
+    let branches =
+        r#"{"optional": {"each": {"conv": "{r:*}.nothing", "bias": "optional"}}}, "#.repeat(8000);
     let many = recipe(&format!(
-        r#"{{"at": "m0.w.weight", "fuse": {{"m0.out": {{"sum": [{branches}{{"conv": "m0.w"}}]}}}}}}"#
+        r#"{{"at": "m0.w.weight", "fuse": {{"m0.out": {{"sum": [{branches}{{"conv": "m0.w", "bias": "optional"}}]}}}}}}"#
     ));
     let again = refusal(&place, many);
     assert!(again.ends_with(said), "{again}");
@@ -243,7 +248,7 @@ fn recipes_cannot_ask_for_ever() {
     }
     assert_eq!(refusal(&place, fused(&nested)), "");
     // Hundreds of branches beside an identity.
-    let branches = vec![r#"{"seq": [{"conv": "{p}.c"}, {"conv": "{p}.d"}]}"#; 300].join(", ");
+    let branches = vec![r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"conv": "{p}.d", "bias": "optional"}]}"#; 300].join(", ");
     assert_eq!(
         refusal(
             &place,
@@ -359,15 +364,14 @@ fn globs_are_refused_in_words() {
         (
             Some(2),
             "",
-            "repfuse: `[` is not a glob for --only or --skip: error parsing glob '[': unclosed character class; missing ']'\n"
+            "repfuse: `[` is not a glob: error parsing glob '[': unclosed character class; missing ']'\n"
         )
     );
     // A glob that is well-formed, but nested deeper than a regular expression may be.
     let nested = |depth: usize| "{a,".repeat(depth) + "*" + &"}".repeat(depth);
     assert_eq!(ran(&nested(100)).all(), (Some(0), "", ""));
     let deep = nested(300);
-    let expected =
-        format!("repfuse: `{deep}` is not a glob for --only or --skip: error parsing pattern 0\n");
+    let expected = format!("repfuse: `{deep}` is not a glob: error parsing pattern 0\n");
     assert_eq!(ran(&deep).all(), (Some(2), "", &*expected));
     let drawn = place.command(&["inspect", "in.safetensors", "--kernels", &deep]);
     let drawn = end(start(drawn));

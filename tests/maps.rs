@@ -174,8 +174,8 @@ fn maps_are_held_to_the_bound_of_the_probes() {
     place.write(
         "own.json",
         recipe_of(
-            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}},
-               {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.second"}]}}}"#,
+            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}},
+               {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "bias": "optional", "groups": 1}, {"conv": "{p}.second", "bias": "optional"}]}}}"#,
         ),
     );
     let mut maps = File::default();
@@ -229,8 +229,8 @@ fn declared_groups_hold_on_maps() {
         "own.json",
         recipe_of(
             r#"{"at": "{p}.first.weight", "fuse": {"{p}.out": {"sum": [
-                {"seq": [{"conv": "{p}.first"}, {"sum": [{"conv": "{p}.dw", "groups": "depthwise"}, {"conv": "{p}.dense"}]}]},
-                {"conv": "{p}.plain"}]}}}"#,
+                {"seq": [{"conv": "{p}.first", "bias": "optional"}, {"sum": [{"conv": "{p}.dw", "bias": "optional", "groups": "depthwise"}, {"conv": "{p}.dense", "bias": "optional"}]}]},
+                {"conv": "{p}.plain", "bias": "optional"}]}}}"#,
         ),
     );
     let directory = tempfile::tempdir().expect("a directory");

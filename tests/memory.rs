@@ -131,7 +131,7 @@ fn an_inner_conv_is_held_once_and_the_outer_never() {
         &mut random,
     );
     let recipe = recipe_of(
-        r#"{ "at": "a.weight", "fuse": { "c": { "seq": [{ "conv": "a", "groups": 1 }, { "conv": "b" }] } } }"#,
+        r#"{ "at": "a.weight", "fuse": { "c": { "seq": [{ "conv": "a", "bias": "optional", "groups": 1 }, { "conv": "b", "bias": "optional" }] } } }"#,
     );
     let (held, largest) = held_by_fusing(&file, Some(&recipe));
     let inner = channels * channels * size_of::<f64>();

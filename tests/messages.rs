@@ -441,7 +441,7 @@ fn blocks_that_are_not_whole() {
                 .collect::<Vec<_>>(),
         )
     };
-    let c = r#"{"conv": "{p}.c"}"#;
+    let c = r#"{"conv": "{p}.c", "bias": "optional"}"#;
     let bn = format!(r#"{{"seq": [{c}, {{"bn": "{{p}}.n"}}]}}"#);
     let n = [
         "a.n.weight",
@@ -473,7 +473,7 @@ fn blocks_that_are_not_whole() {
             "the norm `a.n` keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded",
         ),
         (
-            r#"{"seq": [{"conv": "{p}.c"}, {"scale": "{p}.s"}]}"#,
+            r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"scale": "{p}.s"}]}"#,
             &["a.s"],
             "`a.s` is missing",
         ),
@@ -483,27 +483,27 @@ fn blocks_that_are_not_whole() {
             "`a.c.bias` is missing",
         ),
         (
-            r#"{"sum": [{"optional": {"conv": "{p}.d2"}}]}"#,
+            r#"{"sum": [{"optional": {"conv": "{p}.d2", "bias": "optional"}}]}"#,
             &["a.d2.weight"],
             "none of its branches is there: `a.d2.weight` is missing",
         ),
         (
-            r#"{"seq": [{"optional": {"conv": "{p}.d2"}}]}"#,
+            r#"{"seq": [{"optional": {"conv": "{p}.d2", "bias": "optional"}}]}"#,
             &["a.d2.weight"],
             "none of its steps is there: `a.d2.weight` is missing",
         ),
         (
-            r#"{"optional": {"conv": "{p}.d2"}}"#,
+            r#"{"optional": {"conv": "{p}.d2", "bias": "optional"}}"#,
             &["a.d2.weight"],
             "none of its branches is there: `a.d2.weight` is missing",
         ),
         (
-            r#"{"sum": [{"optional": {"conv": "{p}.d2"}}, {"bn": "{p}.n"}]}"#,
+            r#"{"sum": [{"optional": {"conv": "{p}.d2", "bias": false}}, {"bn": "{p}.n"}]}"#,
             &["a.d2.weight"],
             "no conv of it is in the file; `a.d2.weight` would be one",
         ),
         (
-            r#"{"sum": [{"conv": "{p}.c"}, {"mean": "{p}.d2.weight"}]}"#,
+            r#"{"sum": [{"conv": "{p}.c", "bias": "optional"}, {"mean": "{p}.d2.weight"}]}"#,
             &["a.d2.weight"],
             "`a.d2.weight` is missing, whose kernel an average pooling is as large as",
         ),
@@ -519,19 +519,19 @@ fn blocks_that_are_not_whole() {
     // An expression that does not fit the tensors, and one that does.
     for (expression, expected, twin) in [
         (
-            r#"{"sum": [{"conv": "{p}.c"}, {"mean": "{p}.s"}]}"#,
+            r#"{"sum": [{"conv": "{p}.c", "bias": "optional"}, {"mean": "{p}.s"}]}"#,
             "`a.s` has no kernel that an average pooling could be as large as",
-            r#"{"sum": [{"conv": "{p}.c"}, {"mean": "{p}.c.weight"}]}"#,
+            r#"{"sum": [{"conv": "{p}.c", "bias": "optional"}, {"mean": "{p}.c.weight"}]}"#,
         ),
         (
-            r#"{"conv": "{p}.c", "dilation": 512}"#,
+            r#"{"conv": "{p}.c", "bias": "optional", "dilation": 512}"#,
             "`a.c.weight` [4, 4, 3, 3] at dilation [512, 512] covers more than 1024 taps",
-            r#"{"conv": "{p}.c", "dilation": 5}"#,
+            r#"{"conv": "{p}.c", "bias": "optional", "dilation": 5}"#,
         ),
         (
-            r#"{"conv": "{p}.c", "axes": "ohw"}"#,
+            r#"{"conv": "{p}.c", "bias": "optional", "axes": "ohw"}"#,
             "`a.c.weight` has shape [4, 4, 3, 3]; expected the axes `ohw`",
-            r#"{"conv": "{p}.c", "axes": "oihw"}"#,
+            r#"{"conv": "{p}.c", "bias": "optional", "axes": "oihw"}"#,
         ),
     ] {
         let error = planned(&without(&[]), &fused(expression)).expect_err(expected);
@@ -548,7 +548,7 @@ fn blocks_that_are_not_whole() {
     assert!(planned(&without(&["a.c.bias"]), &without_bias).is_ok());
     // A dilation that stands in a name.
     let by_name = recipe(
-        r#"{"at": "{p}.d{i}.weight", "fuse": {"{p}.out": {"conv": "{p}.d{i}", "dilation": "{i}"}}}"#,
+        r#"{"at": "{p}.d{i}.weight", "fuse": {"{p}.out": {"conv": "{p}.d{i}", "bias": "optional", "dilation": "{i}"}}}"#,
     );
     let named = |name: &str| planned(&ones(&[(name, &[4, 4, 3, 3])]), &by_name);
     let error = named("a.d0.weight").expect_err("no distance");
@@ -560,7 +560,7 @@ fn blocks_that_are_not_whole() {
     // Shapes keep their own words as a cause.
     let error = planned(
         &without(&[]),
-        &fused(r#"{"seq": [{"conv": "{p}.c"}, {"scale": "{p}.v"}]}"#),
+        &fused(r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"scale": "{p}.v"}]}"#),
     );
     let error = error.expect_err("five values");
     assert_eq!(error.to_string(), "block `a`: shapes do not fit");
@@ -587,9 +587,9 @@ fn tensors_that_have_no_single_fate() {
             bytes: vec![0; 16],
         },
     );
-    let c = r#""fuse": {"{p}.out": {"conv": "{p}.c"}}"#;
-    let d = r#""fuse": {"{p}.more": {"conv": "{p}.d"}}"#;
-    let both = r#""fuse": {"{p}.out": {"sum": [{"conv": "{p}.c"}, {"conv": "{p}.d"}]}}"#;
+    let c = r#""fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}"#;
+    let d = r#""fuse": {"{p}.more": {"conv": "{p}.d", "bias": "optional"}}"#;
+    let both = r#""fuse": {"{p}.out": {"sum": [{"conv": "{p}.c", "bias": "optional"}, {"conv": "{p}.d", "bias": "optional"}]}}"#;
     let at = |name: &str, rest: &str| format!(r#"{{"at": "{{p}}.{name}.weight", {rest}}}"#);
     for (blocks, expected, twin) in [
         (
@@ -647,7 +647,7 @@ fn tensors_that_have_no_single_fate() {
         (
             at(
                 "c",
-                r#""fuse": {"{p}.out": {"seq": [{"conv": "{p}.c"}, {"scale": "{p}.i"}]}}"#,
+                r#""fuse": {"{p}.out": {"seq": [{"conv": "{p}.c", "bias": "optional"}, {"scale": "{p}.i"}]}}"#,
             ),
             "block `a`: `a.i` has dtype I32, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
             at("c", c),
@@ -734,7 +734,7 @@ fn files_that_several_recipes_fit() {
     let place = Place::new();
     checkpoint(1, 4).write(&place.path("in.safetensors"));
     let checkpoint = Checkpoint::open(place.path("in.safetensors")).expect("a checkpoint");
-    let block = r#"{"at": "{p}.rbr_dense.conv.weight", "fuse": {"{p}.out": {"conv": "{p}.rbr_dense.conv"}}}"#;
+    let block = r#"{"at": "{p}.rbr_dense.conv.weight", "fuse": {"{p}.out": {"conv": "{p}.rbr_dense.conv", "bias": "optional"}}}"#;
     let one = recipe::parse(&recipe(block), "one.json").expect("a recipe");
     let mut other = one.clone();
     other.name = "other".to_owned();

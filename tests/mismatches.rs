@@ -14,7 +14,7 @@ fn deploy_forms_that_differ() {
     tensors.write(&place.path("in.safetensors"));
     place.write(
         "own.json",
-        recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}, "set": {"{p}.s": 0.1}}"#),
+        recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}, "set": {"{p}.s": 0.1}}"#),
     );
     let ran = place.run("fuse in.safetensors out.safetensors --recipe own.json --verify --quiet");
     assert_eq!(ran.all(), (Some(0), "", ""));
@@ -105,7 +105,7 @@ fn maps_that_cannot_be_run() {
     };
     let said = |text: &str| (Some(2), format!("repfuse: {text}\n"));
     let fine = (Some(0), String::new());
-    let plain = r#"{"conv": "{p}.c"}"#;
+    let plain = r#"{"conv": "{p}.c", "bias": "optional"}"#;
 
     File::default().write(&place.path("maps.safetensors"));
     assert_eq!(run(plain, ""), said("the file of maps is empty"));
@@ -127,7 +127,10 @@ fn maps_that_cannot_be_run() {
     maps("a", 4);
     assert_eq!(run(plain, "--padding valid"), fine);
     assert_eq!(
-        run(r#"{"conv": "{p}.c", "dilation": 4}"#, "--padding valid"),
+        run(
+            r#"{"conv": "{p}.c", "bias": "optional", "dilation": 4}"#,
+            "--padding valid"
+        ),
         said(
             "block `a.out`: a map of [5, 5] is smaller than the block's kernel [9, 9] with its padding"
         )
@@ -153,14 +156,17 @@ fn maps_that_cannot_be_run() {
         said("the maps hold NaN at [0, 2, 0, 1]; expected finite numbers")
     );
     maps("a", 4);
-    let mean = r#"{"seq": [{"conv": "{p}.c"}, {"mean": 3}]}"#;
+    let mean = r#"{"seq": [{"conv": "{p}.c", "bias": "optional"}, {"mean": 3}]}"#;
     assert_eq!(
         run(mean, "--stride 2"),
         said("block `a.out`: an average pooling behind a strided conv is not run on maps")
     );
     assert_eq!(run(mean, ""), fine);
     assert_eq!(
-        run(r#"{"conv": "{p}.c", "transposed": true}"#, ""),
+        run(
+            r#"{"conv": "{p}.c", "bias": "optional", "transposed": true}"#,
+            ""
+        ),
         said("block `a.out`: `a.c.weight` is a transposed conv, which is not run on maps")
     );
 }

@@ -13,7 +13,7 @@ use support::file::{Place, checkpoint, files_below, ones, recipe as own};
 /// A recipe of one block with something in it.
 fn block(more: &str) -> String {
     own(&format!(
-        r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.d": {{"conv": "{{p}}.c"}}}}{more}}}"#
+        r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.d": {{"conv": "{{p}}.c", "bias": "optional"}}}}{more}}}"#
     ))
 }
 
@@ -31,7 +31,7 @@ fn top(more: &str) -> String {
 
 #[test]
 fn recipes_with_one_mistake() {
-    let c = r#"{"conv": "{p}.c"}"#;
+    let c = r#"{"conv": "{p}.c", "bias": "optional"}"#;
     for (text, expected, twin) in [
         // At the top.
         (
@@ -82,7 +82,7 @@ fn recipes_with_one_mistake() {
         (
             top(r#""zzzzzzzz": 1"#),
             "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
-             `drop`, `rename`, `blocks`, `network`",
+             `drop`, `rename`, `beside`, `blocks`, `network`",
             top(r#""eps_note": "1""#),
         ),
         (
@@ -194,15 +194,20 @@ fn recipes_with_one_mistake() {
             fused(c),
         ),
         (
-            fused(r#"{"conv": "{p}.c", "eps": 1}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "eps": 1}"#),
             "at `blocks[0].fuse.{p}.d`: unknown key `eps`; expected one of `conv`, `bias`, `dilation`, `groups`, `transposed`, \
              `flipped`, `axes`",
-            fused(r#"{"conv": "{p}.c", "groups": 1}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "groups": 1}"#),
         ),
         (
-            fused(r#"{"conv": "{p}.c", "transposed": 1}"#),
+            fused(r#"{"conv": "{p}.c", "bias": 1}"#),
+            "at `blocks[0].fuse.{p}.d.bias`: found a number; expected true, false or \"optional\"",
+            fused(r#"{"conv": "{p}.c", "bias": false}"#),
+        ),
+        (
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "transposed": 1}"#),
             "at `blocks[0].fuse.{p}.d.transposed`: found a number; expected true or false",
-            fused(r#"{"conv": "{p}.c", "transposed": true}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "transposed": true}"#),
         ),
         (
             fused(r#"{"optional": {"seq": ["identity", {"scale": 0.5}]}}"#),
@@ -216,15 +221,15 @@ fn recipes_with_one_mistake() {
             fused(r#"{"conv": {"weight": "{p}.c", "bias": "{p}.b"}}"#),
         ),
         (
-            fused(r#"{"conv": "{p}.c", "axes": "hwo"}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "axes": "hwo"}"#),
             "at `blocks[0].fuse.{p}.d.axes`: found `hwo`; expected letters of \"oihw\" in this order, and no `i` without an `o`",
-            fused(r#"{"conv": "{p}.c", "axes": "ohw"}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "axes": "ohw"}"#),
         ),
         (
-            fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": true}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "transposed": true, "flipped": true}"#),
             "at `blocks[0].fuse.{p}.d`: a transposed conv has `[in, out/groups, kh, kw]` and no `dilation`, is not `flipped`, and has no \
              other `axes`",
-            fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": false}"#),
+            fused(r#"{"conv": "{p}.c", "bias": "optional", "transposed": true, "flipped": false}"#),
         ),
         (
             fused(r#"{"bn": "{p}.n", "eps": "1e-5"}"#),
@@ -242,9 +247,13 @@ fn recipes_with_one_mistake() {
             fused(r#"{"scale": {"tensor": "a", "row": 0}}"#),
         ),
         (
-            fused(r#"{"each": {"sum": [{"conv": "a.{i}"}, {"conv": "a.{j}"}]}}"#),
+            fused(
+                r#"{"each": {"sum": [{"conv": "a.{i}", "bias": "optional"}, {"conv": "a.{j}", "bias": "optional"}]}}"#,
+            ),
             "at `blocks[0].fuse.{p}.d`: no tensor in `each` has all of `{i}`, `{j}` in its name",
-            fused(r#"{"each": {"sum": [{"conv": "a.{i}.{j}"}, {"conv": "a.{j}"}]}}"#),
+            fused(
+                r#"{"each": {"sum": [{"conv": "a.{i}.{j}", "bias": "optional"}, {"conv": "a.{j}", "bias": "optional"}]}}"#,
+            ),
         ),
     ] {
         let error = recipe::parse(&text, "own.json").expect_err(expected);

@@ -212,30 +212,30 @@ fn places(value: &Value) -> Vec<String> {
 
 /// Recipes that use all of the language, for the names in [`everything`].
 const RECIPES: &[&str] = &[
-    r#"{"name": "own", "about": "a test", "eps": 1e-3, "drop": ["{p}.aux"], "when": [["{p}.gamma", "{p}.shift"]], "unless": ["x"],
+    r#"{"name": "own", "about": "a test", "eps": 1e-3, "drop": ["{p}.aux"], "beside": ["{p}"], "when": [["{p}.gamma", "{p}.shift"]], "unless": ["x"],
     "owns": ["branches"], "deploy": ["{p}.conv.weight"], "eps_note": "note", "rename": {"{p}.old": "{p}.new"},
     "blocks": [{"at": "{p}.branches.0.weight",
         "where": {"{p}.branches.0.weight": ["o", "_", "odd", "odd"], "{p}.alpha": [1], "{p}.beta": null},
         "fuse": {"{p}.conv": {"seq": [
             {"sum": [
                 {"each": {"seq": [{"conv": "{p}.branches.{i}", "groups": 2}, {"bn": "{p}.norms.{i}", "eps": 1e-6}]}},
-                {"seq": [{"conv": "{p}.tall", "dilation": [1, 2]}, {"scale": "{p}.alpha"}]},
+                {"seq": [{"conv": "{p}.tall", "bias": "optional", "dilation": [1, 2]}, {"scale": "{p}.alpha"}]},
                 {"seq": [{"mean": 3}, {"scale": -0.5}]},
-                {"optional": {"conv": "{p}.wide", "flipped": true}},
+                {"optional": {"conv": "{p}.wide", "bias": "optional", "flipped": true}},
                 {"optional": "identity"}]},
             {"scale": "{p}.gamma"},
             {"shift": "{p}.shift"}]}},
         "set": {"{p}.after.weight": 1},
         "rename": {"{p}.after": "{p}.post_norm"}}]}"#,
-    r#"{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [
+    r#"{"name": "own", "about": "a test", "eps": 1e-5, "beside": ["{p}"], "blocks": [
         {"at": ["{p}.q.weight"], "fuse": {
-            "{p}.q": {"seq": [{"bn": "{p}.norm", "eps": 1e-3}, {"conv": "{p}.q"}]},
-            "{p}.k": {"seq": [{"bn": "{p}.norm"}, {"conv": "{p}.k"}]}}},
+            "{p}.q": {"seq": [{"bn": "{p}.norm", "eps": 1e-3}, {"conv": "{p}.q", "bias": "optional"}]},
+            "{p}.k": {"seq": [{"bn": "{p}.norm"}, {"conv": "{p}.k", "bias": "optional"}]}}},
         {"at": "{p}.up.weight", "fuse": {"{p}.up": {"seq": [{"conv": "{p}.up", "transposed": true}, {"bn": "{p}.up_bn"}]}}},
         {"at": "{p}.{s:expand|grow}.weight", "drop": ["{p}.more"], "fuse": {"{p}.out": {"seq": [
-            {"sum": [{"conv": "{p}.{s:expand|grow}", "groups": 1}, "identity"]},
+            {"sum": [{"conv": "{p}.{s:expand|grow}", "bias": "optional", "groups": 1}, "identity"]},
             {"mean": "{p}.middle.weight"},
-            {"sum": [{"conv": "{p}.middle"}, {"seq": [{"mean": [3, 3]}, {"conv": "{p}.reduce"}]}]},
+            {"sum": [{"conv": "{p}.middle", "bias": "optional"}, {"seq": [{"mean": [3, 3]}, {"conv": "{p}.reduce", "bias": "optional"}]}]},
             {"bn": "{p}.last"}]}}}]}"#,
 ];
 

@@ -105,7 +105,7 @@ fn an_inner_conv_must_be_finite_too() {
         file.write(&place.path("in.safetensors"));
         place.write(
             "own.json",
-            recipe(r#"{"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.then"}]}}}"#),
+            recipe(r#"{"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "bias": "optional", "groups": 1}, {"conv": "{p}.then", "bias": "optional"}]}}}"#),
         );
         fuse(&place, "--recipe own.json")
     };
@@ -185,7 +185,7 @@ fn sum(values: &[f64], dtype: Dtype) -> Place {
         file.tensors.insert(format!("a.c.{i}.weight"), held);
     }
     file.write(&place.path("in.safetensors"));
-    place.write("own.json", recipe(r#"{"at": "{p}.c.0.weight", "fuse": {"{p}.out": {"sum": [{"each": {"conv": "{p}.c.{i}"}}]}}}"#));
+    place.write("own.json", recipe(r#"{"at": "{p}.c.0.weight", "fuse": {"{p}.out": {"sum": [{"each": {"conv": "{p}.c.{i}", "bias": "optional"}}]}}}"#));
     place
 }
 
@@ -268,7 +268,7 @@ fn what_vanishes_is_counted_and_said() {
         file.write(&place.path("in.safetensors"));
         place.write(
             "own.json",
-            recipe(r#"{"at": "{p}.c.0.weight", "fuse": {"{p}.out": {"conv": "{p}.c.0"}}}"#),
+            recipe(r#"{"at": "{p}.c.0.weight", "fuse": {"{p}.out": {"conv": "{p}.c.0", "bias": "optional"}}}"#),
         );
         place
     };

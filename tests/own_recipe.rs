@@ -96,7 +96,9 @@ impl Bench {
 }
 
 fn recipe(blocks: &str) -> String {
-    format!(r#"{{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{blocks}]}}"#)
+    format!(
+        r#"{{"name": "own", "about": "a test", "eps": 1e-5, "beside": ["{{p}}"], "blocks": [{blocks}]}}"#
+    )
 }
 
 fn shapes(file: &File) -> Vec<(String, Vec<usize>)> {
@@ -114,7 +116,7 @@ fn an_even_dilated_kernel_covers_the_corners() {
     bench.tensor("a.corners.weight", &[4, 4, 2, 2]);
     let fused = bench.fuse(&recipe(
         r#"{"at": "{p}.full.weight", "fuse": {"{p}.conv": {"sum": [
-            {"conv": "{p}.full"}, {"conv": "{p}.corners", "dilation": 2}, "identity"]}}}"#,
+            {"conv": "{p}.full", "bias": "optional"}, {"conv": "{p}.corners", "bias": "optional", "dilation": 2}, "identity"]}}}"#,
     ));
     let full = bench.file.tensors["a.full.weight"].values();
     let corners = bench.file.tensors["a.corners.weight"].values();
@@ -177,11 +179,11 @@ fn a_kernel_that_all_channels_share() {
     let own = |first: &str| {
         recipe(&format!(
             r#"{{"at": "{{p}}.full.weight", "bias": false, "fuse": {{"{{p}}.conv": {{"sum": [
-                {{"conv": "{{p}}.full"}}, {{"seq": [{first}]}}]}}}}}}"#
+                {{"conv": "{{p}}.full", "bias": "optional"}}, {{"seq": [{first}]}}]}}}}}}"#
         ))
     };
     let blur = r#"{"conv": {"weight": "{p}.blur"}, "axes": "hw"}"#;
-    let point = r#"{"conv": "{p}.point"}"#;
+    let point = r#"{"conv": "{p}.point", "bias": "optional"}"#;
     let behind = bench.fuse(&own(&format!("{point}, {blur}")));
     let before = bench.fuse(&own(&format!("{blur}, {point}")));
     let [full, point, blur] =
@@ -196,7 +198,7 @@ fn a_kernel_that_all_channels_share() {
     bench.tensor("a.square.weight", &[4, 4, 3, 3]);
     let beside = recipe(
         r#"{"at": "{p}.square.weight", "bias": false, "fuse": {"{p}.conv": {"sum": [
-            {"conv": "{p}.square"}, {"conv": {"weight": "{p}.blur"}, "axes": "hw"}]}}}"#,
+            {"conv": "{p}.square", "bias": "optional"}, {"conv": {"weight": "{p}.blur"}, "axes": "hw"}]}}}"#,
     );
     let beside = bench.fuse(&beside);
     let square = bench.file.tensors["a.square.weight"].values();
@@ -234,7 +236,7 @@ fn a_gap_in_a_list_is_refused_wherever_the_list_stands() {
     bench.tensor("a.s.0", &[4]);
     bench.tensor("a.s.2", &[4]);
     let own = recipe(
-        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"each": {"seq": [{"conv": "{p}.c"}, {"scale": "{p}.s.{i}"}]}}}}"#,
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"each": {"seq": [{"conv": "{p}.c", "bias": "optional"}, {"scale": "{p}.s.{i}"}]}}}}"#,
     );
     let said = "`a.s.1` is missing, but later branches are there";
     assert!(
@@ -254,7 +256,7 @@ fn blocks_are_called_by_their_path() {
         bench.tensor(&format!("{name}.c.weight"), &[4, 4]);
     }
     let own = recipe(
-        r#"{"at": "{prefix}.{part:q|k}.c.weight", "fuse": {"{prefix}.{part:q|k}.d": {"conv": "{prefix}.{part:q|k}.c"}}}"#,
+        r#"{"at": "{prefix}.{part:q|k}.c.weight", "fuse": {"{prefix}.{part:q|k}.d": {"conv": "{prefix}.{part:q|k}.c", "bias": "optional"}}}"#,
     );
     bench.fuse(&own);
     let one = bench.run(&own, "fuse", &["--only", "net.1", "--json"]);
@@ -270,9 +272,9 @@ fn an_average_pooling_adds_the_axes_it_needs() {
     bench.tensor("a.fc.weight", &[4, 3]);
     bench.tensor("b.wide.weight", &[4, 3, 3]);
     let fused = bench.fuse(&recipe(
-        r#"{"at": "{p}.fc.weight", "bias": false, "fuse": {"{p}.conv": {"seq": [{"mean": 3}, {"conv": "{p}.fc"}]}}},
-           {"at": "{p}.wide.weight", "bias": false, "fuse": {"{p}.row": {"seq": [{"conv": "{p}.wide"}, {"mean": [1, 2]}]},
-            "{p}.conv": {"seq": [{"conv": "{p}.wide"}, {"mean": 2}]}}}"#,
+        r#"{"at": "{p}.fc.weight", "bias": false, "fuse": {"{p}.conv": {"seq": [{"mean": 3}, {"conv": "{p}.fc", "bias": "optional"}]}}},
+           {"at": "{p}.wide.weight", "bias": false, "fuse": {"{p}.row": {"seq": [{"conv": "{p}.wide", "bias": "optional"}, {"mean": [1, 2]}]},
+            "{p}.conv": {"seq": [{"conv": "{p}.wide", "bias": "optional"}, {"mean": 2}]}}}"#,
     ));
     assert_eq!(
         shapes(&fused),
@@ -296,7 +298,7 @@ fn what_takes_the_place_of_a_weight_keeps_its_axes() {
             r#"{{
             "at": "{{p}}.linear.weight",
             "fuse": {{ "{{p}}.{output}": {{ "seq": [
-                {{ "sum": ["identity", {{ "conv": "{{p}}.adapter" }}] }}, {{ "conv": "{{p}}.linear" }} ] }} }}
+                {{ "sum": ["identity", {{ "conv": "{{p}}.adapter", "bias": "optional" }}] }}, {{ "conv": "{{p}}.linear", "bias": "optional" }} ] }} }}
         }}"#
         ))
     };
@@ -326,7 +328,7 @@ fn several_outputs_share_a_norm() {
     bench.tensor("a.v.bias", &[4]);
     let output = |name: &str| {
         format!(
-            r#""{{p}}.{name}": {{"seq": [{{"bn": "{{p}}.norm"}}, {{"conv": "{{p}}.{name}"}}]}}"#
+            r#""{{p}}.{name}": {{"seq": [{{"bn": "{{p}}.norm"}}, {{"conv": "{{p}}.{name}", "bias": "optional"}}]}}"#
         )
     };
     let fused = bench.fuse(&recipe(&format!(
@@ -366,10 +368,10 @@ fn identities_inside_a_sequence() {
     bench.norm("a.bn", 4);
     let fused = bench.fuse(&recipe(
         r#"{"at": "{p}.expand.weight", "fuse": {"{p}.conv": {"seq": [
-            {"sum": [{"conv": "{p}.expand"}, "identity"]},
+            {"sum": [{"conv": "{p}.expand", "bias": "optional"}, "identity"]},
             {"bn": "{p}.bn"},
-            {"sum": [{"conv": "{p}.middle"}, "identity"]},
-            {"conv": "{p}.reduce"}]}}}"#,
+            {"sum": [{"conv": "{p}.middle", "bias": "optional"}, "identity"]},
+            {"conv": "{p}.reduce", "bias": "optional"}]}}}"#,
     ));
     assert_eq!(
         shapes(&fused),
@@ -403,9 +405,9 @@ fn everything_at_once() {
             "fuse": {"{p}.conv": {"seq": [
                 {"sum": [
                     {"each": {"seq": [{"conv": "{p}.branches.{i}", "groups": 2}, {"bn": "{p}.norms.{i}", "eps": 1e-6}]}},
-                    {"seq": [{"conv": "{p}.tall"}, {"scale": "{p}.alpha"}]},
+                    {"seq": [{"conv": "{p}.tall", "bias": "optional"}, {"scale": "{p}.alpha"}]},
                     {"seq": [{"mean": 3}, {"scale": -0.5}]},
-                    {"optional": {"conv": "{p}.wide"}},
+                    {"optional": {"conv": "{p}.wide", "bias": "optional"}},
                     {"optional": "identity"}]},
                 {"scale": "{p}.gamma"},
                 {"shift": "{p}.shift"}]}},
@@ -427,9 +429,9 @@ fn everything_at_once() {
 fn malformed_is_never_absent() {
     let own = recipe(
         r#"{"at": "{p}.main.weight", "fuse": {"{p}.conv": {"sum": [
-            {"conv": "{p}.main"},
+            {"conv": "{p}.main", "bias": "optional"},
             {"optional": {"seq": [{"conv": "{p}.side"}, {"bn": "{p}.side_bn"}]}},
-            {"each": {"conv": "{p}.list.{i}"}}]}}}"#,
+            {"each": {"conv": "{p}.list.{i}", "bias": "optional"}}]}}}"#,
     );
     let mut bench = Bench::new();
     bench.tensor("a.main.weight", &[4, 4, 3, 3]);
@@ -467,6 +469,118 @@ fn a_bias_can_be_required() {
     bench.fuse(&own);
 }
 
+/// A tensor among those of a block that the recipe does not name is no copy: it may change what the block computes.
+#[test]
+fn a_block_is_a_closed_world() {
+    let closed = |beside: &str| {
+        format!(
+            r#"{{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.d": {{"sum": [
+                {{"seq": [{{"conv": "{{p}}.c"}}, {{"bn": "{{p}}.n"}}]}}, {{"conv": "{{p}}.e", "bias": false}}]}}}}{beside}}}]}}"#
+        )
+    };
+    let mut bench = Bench::new();
+    bench.tensor("net.0.c.weight", &[4, 4, 3, 3]);
+    bench.norm("net.0.n", 4);
+    bench.tensor("net.0.e.weight", &[4, 4, 1, 1]);
+    bench.tensor("net.head.alpha", &[4]);
+    bench.fuse(&closed(""));
+    let known = r#", "beside": ["{p}.{s:act|attn}", "{p}.c.{n:scale}"]"#;
+    let refused = |bench: &Bench, name: &str| {
+        let said = bench.refused(&closed(""));
+        let expected = format!(
+            "block `net.0`: `{name}` stands among its tensors, and recipe `own` does not say what it does there"
+        );
+        assert!(said.contains(&expected), "{said}");
+    };
+    for (name, by_glob) in [
+        ("net.0.alpha", "net.*.alpha"),
+        ("net.0.act.weight", "net.0.act"),
+        ("net.0.c.scale", "net.0.c.scale"),
+    ] {
+        bench.tensor(name, &[4]);
+        refused(&bench, name);
+        let output = bench.run(&closed(""), "fuse", &["--beside", by_glob, "--verify"]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let copied = File::read(&bench.path("out.safetensors"));
+        assert!(copied.tensors.contains_key(name));
+        bench.file.tensors.remove(name);
+    }
+    bench.tensor("net.0.act.weight", &[4]);
+    bench.tensor("net.0.c.scale", &[4]);
+    // What the recipe names needs no flag; inside a conv only the whole name counts.
+    bench.fuse(&closed(known));
+    bench.tensor("net.0.c.amax.deep", &[1]);
+    let inside = bench.run(&closed(known), "fuse", &["--beside", "net.0.c.*"]);
+    assert_eq!(inside.status.code(), Some(2));
+    bench.file.tensors.remove("net.0.c.amax.deep");
+    // A bias where the recipe says that there is none, and one that is gone.
+    bench.tensor("net.0.c.bias", &[4]);
+    let said = bench.refused(&closed(known));
+    let expected = "`net.0.c.bias` is there, and the recipe says that this conv has none; `\"bias\": true` beside it says that it has one";
+    assert!(said.contains(expected), "{said}");
+}
+
+/// Where a tensor is optional, the blocks of one rule agree.
+#[test]
+fn the_odd_block_is_named() {
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"seq": [{"conv": "{p}.c", "bias": "optional"}, {"optional": {"scale": "{p}.alpha"}}]}}}"#,
+    );
+    let mut bench = Bench::new();
+    for i in 0..2 {
+        bench.tensor(&format!("net.{i}.c.weight"), &[4, 4, 3, 3]);
+    }
+    bench.fuse(&own);
+    bench.tensor("net.0.alpha", &[4]);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `net.1`: `net.1.alpha` is missing, and `net.0.alpha` is there\n"
+    );
+    bench.tensor("net.1.alpha", &[4]);
+    bench.fuse(&own);
+    bench.tensor("net.2.c.weight", &[4, 4, 3, 3]);
+    bench.tensor("net.2.alpha", &[4]);
+    bench.tensor("net.1.c.bias", &[4]);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `net.1`: `net.1.c.bias` is there, and the 2 other blocks of its kind have none\n"
+    );
+    bench.tensor("net.2.c.bias", &[4]);
+    assert_eq!(
+        bench.refused(&own),
+        "repfuse: block `net.0`: `net.0.c.bias` is missing, and the 2 other blocks of its kind have one\n"
+    );
+}
+
+/// Of a block that is not whole, the plainest rule says what is missing.
+#[test]
+fn what_is_left_of_a_block_is_no_other_tensor() {
+    let own = r#"{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{"at": "{p}.{s:conv1|conv2}.weight",
+        "where": {"{p}.bn.weight": ["_"]}, "fuse": {"{p}.{s}": {"seq": [{"conv": "{p}.{s}"}, {"bn": "{p}.bn"}]}}}]}"#;
+    let mut bench = Bench::new();
+    for block in ["net.0", "net.1"] {
+        bench.tensor(&format!("{block}.conv1.weight"), &[4, 4, 3, 3]);
+        bench.norm(&format!("{block}.bn"), 4);
+    }
+    bench.fuse(own);
+    bench.file.tensors.remove("net.1.conv1.weight");
+    let said = bench.refused(own);
+    assert!(
+        said.contains(
+            "`net.1.bn.bias` belongs to a block of recipe `own` that is not whole: `net.1.…` is missing"
+        ),
+        "{said}"
+    );
+    // A norm without statistics is of another kind.
+    bench.file.tensors.remove("net.1.bn.running_mean");
+    bench.file.tensors.remove("net.1.bn.running_var");
+    bench.fuse(own);
+}
+
 /// Depthwise, then pointwise: nothing says whether the first has one input channel or four.
 #[test]
 fn an_ambiguous_sequence_is_refused_until_the_groups_are_declared() {
@@ -475,7 +589,7 @@ fn an_ambiguous_sequence_is_refused_until_the_groups_are_declared() {
     bench.tensor("a.pw.weight", &[2, 4, 1, 1]);
     let own = |options: &str| {
         recipe(&format!(
-            r#"{{"at": "{{p}}.dw.weight", "fuse": {{"{{p}}.conv": {{"seq": [{{"conv": "{{p}}.dw"{options}}}, {{"conv": "{{p}}.pw"}}]}}}}}}"#
+            r#"{{"at": "{{p}}.dw.weight", "fuse": {{"{{p}}.conv": {{"seq": [{{"conv": "{{p}}.dw", "bias": "optional"{options}}}, {{"conv": "{{p}}.pw", "bias": "optional"}}]}}}}}}"#
         ))
     };
     assert_eq!(
@@ -496,7 +610,7 @@ fn an_identity_needs_equal_widths() {
     bench.tensor("a.c.weight", &[4, 2, 3, 3]);
     let own = |identity: &str| {
         recipe(&format!(
-            r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.conv": {{"sum": [{{"conv": "{{p}}.c"}}, {identity}]}}}}}}"#
+            r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.conv": {{"sum": [{{"conv": "{{p}}.c", "bias": "optional"}}, {identity}]}}}}}}"#
         ))
     };
     assert_eq!(
@@ -551,33 +665,33 @@ fn mistakes_are_placed() {
              (1e-5 is PyTorch's default)",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.{i}"}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.{i}", "bias": "optional"}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d`: `{i}` is not bound; use a capture of `at`, or `each` for one \
              term per value",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"each": {"conv": "{p}.c"}}]}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"each": {"conv": "{p}.c", "bias": "optional"}}]}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d`: `each` has no capture of its own to run over; use `optional`, \
              or a capture that `at` does not bind",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c"}, {"cnov": 1}]}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c", "bias": "optional"}, {"cnov": 1}]}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d.sum[1]`: unknown key `cnov`; did you mean `conv`?",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": [1]}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional", "dilation": [1]}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found an array; expected [height, width] or [depth, height, width]",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": 0}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional", "dilation": 0}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found a number; expected a whole number from 1 to 65536",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "a{p}", "fuse": {"d": {"conv": "c"}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "a{p}", "fuse": {"d": {"conv": "c", "bias": "optional"}}}]}"#,
             "recipe `own.json`, at `blocks[0].at`: `{p}` captures a dotted path, which can only be at the start of a pattern",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bn": "{p}.b"}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional", "bn": "{p}.b"}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d`: found 2 of `conv`, `bn`, `scale`, `shift`, `mean`, `seq`, `sum`, \
              `optional`, `each` in one expression; expected exactly one",
         ),
@@ -590,7 +704,7 @@ fn mistakes_are_placed() {
             "recipe `own.json`, at `blocks[0].at`: `at` is empty; a block needs a tensor to start at and an output",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["xx"]}, "fuse": {"{p}.d": {"conv": "{p}.c"}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["xx"]}, "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional"}}}]}"#,
             "recipe `own.json`, at `blocks[0].where.{p}.c.weight[0]`: found a string; expected a number, a letter, \"odd\" or \"_\"",
         ),
     ];
@@ -603,7 +717,7 @@ fn mistakes_are_placed() {
     }
     // The positive twin: what the table's last entry meant to say.
     bench.fuse(
-        r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["x", "_", 3, 3]}, "fuse": {"{p}.d": {"conv": "{p}.c"}}}]}"#,
+        r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "where": {"{p}.c.weight": ["x", "_", 3, 3]}, "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional"}}}]}"#,
     );
 }
 
@@ -613,7 +727,7 @@ fn recipes_check_shows_what_matches() {
     let mut bench = Bench::new();
     bench.tensor("a.c.weight", &[4, 4, 3, 3]);
     let own = recipe(
-        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c"}, "identity"]}}}"#,
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": [{"conv": "{p}.c", "bias": "optional"}, "identity"]}}}"#,
     );
     bench.fuse(&own);
     let directory = bench.directory.path().to_owned();
@@ -711,7 +825,7 @@ fn places_are_those_of_the_file() {
     bench.tensor("a.point.weight", &[8, 2]);
     bench.tensor("a.prior", &[8, 3, 3]);
     let own = recipe(
-        r#"{"at": "{p}.prior", "fuse": {"{p}.d": {"seq": [{"conv": "{p}.point", "groups": 1}, {"conv": {"weight": "{p}.prior"}, "axes": "ohw"}]}}}"#,
+        r#"{"at": "{p}.prior", "fuse": {"{p}.d": {"seq": [{"conv": "{p}.point", "bias": "optional", "groups": 1}, {"conv": {"weight": "{p}.prior"}, "axes": "ohw"}]}}}"#,
     );
     bench.fuse(&own);
     bench.file.at("a.prior").edit(|w| w[9 + 3 * 2] = f32::NAN);
@@ -730,7 +844,7 @@ fn plans_tell_what_will_be_written() {
     };
     for (bias, numbers) in [("", 112), (r#""bias": false, "#, 108)] {
         let own = recipe(&format!(
-            r#"{{"at": "{{p}}.c.weight", {bias}"fuse": {{"{{p}}.out": {{"sum": [{{"conv": "{{p}}.c"}}, {{"conv": "{{p}}.d"}}]}}}}}}"#
+            r#"{{"at": "{{p}}.c.weight", {bias}"fuse": {{"{{p}}.out": {{"sum": [{{"conv": "{{p}}.c", "bias": "optional"}}, {{"conv": "{{p}}.d", "bias": "optional"}}]}}}}}}"#
         ));
         let planned = json(bench.run(&own, "fuse", &["--dry-run", "--json"]));
         let written = json(bench.run(&own, "fuse", &["--json"]));
@@ -785,7 +899,9 @@ fn no_type_of_the_result_makes_up_for_that_of_the_weight() {
     let weight = bench.file.at("a.c.weight");
     weight.dtype = safetensors::Dtype::I8;
     weight.bytes.truncate(4 * 3 * 9);
-    let own = recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}"#,
+    );
     for more in [&[][..], &["--dtype", "f32"]] {
         let output = bench.run(&own, "fuse", &[more, &["--dry-run"]].concat());
         let said = String::from_utf8_lossy(&output.stderr);
@@ -799,7 +915,9 @@ fn no_type_of_the_result_makes_up_for_that_of_the_weight() {
 fn a_deploy_form_with_nan_has_no_difference_to_show() {
     let mut bench = Bench::new();
     bench.tensor("a.c.weight", &[4, 3, 3, 3]);
-    let own = recipe(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    let own = recipe(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}"#,
+    );
     let mut fused = bench.fuse(&own);
     assert!(bench.verdict(&fused)["absolute"].is_number());
     fused.at("a.out.weight").edit(|w| w[7] = f32::NAN);

@@ -106,13 +106,13 @@ fn a_block_of_many_slabs_is_folded_as_on_paper() {
 const RECIPE: &str = r#"
   { "at": "{p}.up.weight", "fuse": { "{p}.up": { "sum": [
       { "seq": [{ "conv": "{p}.up", "transposed": true }, { "bn": "{p}.up_bn" }] },
-      { "seq": [{ "conv": "{p}.up_small", "transposed": true }, { "scale": 0.5 }] } ] } } },
+      { "seq": [{ "conv": "{p}.up_small", "bias": "optional", "transposed": true }, { "scale": 0.5 }] } ] } } },
   { "at": "{p}.inner.weight", "fuse": { "{p}.composed": { "sum": [
       { "seq": [{ "conv": "{p}.inner", "groups": 1 }, { "bn": "{p}.bn1" }, { "conv": "{p}.outer" }, { "bn": "{p}.bn2" }] },
-      { "conv": "{p}.beside" } ] } } },
+      { "conv": "{p}.beside", "bias": "optional" } ] } } },
   { "at": "{p}.grouped.weight", "fuse": { "{p}.wide": { "sum": [
-      { "seq": [{ "conv": "{p}.grouped", "groups": 4 }, { "mean": [3, 3] }, { "bn": "{p}.bn3" }] },
-      { "conv": "{p}.atrous", "groups": 4, "dilation": [2, 2] },
+      { "seq": [{ "conv": "{p}.grouped", "bias": "optional", "groups": 4 }, { "mean": [3, 3] }, { "bn": "{p}.bn3" }] },
+      { "conv": "{p}.atrous", "bias": "optional", "groups": 4, "dilation": [2, 2] },
       "identity" ] } } }"#;
 
 fn every_kind(random: &mut Random) -> File {

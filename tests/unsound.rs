@@ -58,7 +58,8 @@ impl Bench {
 /// A weight is as wrong when it is tiny, and a bias beside it no excuse.
 #[test]
 fn tiny_weights_beside_a_bias() {
-    let own = r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#;
+    let own =
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}"#;
     for size in [1e-10, 1e-22, 1e-36] {
         for foreign in [false, true] {
             let mut bench = Bench::new(own);
@@ -85,7 +86,7 @@ fn a_bound_beyond_all_numbers() {
     ]
     .concat();
     let own = format!(
-        r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.out": {{"seq": [{{"conv": "{{p}}.c"}}{scales}]}}}}}}"#
+        r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.out": {{"seq": [{{"conv": "{{p}}.c", "bias": "optional"}}{scales}]}}}}}}"#
     );
     let mut bench = Bench::new(&own);
     bench.tensor("a.c.weight", &[4, 4, 3, 3], -1e-5, 1e-5);
@@ -102,8 +103,8 @@ fn a_bound_beyond_all_numbers() {
 #[test]
 fn many_inputs_behind_a_norm() {
     let mut bench = Bench::new(
-        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"seq": [{"bn": "{p}.n"}, {"conv": "{p}.c"}]}}},
-           {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.second"}]}}}"#,
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"seq": [{"bn": "{p}.n"}, {"conv": "{p}.c", "bias": "optional"}]}}},
+           {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "bias": "optional", "groups": 1}, {"conv": "{p}.second", "bias": "optional"}]}}}"#,
     );
     bench.tensor("a.c.weight", &[3, 2048], 0.5, 1.0);
     for end in ["weight", "bias", "running_mean", "running_var"] {
@@ -123,7 +124,9 @@ fn many_inputs_behind_a_norm() {
 /// The verdict says in which types the convs are stored, for what rounding allows depends on them.
 #[test]
 fn the_types_are_said_where_they_differ() {
-    let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    let mut bench = Bench::new(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}"#,
+    );
     bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
     bench.fused(false);
     assert!(!bench.verify("out.safetensors").stdout.contains("types"));
@@ -141,7 +144,9 @@ fn the_types_are_said_where_they_differ() {
 /// A training form in the place of a deploy form is said to be one.
 #[test]
 fn a_training_form_is_no_deploy_form() {
-    let mut bench = Bench::new(r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}}"#);
+    let mut bench = Bench::new(
+        r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}"#,
+    );
     bench.tensor("a.c.weight", &[4, 4, 3, 3], -1.0, 1.0);
     bench.fused(false);
     assert_eq!(bench.verify("out.safetensors").stderr, "");
@@ -160,7 +165,7 @@ fn a_training_form_is_no_deploy_form() {
 fn closed_gates() {
     for gate in [-20.0, -40.0, -80.0, 80.0] {
         let mut bench = Bench::new(
-            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.c"}, {"scale": {"tensor": "{p}.g", "sigmoid": true}}]}}}"#,
+            r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.c", "bias": "optional"}, {"scale": {"tensor": "{p}.g", "sigmoid": true}}]}}}"#,
         );
         bench.tensor("a.c.weight", &[4, 4, 3, 3], 0.5, 1.0);
         bench.tensor("a.g", &[4], gate, gate + 0.1);

@@ -218,7 +218,7 @@ fn rejects_another_kernel_of_another_converter_behind_an_inner_conv() {
     let mut bench = Bench::new();
     bench.recipe = recipe::parse(
         r#"{"name": "own", "about": "a test", "blocks": [{"at": "{p}.first.weight",
-            "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.then"}]}}}]}"#,
+            "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "bias": "optional", "groups": 1}, {"conv": "{p}.then", "bias": "optional"}]}}}]}"#,
         "own",
     )
     .expect("a recipe");

@@ -11,7 +11,7 @@ use super::graph;
 use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
-use super::select::{self, Key};
+use super::select::{self, Beside, Key};
 use crate::algebra::describe;
 use crate::graph::plan::Left;
 use crate::plan::{Block, EpsSource, Options, PlannedConv};
@@ -39,6 +39,8 @@ pub(super) struct Args {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
+    #[command(flatten)]
+    beside: Beside,
     #[command(flatten)]
     key: Key,
     /// Draw the kernels of a block, by name or glob, or of all
@@ -163,7 +165,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let checkpoint = args.key.open(&args.file, args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
-    let found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    let options = Options {
+        beside: args.beside.beside.clone(),
+        ..Options::default()
+    };
+    let found = inspect::inspect(&checkpoint, recipe.as_ref(), &options)?;
     tell(args, &checkpoint, found, &[])
 }
 

@@ -7,7 +7,7 @@ use super::output;
 use crate::fuse::diagnose::EpsWeight;
 use crate::graph::onnx::{self, Edit, Onnx};
 use crate::plan::{self, EpsSource, Options, Plan};
-use crate::recipe::{self, Recipe};
+use crate::recipe::{self, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
 
 /// Which blocks of which recipe.
@@ -25,9 +25,19 @@ pub(super) struct Select {
     /// Leave blocks as they are whose name matches; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) skip: Vec<String>,
+    #[command(flatten)]
+    pub(super) beside: Beside,
     /// Of a graph: fold also what has more parameters or multiply-adds as one operator
     #[arg(long, hide_short_help = true)]
     pub(super) even_if_dearer: bool,
+}
+
+/// What stands beside blocks.
+#[derive(Debug, clap::Args)]
+pub(super) struct Beside {
+    /// Tensors or modules that stand in a block and act after it: they are copied; may be repeated
+    #[arg(long, value_name = "GLOB", hide_short_help = true)]
+    pub(super) beside: Vec<String>,
 }
 
 fn eps(text: &str) -> Result<f64, String> {
@@ -43,6 +53,7 @@ impl Select {
         for (flag, given) in [
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", self.bn_eps.is_some()),
+            ("--beside", !self.beside.beside.is_empty()),
         ] {
             if given {
                 anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
@@ -61,16 +72,19 @@ impl Select {
             anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");
         }
         let options = self.options(dtype);
-        let plan = match &self.recipe {
-            Some(name) => plan::plan(checkpoint.tensors(), &named(name)?, &options)?,
-            None => {
-                let near = recipe::builtin_near(checkpoint.tensors())?;
-                let detected = recipe::detect_builtin(checkpoint.tensors(), &near)?;
-                let planned = plan::plan(checkpoint.tensors(), detected, &options);
-                planned.map_err(|e| detected_as(&detected.name, e))?
+        let index = checkpoint.tensors();
+        match &self.recipe {
+            Some(name) => {
+                let planned = plan::plan(index, &named(name)?, &options);
+                planned.map_err(|e| advised(e.into(), index, &options))
             }
-        };
-        Ok(plan)
+            None => {
+                let near = recipe::builtin_near(index)?;
+                let detected = recipe::detect_builtin(index, &near)?;
+                let planned = plan::plan(index, detected, &options);
+                planned.map_err(|e| advised(detected_as(&detected.name, e), index, &options))
+            }
+        }
     }
 
     /// What the user decided about a plan.
@@ -79,6 +93,7 @@ impl Select {
             bn_eps: self.bn_eps,
             only: self.only.clone(),
             skip: self.skip.clone(),
+            beside: self.beside.beside.clone(),
             dtype,
         }
     }
@@ -103,6 +118,36 @@ impl Select {
         }
         planned
     }
+}
+
+/// Says what to do about a tensor that a block's recipe does not know.
+fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Error {
+    let Some(recipe::Error::Stranger {
+        name, recipe: of, ..
+    }) = error.downcast_ref()
+    else {
+        return error;
+    };
+    let knows = |recipe: &Recipe| {
+        let planned = plan::plan(index, recipe, options).ok();
+        let mut blocks = planned.iter().flat_map(|plan| &plan.blocks);
+        blocks.any(|block| block.consumed.iter().any(|t| t.name() == name))
+    };
+    let recipes = recipe::builtin().unwrap_or_default();
+    let others = recipes.iter().filter(|recipe| recipe.name != *of);
+    let knowing: Vec<String> = others
+        .filter(|recipe| knows(recipe))
+        .map(|recipe| format!("`--recipe {}`", recipe.name))
+        .collect();
+    let known = match knowing.is_empty() {
+        true => String::new(),
+        false => format!("{} knows it; ", knowing.join(" or ")),
+    };
+    let advice = format!(
+        "{known}pass `--beside '{}'` if it acts after the block, `--skip` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
+        plain(name)
+    );
+    anyhow::anyhow!("{error:#}; {advice}")
 }
 
 /// Says which recipe a file was taken for, where it turns out not to fit.

@@ -2,7 +2,10 @@
 //!
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
+mod agree;
+mod closed;
 mod idle;
+mod leftover;
 pub(crate) mod select;
 
 pub use idle::idle;
@@ -10,6 +13,9 @@ pub use select::glob;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use self::agree::Agreement;
+use self::closed::{Beside, Region, Regions};
+use self::leftover::Operators;
 use self::select::Select;
 use crate::algebra::shape::resolve;
 use crate::algebra::{Geometry, GeometryError, Part, Resolved};
@@ -31,6 +37,8 @@ pub struct Options {
     pub only: Vec<String>,
     /// Globs on block names: these are not fused.
     pub skip: Vec<String>,
+    /// Globs on names: these tensors and modules stand beside the blocks, and have no part in what they compute.
+    pub beside: Vec<String>,
     /// The element type of fused tensors, instead of that of the block's conv weights.
     pub dtype: Option<Float>,
 }
@@ -203,6 +211,17 @@ struct Ledger<'a> {
     kept: HashSet<String>,
     /// The name of a block, a tensor that it sets, and the number.
     filled: Vec<(String, Tensor, f64)>,
+    /// What each block says is its own.
+    regions: Vec<Region>,
+    /// Whether the blocks have what they may have.
+    agreement: Agreement,
+}
+
+/// What decides about the tensors that no block has.
+struct Around<'a> {
+    regions: Regions,
+    operators: Operators<'a>,
+    beside: Beside<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +255,8 @@ impl<'a> Ledger<'a> {
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
             filled: Vec::new(),
+            regions: Vec::new(),
+            agreement: Agreement::default(),
         }
     }
 
@@ -263,11 +284,13 @@ impl<'a> Ledger<'a> {
             }
         }
         let (mut fused, mut consumed, mut assumes_identity) = (Vec::new(), Vec::new(), false);
+        let mut optional = Vec::new();
         for (module, template) in &rule.fuse {
-            let (conv, claimed, assumes) = self.fused(module, template, start, &name)?;
+            let (conv, mut expanded) = self.fused(module, template, start, &name)?;
             fused.push(conv);
-            consumed.extend(claimed);
-            assumes_identity |= assumes;
+            consumed.append(&mut expanded.claimed);
+            optional.append(&mut expanded.optional);
+            assumes_identity |= expanded.assumes_identity;
         }
         for pattern in &rule.drop {
             consumed
@@ -276,6 +299,11 @@ impl<'a> Ledger<'a> {
         consumed.sort_by(|a, b| a.name().cmp(b.name()));
         consumed.dedup_by(|a, b| a.name() == b.name());
         let kept: Vec<String> = rule.keep.iter().filter_map(|p| p.fill(captures)).collect();
+        if self.is_again(&consumed) {
+            return Ok(());
+        }
+        let used = consumed.iter().map(Tensor::name);
+        let region = Region::of(&name, rule, captures, used);
         consumed.retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
         self.kept.extend(kept);
         let selected = select.takes(&name);
@@ -298,6 +326,12 @@ impl<'a> Ledger<'a> {
         if !selected {
             self.skipped.push(name);
             return Ok(());
+        }
+        self.regions.push(region);
+        let is_rule = |other: &BlockRule| std::ptr::eq(other, *rule);
+        let number = self.recipe.blocks.iter().position(is_rule);
+        for part in optional {
+            self.agreement.note(number, &name, part);
         }
         for (from, to) in &rule.rename {
             self.rename(
@@ -323,14 +357,30 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// One output of a block, the tensors that it stands for, and whether it holds a bare identity.
+    /// Whether these are the tensors of a block that has been found by another of them. (What it was found by now is none of
+    /// them: an anchor may say "any tensor of this module".)
+    fn is_again(&self, consumed: &[Tensor]) -> bool {
+        let first = consumed.first().and_then(|t| self.taken.get(t.name()));
+        let Some(Fate::Fused(block)) = first else {
+            return false;
+        };
+        let names = |tensors: &[Tensor]| {
+            tensors
+                .iter()
+                .map(|t| t.name().to_owned())
+                .collect::<Vec<_>>()
+        };
+        names(&self.blocks[*block].consumed) == names(consumed)
+    }
+
+    /// One output of a block, and what else there is to know of its expression.
     fn fused(
         &mut self,
         module: &Pattern,
         template: &Template,
         start: &Start<'_>,
         block: &str,
-    ) -> Result<(PlannedConv, Vec<Tensor>, bool), Error> {
+    ) -> Result<(PlannedConv, Expanded), Error> {
         let Start { rule, captures, .. } = start;
         let fail = |message: String| Error::Block {
             block: block.to_owned(),
@@ -343,13 +393,9 @@ impl<'a> Ledger<'a> {
                 .or(self.recipe.eps)
                 .unwrap_or(f64::NAN)
         };
-        let Expanded {
-            expr,
-            claimed,
-            assumes_identity,
-            operators,
-        } = expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
-        self.operators += operators;
+        let (expr, expanded) =
+            expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
+        self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {
             return Err(fail(format!(
@@ -382,7 +428,7 @@ impl<'a> Ledger<'a> {
             bias: rule.bias,
             dtype: self.options.dtype.unwrap_or(stored),
         };
-        Ok((fused, claimed, assumes_identity))
+        Ok((fused, expanded))
     }
 
     /// The dotted path that the block's names share; the first output's module if that is empty or taken.
@@ -410,6 +456,14 @@ impl<'a> Ledger<'a> {
     }
 
     fn finish(mut self) -> Result<Plan, Error> {
+        if let Some((block, message)) = self.agreement.odd() {
+            return Err(Error::Block { block, message });
+        }
+        let around = Around {
+            regions: Regions::of(std::mem::take(&mut self.regions)),
+            operators: Operators::of(self.recipe),
+            beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
+        };
         let mut dropped = Vec::new();
         let mut outputs = Vec::new();
         for tensor in self.index.values() {
@@ -429,6 +483,7 @@ impl<'a> Ledger<'a> {
                             missing,
                         });
                     }
+                    self.has_no_part(tensor, &around)?;
                     let to = self
                         .renamed
                         .remove(name)
@@ -495,6 +550,36 @@ impl<'a> Ledger<'a> {
             outputs,
             dropped,
         })
+    }
+
+    /// Checks that a tensor which no block has is no part of one.
+    ///
+    /// # Errors
+    /// When it stands in a block that does not know it, or is left of a block that is not whole.
+    fn has_no_part(&self, tensor: &Tensor, around: &Around<'_>) -> Result<(), Error> {
+        let name = tensor.name();
+        if self.kept.contains(name) || self.renamed.contains_key(name) {
+            return Ok(());
+        }
+        let recipe = &self.recipe.name;
+        let tried = |n| self.looked_at.add(n);
+        self.looked_at.may_go_on().map_err(|message| Error::Block {
+            block: recipe.clone(),
+            message,
+        })?;
+        if !around.beside.covers(name) {
+            let free = |name: &str| !self.taken.contains_key(name);
+            let operators = &around.operators;
+            let left = operators.leftover(tensor, self.index, &free, self.looked_at);
+            if let Some(missing) = left {
+                return Err(Error::Orphan {
+                    tensor: tensor.to_string(),
+                    recipe: recipe.clone(),
+                    missing,
+                });
+            }
+        }
+        around.regions.check(tensor, recipe, &around.beside, &tried)
     }
 
     fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {

@@ -12,6 +12,16 @@ pub fn glob(text: &str) -> Result<GlobSet, globset::Error> {
     GlobSetBuilder::new().add(Glob::new(text)?).build()
 }
 
+pub(super) fn compile(globs: &[String]) -> Result<Vec<GlobSet>, Error> {
+    let one = |text: &String| {
+        glob(text).map_err(|source| Error::Glob {
+            glob: text.clone(),
+            source,
+        })
+    };
+    globs.iter().map(one).collect()
+}
+
 /// The blocks that `--only` and `--skip` leave.
 pub(crate) struct Select {
     only: Vec<GlobSet>,
@@ -20,15 +30,6 @@ pub(crate) struct Select {
 
 impl Select {
     pub(crate) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
-        let compile = |globs: &[String]| {
-            let one = |text: &String| {
-                glob(text).map_err(|source| Error::Glob {
-                    glob: text.clone(),
-                    source,
-                })
-            };
-            globs.iter().map(one).collect::<Result<Vec<_>, _>>()
-        };
         Ok(Select {
             only: compile(only)?,
             skip: compile(skip)?,

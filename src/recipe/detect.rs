@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::Error;
 use super::expand::{Index, Looks, anywhere};
-use super::model::{BlockRule, Dim, Recipe, Template};
+use super::model::{BATCH_COUNT, BlockRule, Dim, NORM, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern, told_segments};
 use crate::tensor::{Tensor, quoted};
@@ -75,13 +75,36 @@ pub(crate) fn starts<'a>(
 ) -> impl Iterator<Item = Start<'a>> {
     let of_rule = move |rule: &'a BlockRule| {
         let at = rule.at.iter();
-        at.flat_map(move |pattern| looks.anywhere(index, pattern).map(Start::of(rule)))
+        at.flat_map(move |pattern| {
+            let found = looks.anywhere(index, pattern).map(Start::of(rule));
+            // Such an anchor says "any tensor of this module", and means those that the block has.
+            found.filter(|start| !pattern.ends_open() || is_part(start))
+        })
     };
     recipe
         .blocks
         .iter()
         .flat_map(of_rule)
         .filter(|start| shapes_fit(start, index).is_ok())
+}
+
+/// Whether the tensor that a block is found by is one of its tensors or the counter of one of its norms.
+fn is_part(start: &Start<'_>) -> bool {
+    let name = start.anchor.name();
+    let mean = name
+        .strip_suffix(BATCH_COUNT)
+        .map(|module| format!("{module}{}", NORM[2]));
+    let is = |found: &str| found == name || Some(found) == mean.as_deref();
+    let templates = start.rule.fuse.iter();
+    let mut tensors = templates.flat_map(|(_, template)| template.tensors());
+    tensors.any(|pattern| match pattern.fill(&start.captures) {
+        Some(found) => is(&found),
+        None => {
+            let pattern = pattern.with_kinds_of(start.rule.at.iter());
+            let matches = |name: &str| pattern.matches(name, &start.captures).is_some();
+            matches(name) || mean.as_deref().is_some_and(matches)
+        }
+    })
 }
 
 /// Every tensor that matches one of a rule's anchors.

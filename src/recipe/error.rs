@@ -32,7 +32,7 @@ pub enum Error {
         "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
     )]
     NoneSelected { blocks: usize },
-    #[error("{} is not a glob for --only or --skip", quoted(glob))]
+    #[error("{} is not a glob", quoted(glob))]
     Glob {
         glob: String,
         source: globset::Error,
@@ -49,6 +49,16 @@ pub enum Error {
         tensor: String,
         recipe: String,
         missing: String,
+    },
+    #[error(
+        "block {}: {tensor} stands among its tensors, and recipe `{recipe}` does not say what it does there",
+        quoted(block)
+    )]
+    Stranger {
+        tensor: String,
+        name: String,
+        block: String,
+        recipe: String,
     },
     #[error(
         "two tensors would be written as {}: {first} and {second}",

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::model::{BATCH_COUNT, Groups, NORM, Size, Template, Window};
+use super::model::{BATCH_COUNT, Groups, NORM, Presence, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
 use crate::algebra::extent::dilated;
 use crate::algebra::shape::{keeps_width, weight_axes};
@@ -15,19 +15,32 @@ use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::tensor::{Tensor, quoted};
 
 /// The tensors of a file by name.
-pub(crate) type Index = BTreeMap<String, Tensor>;
+pub type Index = BTreeMap<String, Tensor>;
 
-/// What a template has become.
+/// What there is to know of an expanded template besides its expression.
 #[derive(Debug)]
 pub(crate) struct Expanded {
-    /// The expression.
-    pub expr: Expr<Tensor>,
     /// Every tensor the expression stands for, with the counters of its batch norms.
     pub claimed: Vec<Tensor>,
     /// Whether the expression holds a bare identity, which no file shows.
     pub assumes_identity: bool,
     /// How many operators it was made of.
     pub operators: usize,
+    /// The tensors that the recipe says may be there.
+    pub optional: Vec<OptionalPart>,
+}
+
+/// A tensor that may be there.
+#[derive(Debug)]
+pub(crate) struct OptionalPart {
+    /// A bias; otherwise it is a factor or an addition of its own.
+    pub is_bias: bool,
+    /// As the recipe writes it: the same in all blocks of a rule.
+    pub pattern: String,
+    /// Its name in this block.
+    pub name: String,
+    /// Whether it is in the file.
+    pub there: bool,
 }
 
 /// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone; `looked_at` counts
@@ -41,7 +54,7 @@ pub(crate) fn expand(
     index: &Index,
     eps: &dyn Fn(Option<f64>) -> f64,
     looked_at: &Looks,
-) -> Result<Expanded, String> {
+) -> Result<(Expr<Tensor>, Expanded), String> {
     let mut expander = Expander {
         index,
         eps,
@@ -49,14 +62,16 @@ pub(crate) fn expand(
         operators: 0,
         claimed: Vec::new(),
         assumes_identity: false,
+        optional: Vec::new(),
     };
     let expr = expander.one(template, captures)?;
-    Ok(Expanded {
-        expr,
+    let expanded = Expanded {
         claimed: expander.claimed,
         assumes_identity: expander.assumes_identity,
         operators: expander.operators,
-    })
+        optional: expander.optional,
+    };
+    Ok((expr, expanded))
 }
 
 /// How an error names the first conv that a template asks for.
@@ -115,15 +130,13 @@ const MOST_LOOKED_AT: usize = 20_000_000;
 
 impl Looks {
     /// The same as [`names`], counted.
-    fn names<'a, 'p>(
+    pub(crate) fn names<'a, 'p>(
         &'p self,
         index: &'a Index,
         pattern: &'p Pattern,
         captures: &'p Captures,
     ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
-        names_tried(index, pattern, captures, |ways| {
-            self.0.set(self.0.get().saturating_add(ways));
-        })
+        names_tried(index, pattern, captures, |ways| self.add(ways))
     }
 
     /// The same as [`anywhere`], counted; nothing once the file has been looked through too often.
@@ -135,6 +148,11 @@ impl Looks {
         let on = self.may_go_on().is_ok();
         let found = on.then(|| self.names(index, pattern, &NOTHING_BOUND));
         found.into_iter().flatten()
+    }
+
+    /// Counts what was tried elsewhere.
+    pub(crate) fn add(&self, tried: usize) {
+        self.0.set(self.0.get().saturating_add(tried));
     }
 
     /// # Errors
@@ -157,6 +175,7 @@ struct Expander<'a> {
     operators: usize,
     claimed: Vec<Tensor>,
     assumes_identity: bool,
+    optional: Vec<OptionalPart>,
 }
 
 impl Expander<'_> {
@@ -224,7 +243,15 @@ impl Expander<'_> {
             Template::Seq(xs) => {
                 let mut steps = Vec::new();
                 for x in xs {
-                    steps.extend(self.terms(x, captures)?);
+                    let terms = self.terms(x, captures)?;
+                    // A branch of a sum may be there or not; a factor is there in all blocks of a network or in none.
+                    if let Template::Optional(inside) = x
+                        && let Template::Scale(Factor::Tensor(Vector { tensor, .. }))
+                        | Template::Shift(tensor) = &**inside
+                    {
+                        self.optional(tensor, captures, !terms.is_empty(), false);
+                    }
+                    steps.extend(terms);
                 }
                 match steps.len() {
                     0 => {
@@ -262,7 +289,7 @@ impl Expander<'_> {
             Template::Conv {
                 weight,
                 bias,
-                bias_required,
+                presence,
                 dilation,
                 groups,
                 transposed,
@@ -279,10 +306,8 @@ impl Expander<'_> {
                     weight = weight.reshaped(shape);
                 }
                 let bias = match bias {
-                    Some(bias) if *bias_required || self.find(bias, captures).is_some() => {
-                        Some(self.claim(bias, captures)?)
-                    }
-                    _ => None,
+                    Some(bias) => self.bias(bias, *presence, captures)?,
+                    None => None,
                 };
                 let groups = match groups {
                     Some(Groups::Is(n)) => Some(*n),
@@ -357,6 +382,39 @@ impl Expander<'_> {
                 self.one(template, captures)?
             }
         })
+    }
+
+    fn bias(
+        &mut self,
+        bias: &Pattern,
+        presence: Presence,
+        captures: &Captures,
+    ) -> Result<Option<Tensor>, String> {
+        let found = self.find(bias, captures);
+        match (presence, found) {
+            (Presence::Forbidden, Some(bias)) => Err(format!(
+                "{bias} is there, and the recipe says that this conv has none; `\"bias\": true` beside it says that it has one"
+            )),
+            (Presence::Forbidden, None) => Ok(None),
+            (Presence::Required, _) => Ok(Some(self.claim(bias, captures)?)),
+            (Presence::Optional, found) => {
+                self.optional(bias, captures, found.is_some(), true);
+                found.map(|_| self.claim(bias, captures)).transpose()
+            }
+        }
+    }
+
+    /// Notes whether a tensor that may be there is.
+    fn optional(&mut self, tensor: &Pattern, captures: &Captures, there: bool, is_bias: bool) {
+        let name = tensor
+            .fill(captures)
+            .unwrap_or_else(|| tensor.text().to_owned());
+        self.optional.push(OptionalPart {
+            is_bias,
+            pattern: tensor.text().to_owned(),
+            name,
+            there,
+        });
     }
 
     fn bn(

@@ -16,6 +16,7 @@ pub(crate) mod pattern;
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use detect::{deployed, detect, found_in};
 pub use error::Error;
+pub use expand::Index;
 pub use model::{Network, Recipe};
 pub use parse::recipe as parse;
 

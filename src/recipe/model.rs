@@ -31,6 +31,8 @@ pub struct Recipe {
     pub drop: Vec<Pattern>,
     /// Tensors and modules that are copied under another name.
     pub rename: Vec<(Pattern, Pattern)>,
+    /// Tensors and modules that are in no block, though they have the names of a part of one.
+    pub beside: Vec<Pattern>,
     /// The blocks, tried in this order.
     pub blocks: Vec<BlockRule>,
     /// How the blocks make up a whole network, where they follow one another and nothing else does.
@@ -89,6 +91,8 @@ pub struct BlockRule {
     pub keep: Vec<Pattern>,
     /// Tensors that are written with their own shape and one number everywhere.
     pub set: Vec<(Pattern, f64)>,
+    /// Tensors and modules that stand beside the block's own, and have no part in what it computes.
+    pub beside: Vec<Pattern>,
 }
 
 impl BlockRule {
@@ -127,10 +131,10 @@ pub enum Template {
     Conv {
         /// The weight's name.
         weight: Pattern,
-        /// The bias's name.
+        /// The bias's name, if it can have one.
         bias: Option<Pattern>,
-        /// Whether the bias must be there.
-        bias_required: bool,
+        /// Whether it has one.
+        presence: Presence,
         /// Distance between taps, `[depth, height, width]`.
         dilation: [Size; 3],
         /// Declared groups.
@@ -165,6 +169,17 @@ pub enum Template {
     Optional(Box<Template>),
     /// One term for every value of the captures that the block has not bound.
     Each(Box<Template>),
+}
+
+/// Whether a conv has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It must be there.
+    Required,
+    /// It must not be there.
+    Forbidden,
+    /// It may be there; the blocks of one rule agree.
+    Optional,
 }
 
 /// A number, or the digits of a capture.
@@ -261,7 +276,13 @@ impl Template {
     /// A batch norm's counter is not among them: alone it is no evidence of a branch.
     pub fn tensors(&self) -> Vec<Pattern> {
         match self {
-            Template::Conv { weight, bias, .. } => {
+            Template::Conv {
+                weight,
+                bias,
+                presence,
+                ..
+            } => {
+                let bias = bias.iter().filter(|_| *presence != Presence::Forbidden);
                 std::iter::once(weight).chain(bias).cloned().collect()
             }
             Template::Bn { module, .. } => NORM

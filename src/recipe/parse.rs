@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::error::Error;
-use super::model::{Axes, BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
+use super::model::{
+    Axes, BlockRule, Dim, Groups, Network, Presence, Recipe, Size, Template, Window,
+};
 use super::pattern::Pattern;
 use crate::algebra::{Factor, Through, Vector};
 
@@ -215,7 +217,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         "an object with `name`, `about`, `cite` and `blocks`",
         &[
             "name", "about", "cite", "eps", "eps_note", "when", "unless", "owns", "deploy", "drop",
-            "rename", "blocks", "network",
+            "rename", "beside", "blocks", "network",
         ],
     )?;
     let recipe = Recipe {
@@ -240,6 +242,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         deploy: list(at, "deploy", At::patterns)?,
         drop: list(at, "drop", At::patterns)?,
         rename: list(at, "rename", renames)?,
+        beside: list(at, "beside", At::patterns)?,
         blocks: at
             .need("blocks")
             .and_then(|at| at.few(at.items("an array of blocks")?))?
@@ -333,10 +336,15 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
         &[
-            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set",
+            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set", "beside",
         ],
     )?;
     let anchor = at.need("at")?;
+    let bias = at.get("bias").map_or(Ok(true), |at| at.boolean())?;
+    let of_block = match bias {
+        true => Presence::Required,
+        false => Presence::Forbidden,
+    };
     let block = BlockRule {
         at: match anchor.value {
             Value::String(_) => vec![anchor.pattern()?],
@@ -347,9 +355,9 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .need("fuse")?
             .entries("an object: output module to expression")?
             .into_iter()
-            .map(|(module, at)| Ok((module, parse_template(&at)?)))
+            .map(|(module, at)| Ok((module, parse_template(&at, of_block)?)))
             .collect::<Parsed<_>>()?,
-        bias: at.get("bias").map_or(Ok(true), |at| at.boolean())?,
+        bias,
         drop: list(at, "drop", At::patterns)?,
         rename: list(at, "rename", renames)?,
         keep: list(at, "keep", At::patterns)?,
@@ -359,6 +367,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
                 .map(|(name, at)| Ok((name, at.number()?)))
                 .collect()
         })?,
+        beside: list(at, "beside", At::patterns)?,
     };
     let (Some(first), false) = (block.at.first(), block.fuse.is_empty()) else {
         let empty = if block.at.is_empty() { "at" } else { "fuse" };
@@ -381,6 +390,10 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     let sets = block.set.iter().map(|(p, _)| ("set", p));
     for (key, pattern) in shapes.chain(drops).chain(renames).chain(keeps).chain(sets) {
         all_bound(&at.need(key)?, pattern.captures(), &bound)?;
+    }
+    for pattern in &block.beside {
+        // What stands beside a block stands at the block's own path; other captures may be anything.
+        all_bound(&at.need("beside")?, pattern.prefix().into_iter(), &bound)?;
     }
     for (module, template) in &block.fuse {
         let fuse = at.need("fuse")?;
@@ -478,7 +491,8 @@ const CONV_OPTIONS: [&str; 6] = [
     "axes",
 ];
 
-fn parse_template(at: &At<'_>) -> Parsed<Template> {
+/// `bias` is what holds for a conv that does not say whether it has one.
+fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
     if let Value::String(word) = at.value {
         return match word.as_str() {
             "identity" => Ok(Template::Identity),
@@ -516,17 +530,27 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
     at.object_of("an expression", options)?;
     let inside = at.need(kind)?;
     let terms = || {
-        inside
-            .items("an array of expressions")
-            .and_then(|items| match items.is_empty() {
-                true => inside.wrong(format!(
-                    "an empty `{kind}`; expected at least one expression"
-                )),
-                false => items.iter().map(parse_template).collect::<Parsed<Vec<_>>>(),
-            })
+        let items = inside.items("an array of expressions")?;
+        if items.is_empty() {
+            return inside.wrong(format!(
+                "an empty `{kind}`; expected at least one expression"
+            ));
+        }
+        // A norm takes the bias of the conv before it away: hardly any network has one there.
+        let is = |i: usize, kind: &str| items.get(i).is_some_and(|at| at.get(kind).is_some());
+        let bias = |i: usize| match kind == "seq" && is(i, "conv") && is(i + 1, "bn") {
+            true => Presence::Forbidden,
+            false => bias,
+        };
+        let item = |(i, at): (usize, &At<'_>)| parse_template(at, bias(i));
+        items
+            .iter()
+            .enumerate()
+            .map(item)
+            .collect::<Parsed<Vec<_>>>()
     };
     Ok(match kind {
-        "conv" => parse_conv(at, &inside)?,
+        "conv" => parse_conv(at, &inside, bias)?,
         "bn" => Template::Bn {
             module: inside.pattern()?,
             eps: at.get("eps").map(|at| at.eps()).transpose()?,
@@ -548,23 +572,23 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         "seq" => Template::Seq(terms()?),
         "sum" => Template::Sum(terms()?),
         "optional" => {
-            let x = parse_template(&inside)?;
+            let x = parse_template(&inside, bias)?;
             if x != Template::Identity && x.tensors().is_empty() {
                 return at.wrong("nothing in a file tells whether it is there, for it has no tensor; only a bare identity can be optional without one");
             }
             Template::Optional(Box::new(x))
         }
-        _ => Template::Each(Box::new(parse_template(&inside)?)),
+        _ => Template::Each(Box::new(parse_template(&inside, bias)?)),
     })
 }
 
-fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
-    let (weight, bias, bias_required) = match inside.value {
+fn parse_conv(at: &At<'_>, inside: &At<'_>, presence: Presence) -> Parsed<Template> {
+    let (weight, bias, presence) = match inside.value {
         Value::String(_) => {
             let module = inside.pattern()?;
-            let required = at.flag("bias")?;
+            let presence = at.get("bias").map_or(Ok(presence), |at| parse_bias(&at))?;
             let bias = Some(module.with_end(".bias"));
-            (module.with_end(".weight"), bias, required)
+            (module.with_end(".weight"), bias, presence)
         }
         _ => {
             let what = "a module, or an object with `weight` and `bias`";
@@ -573,7 +597,7 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
                 return beside.wrong("the bias is named beside the weight; only a module says whether it must have one");
             }
             let bias = inside.get("bias").map(|at| at.pattern()).transpose()?;
-            (inside.need("weight")?.pattern()?, bias, true)
+            (inside.need("weight")?.pattern()?, bias, Presence::Required)
         }
     };
     let (transposed, flipped) = (at.flag("transposed")?, at.flag("flipped")?);
@@ -584,7 +608,7 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
     Ok(Template::Conv {
         weight,
         bias,
-        bias_required,
+        presence,
         dilation: at.get("dilation").map_or(Ok([1; 3].map(Size::Is)), |at| {
             match at.value.is_array() {
                 true => along_axes(&at, Size::Is(1), parse_size),
@@ -600,6 +624,16 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
         flipped,
         axes,
     })
+}
+
+/// Whether a conv that is named by its module has a bias.
+fn parse_bias(at: &At<'_>) -> Parsed<Presence> {
+    match at.value {
+        Value::Bool(true) => Ok(Presence::Required),
+        Value::Bool(false) => Ok(Presence::Forbidden),
+        Value::String(word) if word == "optional" => Ok(Presence::Optional),
+        _ => at.expected("true, false or \"optional\""),
+    }
 }
 
 fn parse_axes(at: &At<'_>) -> Parsed<Axes> {

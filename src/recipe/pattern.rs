@@ -154,6 +154,29 @@ impl Pattern {
         pattern
     }
 
+    /// This pattern with each capture of the kind that it has in another: a rule says once, in `at`, that `{s}` is a word.
+    pub(crate) fn with_kinds_of<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Pattern> + Clone,
+    ) -> Pattern {
+        let mut pattern = self.clone();
+        for part in &mut pattern.parts {
+            let Part::Digits(name) = part else { continue };
+            let named = |other: &&Part| {
+                !matches!(other, Part::Digits(_)) && other.capture() == Some(name.as_str())
+            };
+            if let Some(kind) = others.clone().flat_map(|p| &p.parts).find(named) {
+                *part = kind.clone();
+            }
+        }
+        pattern
+    }
+
+    /// Whether its last segment may be anything.
+    pub(crate) fn ends_open(&self) -> bool {
+        matches!(self.parts.last(), Some(Part::Segment(_)))
+    }
+
     /// How many ways a name is tried in: the combinations of the words.
     pub fn combinations(&self) -> usize {
         combinations(&self.parts)

@@ -67,9 +67,11 @@ pub fn checkpoint(blocks: usize, channels: usize) -> File {
     file
 }
 
-/// A recipe of one block.
+/// A recipe of one block, which may stand among any other tensors.
 pub fn recipe(block: &str) -> String {
-    format!(r#"{{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [{block}]}}"#)
+    format!(
+        r#"{{"name": "own", "about": "a test", "eps": 1e-5, "beside": ["{{p}}"], "blocks": [{block}]}}"#
+    )
 }
 
 /// Every file below a directory whose name ends in `.extension`.

@@ -3,7 +3,9 @@
 
 pub mod command;
 pub mod file;
+pub mod fixtures;
 pub mod forge;
+pub mod header;
 pub mod tiny;
 
 use std::convert::Infallible;

@@ -1,0 +1,194 @@
+//! A block is a closed world: a tensor that stands among its own must have a place in what it computes, or be said
+//! to stand beside it.
+
+use std::collections::HashMap;
+
+use globset::GlobSet;
+
+use super::select::compile;
+use crate::recipe::Error;
+use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM};
+use crate::recipe::pattern::{Captures, Pattern};
+use crate::tensor::Tensor;
+
+/// What of a file is a block's own: everything below one path.
+pub(super) struct Region {
+    /// The name of the block.
+    block: String,
+    /// The longest dotted path above all modules of the block; empty for the whole file.
+    path: String,
+    /// The modules below the path that hold its tensors: convs, norms, and what else has parameters.
+    modules: Vec<String>,
+    /// The rule's names of what stands beside the block.
+    beside: Vec<Pattern>,
+    captures: Captures,
+}
+
+impl Region {
+    /// The region of a block, given the names of the tensors that it consumes or keeps.
+    pub(super) fn of<'n>(
+        block: &str,
+        rule: &BlockRule,
+        captures: &Captures,
+        tensors: impl Iterator<Item = &'n str> + Clone,
+    ) -> Region {
+        let path = tensors
+            .clone()
+            .map(above)
+            .reduce(common)
+            .unwrap_or_default();
+        let mut modules: Vec<String> = tensors
+            .map(parent)
+            .filter(|module| module.len() > path.len())
+            .map(str::to_owned)
+            .collect();
+        modules.sort();
+        modules.dedup();
+        Region {
+            block: block.to_owned(),
+            path: path.to_owned(),
+            modules,
+            beside: rule.beside.clone(),
+            captures: captures.clone(),
+        }
+    }
+
+    /// Whether a tensor stands beside the block.
+    ///
+    /// A module that does holds nothing inside a module of the block itself: what is there changes what that one computes.
+    /// Only the tensor's own name says otherwise.
+    fn has_beside(&self, name: &str, of_file: &Beside<'_>) -> bool {
+        let by_rule = |name: &str| {
+            let mut patterns = self.beside.iter();
+            patterns.any(|pattern| pattern.matches(name, &self.captures).is_some())
+        };
+        match self.modules.iter().any(|module| is_below(name, module)) {
+            true => by_rule(name) || of_file.says(name),
+            false => modules_above(name)
+                .chain([name])
+                .any(|above| by_rule(above) || of_file.names(above)),
+        }
+    }
+}
+
+/// What stands beside blocks wherever it is: names of a recipe, and a user's globs on tensors and modules.
+pub(super) struct Beside<'a> {
+    patterns: &'a [Pattern],
+    texts: &'a [String],
+    globs: Vec<GlobSet>,
+}
+
+impl<'a> Beside<'a> {
+    pub(super) fn new(patterns: &'a [Pattern], wish: &'a [String]) -> Result<Beside<'a>, Error> {
+        Ok(Beside {
+            patterns,
+            texts: wish,
+            globs: compile(wish)?,
+        })
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.by_recipe(name) || self.globs.iter().any(|glob| glob.is_match(name))
+    }
+
+    /// Whether this very name is given, and not by a wildcard.
+    fn says(&self, name: &str) -> bool {
+        self.by_recipe(name) || self.texts.iter().any(|text| text == name)
+    }
+
+    /// Whether a tensor or a module above it is named.
+    pub(super) fn covers(&self, name: &str) -> bool {
+        modules_above(name).chain([name]).any(|n| self.names(n))
+    }
+
+    fn by_recipe(&self, name: &str) -> bool {
+        let mut patterns = self.patterns.iter();
+        patterns.any(|pattern| pattern.matches(name, &Captures::new()).is_some())
+    }
+}
+
+/// All regions of a plan, by their paths.
+pub(super) struct Regions {
+    regions: Vec<Region>,
+    at: HashMap<String, Vec<usize>>,
+}
+
+impl Regions {
+    pub(super) fn of(regions: Vec<Region>) -> Regions {
+        let mut at: HashMap<String, Vec<usize>> = HashMap::new();
+        for (i, region) in regions.iter().enumerate() {
+            at.entry(region.path.clone()).or_default().push(i);
+        }
+        Regions { regions, at }
+    }
+
+    /// The regions that a tensor is in, the innermost first.
+    fn around<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Region> {
+        let paths = modules_above(name).collect::<Vec<_>>().into_iter().rev();
+        let here = |path: &str| self.at.get(path).into_iter().flatten();
+        paths
+            .chain([""])
+            .flat_map(here)
+            .map(|region| &self.regions[*region])
+    }
+
+    /// Checks a tensor that no block has.
+    ///
+    /// # Errors
+    /// When it stands in a block that does not know it.
+    pub(super) fn check(
+        &self,
+        tensor: &Tensor,
+        recipe: &str,
+        of_file: &Beside<'_>,
+        tried: &dyn Fn(usize),
+    ) -> Result<(), Error> {
+        for region in self.around(tensor.name()) {
+            tried(1 + region.beside.len() + region.modules.len());
+            if !region.has_beside(tensor.name(), of_file) {
+                return Err(Error::Stranger {
+                    tensor: tensor.to_string(),
+                    name: tensor.name().to_owned(),
+                    block: region.block.clone(),
+                    recipe: recipe.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The module that a tensor is a parameter of.
+fn parent(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
+/// The path above the module of a tensor; a parameter that is no part of a conv or norm is its own module.
+fn above(name: &str) -> &str {
+    let (module, end) = name.rsplit_once('.').unwrap_or(("", name));
+    match NORM.contains(&end) || end == BATCH_COUNT {
+        true => parent(module),
+        false => module,
+    }
+}
+
+/// The longest path that is above both, or is both.
+fn common<'n>(a: &'n str, b: &'n str) -> &'n str {
+    let is_above = |path: &&str| path.is_empty() || *path == b || is_below(b, path);
+    let mut path = a;
+    while !is_above(&path) {
+        path = parent(path);
+    }
+    path
+}
+
+/// Whether a name stands below a module.
+pub(super) fn is_below(name: &str, module: &str) -> bool {
+    name.strip_prefix(module)
+        .is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Every module above a tensor, the outermost first.
+fn modules_above(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(at, _)| &name[..at])
+}
