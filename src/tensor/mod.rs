@@ -9,10 +9,12 @@ pub mod dtype;
 pub mod error;
 pub mod header;
 mod open;
+mod operand;
 #[cfg(feature = "pytorch")]
 mod pytorch;
 pub mod queue;
 pub mod scratch;
+pub mod windows;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
@@ -21,4 +23,5 @@ pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
 pub use queue::WriteQueue;
 pub use scratch::Scratch;
+pub use windows::Reader;
 pub use write::{Output, Writer};
