@@ -12,8 +12,8 @@ use support::file::files_below;
 
 /// Every room, from the ground up; each may use those before it.
 const ROOMS: &[&str] = &[
-    "algebra", "tensor", "conv2d", "graph", "recipe", "plan", "fuse", "verify", "network", "summary",
-    "report", "cli",
+    "algebra", "tensor", "conv2d", "recipe", "plan", "fuse", "verify", "graph", "network",
+    "summary", "report", "cli",
 ];
 
 fn source() -> Vec<(PathBuf, String)> {
