@@ -4,5 +4,6 @@
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
 pub mod model;
+pub mod pt2;
 
 pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};
