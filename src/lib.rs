@@ -49,6 +49,7 @@ pub mod cost;
 pub mod describe;
 pub mod engine;
 pub mod fuse;
+pub mod graph;
 pub mod inspect;
 pub mod maps;
 pub mod network;

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("describe", &["algebra"]),
     ("recipe", &["algebra", "tensor"]),
+    ("graph", &["tensor"]),
     ("values", &["algebra", "tensor", "recipe"]),
     ("numbers", &["algebra", "tensor", "recipe", "values"]),
     (

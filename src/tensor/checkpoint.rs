@@ -27,8 +27,8 @@ pub struct Checkpoint {
 /// Where the bytes of its tensors are.
 #[derive(Debug)]
 enum Source {
-    /// A safetensors file: each tensor at its position.
-    Safetensors(File),
+    /// Files in which each tensor lies at a position of its own, with their paths: a safetensors file, or those of a graph.
+    Files(Vec<(PathBuf, File)>),
     /// A file that `torch.save` wrote.
     #[cfg(feature = "pytorch")]
     Pytorch(super::pytorch::Storages),
@@ -45,12 +45,84 @@ struct Info {
     shape: Vec<usize>,
     /// The dimensions in the file, where `shape` are others for the same numbers.
     stored: Option<Vec<usize>>,
-    /// Where its bytes begin in a safetensors file.
-    offset: u64,
+    place: Place,
     byte_len: u64,
 }
 
+/// Where the bytes of a tensor are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// In the file of this number, from this position on.
+    InFile {
+        /// The number of the file among those that the checkpoint has.
+        file: usize,
+        /// The position of its first byte.
+        offset: u64,
+    },
+    /// In memory: a few numbers that no file holds as little-endian bytes side by side.
+    InMemory(Arc<[u8]>),
+    /// Where the reader of a format that is no plain bytes finds it.
+    ByName,
+}
+
+/// A tensor of a file whose format is read elsewhere.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its name, which no other has.
+    pub name: String,
+    /// The element type.
+    pub dtype: Dtype,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// Where its bytes are, little-endian and row-major.
+    pub place: Place,
+}
+
 impl Tensor {
+    /// The tensor that a part describes.
+    ///
+    /// # Errors
+    /// Says what is wrong where its element type has no fixed size, its shape overflows, or memory holds another number of bytes.
+    pub fn new(part: Part) -> Result<Tensor, String> {
+        let name = quoted(&part.name);
+        let bits = part.dtype.bits().filter(|bits| bits % 8 == 0);
+        let size = bits.ok_or_else(|| {
+            format!(
+                "{name} has dtype {}, whose elements are no whole bytes",
+                part.dtype
+            )
+        })? as u64
+            / 8;
+        let bytes = part
+            .shape
+            .iter()
+            .try_fold(size, |n, d| n.checked_mul(*d as u64));
+        let byte_len =
+            bytes.ok_or_else(|| format!("the shape {:?} of {name} overflows", part.shape))?;
+        if let Place::InMemory(bytes) = &part.place
+            && bytes.len() as u64 != byte_len
+        {
+            return Err(format!(
+                "{name} has {}; its shape {:?} takes {byte_len}",
+                header::in_bytes(bytes.len() as u64),
+                part.shape
+            ));
+        }
+        Ok(Tensor(Arc::new(Info {
+            name: part.name,
+            dtype: part.dtype,
+            shape: part.shape,
+            stored: None,
+            place: part.place,
+            byte_len,
+        })))
+    }
+
+    /// Where its bytes are.
+    pub fn place(&self) -> &Place {
+        &self.0.place
+    }
+
     /// The tensor's name.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -77,7 +149,7 @@ impl Tensor {
         let Info {
             name,
             dtype,
-            offset,
+            place,
             byte_len,
             ..
         } = &*self.0;
@@ -86,7 +158,7 @@ impl Tensor {
             dtype: dtype.clone(),
             shape,
             stored: Some(self.stored_shape().to_vec()),
-            offset: *offset,
+            place: place.clone(),
             byte_len: *byte_len,
         }))
     }
@@ -183,7 +255,10 @@ impl Checkpoint {
         let tensors = entries.into_iter().map(|e| {
             let info = Info {
                 byte_len: e.end - e.start,
-                offset: data + e.start,
+                place: Place::InFile {
+                    file: 0,
+                    offset: data + e.start,
+                },
                 dtype: e.dtype,
                 shape: e.shape,
                 stored: None,
@@ -194,8 +269,60 @@ impl Checkpoint {
         Ok(Checkpoint {
             tensors: tensors.collect(),
             metadata,
+            source: Source::Files(vec![(path.clone(), file)]),
             path,
-            source: Source::Safetensors(file),
+            file_len,
+        })
+    }
+
+    /// A checkpoint of the tensors that lie in some files, whose format is read elsewhere. The first file is the one that was asked for.
+    ///
+    /// # Errors
+    /// When a tensor has no element type of a fixed size, does not lie in its file as a whole, or has another's name.
+    pub fn of_parts(files: Vec<(PathBuf, File)>, parts: Vec<Part>) -> Result<Checkpoint, Error> {
+        let mut lengths = Vec::with_capacity(files.len());
+        for (path, file) in &files {
+            let metadata = file.metadata().map_err(|e| unreadable(path, e))?;
+            lengths.push(metadata.len());
+        }
+        let (Some((path, _)), Some(&file_len)) = (files.first(), lengths.first()) else {
+            return Err(Error::Format {
+                path: PathBuf::new(),
+                reason: "there is no file".to_owned(),
+            });
+        };
+        let mut tensors = BTreeMap::new();
+        for part in parts {
+            let in_file = |file: usize| files.get(file).map_or(path, |(path, _)| path).clone();
+            let tensor = Tensor::new(part).map_err(|reason| Error::Format {
+                path: path.clone(),
+                reason,
+            })?;
+            if let Place::InFile { file, offset } = &tensor.0.place {
+                let there = lengths.get(*file).copied();
+                let end = offset.checked_add(tensor.byte_len());
+                if end.zip(there).is_none_or(|(end, there)| end > there) {
+                    return Err(Error::Format {
+                        path: in_file(*file),
+                        reason: format!(
+                            "{tensor} has {} from position {offset} on, which is beyond the end of the file",
+                            header::in_bytes(tensor.byte_len())
+                        ),
+                    });
+                }
+            }
+            if let Some(other) = tensors.insert(tensor.name().to_owned(), tensor) {
+                return Err(Error::Format {
+                    path: path.clone(),
+                    reason: format!("two tensors are named {other}"),
+                });
+            }
+        }
+        Ok(Checkpoint {
+            tensors,
+            metadata: Vec::new(),
+            path: path.clone(),
+            source: Source::Files(files),
             file_len,
         })
     }
@@ -205,7 +332,7 @@ impl Checkpoint {
         let (storages, entries) = super::pytorch::open(&path, file_len, key)?;
         let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
             let info = Info {
-                offset: 0,
+                place: Place::ByName,
                 byte_len,
                 dtype,
                 shape,
@@ -226,7 +353,7 @@ impl Checkpoint {
     /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
     pub fn unwrapped(&self) -> Option<&str> {
         match &self.source {
-            Source::Safetensors(_) => None,
+            Source::Files(_) => None,
             #[cfg(feature = "pytorch")]
             Source::Pytorch(storages) => storages.key(),
         }
@@ -268,11 +395,24 @@ impl Checkpoint {
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
             return Err(unreadable(&self.path, beyond));
         }
-        match &self.source {
-            Source::Safetensors(file) => read_exact_at(file, out, tensor.0.offset + at)
-                .map_err(|e| unreadable(&self.path, e)),
+        match (&tensor.0.place, &self.source) {
+            (Place::InMemory(bytes), _) => {
+                out.copy_from_slice(&bytes[at as usize..][..out.len()]);
+                Ok(())
+            }
+            (Place::InFile { file, offset }, Source::Files(files)) if *file < files.len() => {
+                let (path, file) = &files[*file];
+                read_exact_at(file, out, offset + at).map_err(|e| unreadable(path, e))
+            }
             #[cfg(feature = "pytorch")]
-            Source::Pytorch(storages) => storages.read_at(&self.path, tensor.name(), at, out),
+            (Place::ByName, Source::Pytorch(storages)) => {
+                storages.read_at(&self.path, tensor.name(), at, out)
+            }
+            _ => {
+                let elsewhere = format!("{tensor} is of another file");
+                let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
+                Err(unreadable(&self.path, elsewhere))
+            }
         }
     }
 

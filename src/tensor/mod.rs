@@ -15,7 +15,7 @@ pub mod queue;
 pub mod scratch;
 pub mod write;
 
-pub use checkpoint::{Checkpoint, Tensor};
+pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};

@@ -1,0 +1,8 @@
+//! Networks as graphs: what is computed from what, read from a file that says it.
+//!
+//! A weight file does not say what is added to what, so a recipe has to. A graph says it, and eps, groups, strides and
+//! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
+
+pub mod model;
+
+pub use model::{Graph, Node, NodeId, Op, Value, ValueId};

@@ -1,0 +1,281 @@
+//! The graph, as little of it as folding needs, whatever format it was read from.
+//!
+//! A reader resolves what is constant: the weights of an operator are [`Tensor`]s of the file, and `inputs` holds only what is
+//! computed when the network runs. What a reader cannot say exactly in these terms it leaves [`Opaque`](Op::Opaque), which
+//! is never wrong: opaque nodes stay as they are.
+
+use std::collections::HashSet;
+
+use crate::tensor::{Tensor, quoted};
+
+/// The number of a value in [`Graph::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub usize);
+
+/// The number of a node in [`Graph::nodes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+/// A network: nodes that compute values from values, each after all that it reads.
+#[derive(Debug)]
+pub struct Graph {
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+}
+
+/// What a node computes, or an input of the network. Constants are no values.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Its name in the file, which no other value has.
+    pub name: String,
+    /// Its dimensions, batch and channels included, as far as the file says: `None` in it is a dimension that can vary.
+    pub shape: Option<Vec<Option<usize>>>,
+    /// Whether the network gives it to whoever runs it.
+    pub is_output: bool,
+    /// The node that computes it; none for an input of the network.
+    producer: Option<NodeId>,
+    /// The nodes that read it, in their order; a node that reads it twice is there twice.
+    users: Vec<NodeId>,
+}
+
+/// One step of the network.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name in the file, if it has one; need not be unique.
+    pub name: String,
+    /// The dotted path of the module that it belongs to, where the file tells it.
+    pub module: Option<String>,
+    /// What it does to its inputs.
+    pub op: Op,
+    /// What it reads, constants left out; of an opaque node with subgraphs also whatever these read.
+    pub inputs: Vec<ValueId>,
+    /// What it computes.
+    pub outputs: Vec<ValueId>,
+}
+
+/// What a node does. All but [`Opaque`](Op::Opaque) are linear in their inputs, up to a constant.
+///
+/// Vectors over spatial axes have as many elements as the kernel has spatial dimensions, 1 to 3.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A convolution of `[batch, channels, spatial…]`, transposed or not.
+    Conv(Conv),
+    /// A linear layer over the last axis.
+    Linear(Linear),
+    /// A batch norm in evaluation mode over axis 1.
+    Norm(Norm),
+    /// The sum of two inputs of one shape; none is broadcast.
+    Add,
+    /// The first input less the second, both of one shape.
+    Sub,
+    /// A constant added to, subtracted from, multiplied with or dividing the one input.
+    WithConstant(Arithmetic, Tensor),
+    /// The input times −1.
+    Neg,
+    /// The average over windows. Padding counts as zeros that are averaged too; there is one divisor for all windows.
+    AvgPool(Window),
+    /// Zeros around the spatial axes.
+    Pad(Pads),
+    /// Inputs one after the other along this axis.
+    Concat(usize),
+    /// For each output, in order: where along the axis it begins and ends. Steps are 1.
+    Slice {
+        /// The axis that is cut.
+        axis: usize,
+        /// `[begin, end)` of each output.
+        ranges: Vec<[usize; 2]>,
+    },
+    /// The same numbers in the same order with other dimensions: the shapes of input and output say which.
+    Reshape,
+    /// Axes in another order: axis `i` of the output is axis `permutation[i]` of the input.
+    Transpose(Vec<usize>),
+    /// The input itself.
+    Identity,
+    /// Something else; where it is nearly one of the others, why it is not, as in `its weight is no constant`.
+    Opaque(Option<String>),
+}
+
+/// Zeros before and after each spatial axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pads {
+    /// Before the first element of each spatial axis.
+    pub before: Vec<usize>,
+    /// Behind the last one.
+    pub after: Vec<usize>,
+}
+
+/// A convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv {
+    /// `[out, in/groups, spatial…]`; transposed: `[in, out/groups, spatial…]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    /// The distance of windows; of a transposed conv, of the inputs in the output.
+    pub stride: Vec<usize>,
+    /// Zeros around the input; of a transposed conv, what is cut off the output.
+    pub pads: Pads,
+    /// The distance of taps.
+    pub dilation: Vec<usize>,
+    /// How many groups of channels there are.
+    pub groups: usize,
+    /// For a transposed conv, what is added at the end of each spatial axis of the output.
+    pub transposed: Option<Vec<usize>>,
+}
+
+/// A linear layer `y = x·Wᵀ + b` over the last axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// `[out, in]`, or `[in, out]` if `in_first`.
+    pub weight: Tensor,
+    /// Whether the weight is stored as `[in, out]`, as a matrix product has it.
+    pub in_first: bool,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+/// A batch norm in evaluation mode: `y = (x − mean) / √(var + eps) · weight + bias`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// `[channels]`.
+    pub mean: Tensor,
+    /// `[channels]`.
+    pub var: Tensor,
+    /// `weight` and `bias`, `[channels]` each.
+    pub affine: Option<[Tensor; 2]>,
+    /// Added under the root.
+    pub eps: f64,
+}
+
+/// How a constant `c` and the input `x` are combined. The constant is broadcast to the input, never the other way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// `x + c`.
+    Add,
+    /// `x − c`.
+    Sub,
+    /// `c − x`.
+    SubFrom,
+    /// `x · c`.
+    Mul,
+    /// `x / c`.
+    Div,
+}
+
+/// A window that slides over the spatial axes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its extent.
+    pub kernel: Vec<usize>,
+    /// The distance of windows.
+    pub stride: Vec<usize>,
+    /// Zeros around the input.
+    pub pads: Pads,
+}
+
+/// A graph that contradicts itself.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error("two values are named {}; the name of a value must be its own", quoted(.0))]
+    TwoOfAName(String),
+    #[error("node {node} computes {}, which {by} computes too", quoted(value))]
+    ComputedTwice {
+        node: String,
+        value: String,
+        by: String,
+    },
+    #[error(
+        "node {node} reads {}, which is computed after it; a node must come after what it reads",
+        quoted(value)
+    )]
+    ReadBeforeComputed { node: String, value: String },
+}
+
+impl Graph {
+    /// Puts a graph together: the nodes in an order in which they can run.
+    ///
+    /// # Errors
+    /// When two values have one name, a value is computed twice, or a node reads what is computed after it, as in a cycle.
+    ///
+    /// # Panics
+    /// When a node holds the number of a value that is not there, which is a mistake of the reader.
+    pub fn new(mut values: Vec<Value>, nodes: Vec<Node>) -> Result<Graph, Error> {
+        let mut names = HashSet::new();
+        if let Some(twice) = values.iter().find(|value| !names.insert(&*value.name)) {
+            return Err(Error::TwoOfAName(twice.name.clone()));
+        }
+        let shown = |id: NodeId| match &*nodes[id.0].name {
+            "" => format!("{}", id.0),
+            name => quoted(name),
+        };
+        for (i, node) in nodes.iter().enumerate() {
+            for output in &node.outputs {
+                let value = &mut values[output.0];
+                if let Some(by) = value.producer.replace(NodeId(i)) {
+                    return Err(Error::ComputedTwice {
+                        node: shown(NodeId(i)),
+                        value: value.name.clone(),
+                        by: shown(by),
+                    });
+                }
+            }
+        }
+        for (i, node) in nodes.iter().enumerate() {
+            for input in &node.inputs {
+                let value = &mut values[input.0];
+                if value.producer.is_some_and(|producer| producer.0 >= i) {
+                    return Err(Error::ReadBeforeComputed {
+                        node: shown(NodeId(i)),
+                        value: value.name.clone(),
+                    });
+                }
+                value.users.push(NodeId(i));
+            }
+        }
+        Ok(Graph { values, nodes })
+    }
+
+    /// Every value.
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// Every node, each after all that it reads.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The value of this number.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0]
+    }
+
+    /// The node of this number.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+}
+
+impl Value {
+    /// A value that no node computes or reads yet.
+    pub fn new(name: String, shape: Option<Vec<Option<usize>>>) -> Value {
+        Value {
+            name,
+            shape,
+            is_output: false,
+            producer: None,
+            users: Vec::new(),
+        }
+    }
+
+    /// The node that computes it; none for an input of the network.
+    pub fn producer(&self) -> Option<NodeId> {
+        self.producer
+    }
+
+    /// The nodes that read it, in their order; a node that reads it twice is there twice.
+    pub fn users(&self) -> &[NodeId] {
+        &self.users
+    }
+}
