@@ -1,7 +1,6 @@
 //! PyTorch's own files as input: what `torch.save` wrote in its many forms, and what strangers wrote.
 //!
 //! `fixtures/pytorch` holds one small network in every form, and the same tensors as safetensors.
-#![cfg(feature = "pytorch")]
 
 mod support;
 

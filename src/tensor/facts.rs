@@ -47,7 +47,9 @@ impl Facts {
 
     /// Every module, in the order of the paths.
     pub fn modules(&self) -> impl Iterator<Item = (&str, &Module)> {
-        self.modules.iter().map(|(path, module)| (path.as_str(), module))
+        self.modules
+            .iter()
+            .map(|(path, module)| (path.as_str(), module))
     }
 
     /// Adds what is known of a module.

@@ -7,18 +7,23 @@ pub mod checkpoint;
 pub mod destination;
 pub mod dtype;
 pub mod error;
+pub mod facts;
 pub mod header;
 mod open;
-#[cfg(feature = "pytorch")]
+pub mod plain;
 mod pytorch;
 pub mod queue;
 pub mod scratch;
+mod strided;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
+pub use facts::Facts;
+pub use plain::{Plain, Wrapping};
 pub use queue::WriteQueue;
 pub use scratch::Scratch;
+pub use strided::View;
 pub use write::{Output, Writer};

@@ -8,17 +8,17 @@ use std::ops::Range;
 
 use super::open::read_exact_at;
 
-/// Where a tensor's numbers are.
+/// A view of a storage.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Place {
-    /// Where the first one begins in the file.
+pub struct View {
+    /// Where the first number begins in the file.
     pub(super) at: u64,
     /// The bytes of the tensor, when it is read.
     pub(super) byte_len: u64,
     /// How the numbers lie, if not one after the other.
-    strides: Option<Box<Strides>>,
-    /// Whether the bytes of each number stand in the other order.
-    pub(super) swapped: bool,
+    strides: Option<Strides>,
+    /// The bytes of a part of a number whose order is to be turned; 1 where it is as it should be.
+    swapped: u64,
     /// The bytes of a number.
     size: u64,
 }
@@ -39,35 +39,55 @@ const SPREAD: u64 = 4;
 const GAP: u64 = 1 << 12;
 const LONGEST_RUN: u64 = 1 << 20;
 
-impl Place {
-    /// A tensor of bytes that lie one after the other.
-    pub(super) fn plain(at: u64, byte_len: u64) -> Place {
-        Place {
-            at,
-            byte_len,
-            strides: None,
-            swapped: false,
-            size: 1,
+impl View {
+    /// The same view, written by a big-endian machine: each number stands in `parts` parts, two for a complex one.
+    pub(super) fn big_endian(self, parts: u64) -> View {
+        View {
+            swapped: (self.size / parts).max(1),
+            ..self
         }
+    }
+
+    /// Whether the bytes of the tensor lie in the file as they are read.
+    pub(super) fn is_plain(&self) -> bool {
+        self.strides.is_none() && self.swapped == 1
     }
 
     /// A view of a storage, which is a range of the file; `offset` and `strides` count elements of `size` bytes.
     ///
     /// # Errors
     /// When a part of the view lies outside of the storage.
-    pub(super) fn new(storage: Range<u64>, size: u64, offset: u64, shape: &[u64], strides: &[u64]) -> Result<Place, String> {
+    pub(super) fn new(
+        storage: Range<u64>,
+        size: u64,
+        offset: u64,
+        shape: &[u64],
+        strides: &[u64],
+    ) -> Result<View, String> {
         if shape.len() != strides.len() {
-            return Err(format!("has {} dimensions and {} strides", shape.len(), strides.len()));
+            return Err(format!(
+                "has {} dimensions and {} strides",
+                shape.len(),
+                strides.len()
+            ));
         }
         let outside = || "lies outside of its storage".to_owned();
         let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
         let count = count.filter(|n| *n <= isize::MAX as u64 / 16);
-        let count = count.ok_or_else(|| format!("has the shape {shape:?}, which is too large to address"))?;
+        let count = count
+            .ok_or_else(|| format!("has the shape {shape:?}, which is too large to address"))?;
         let byte_len = count * size;
-        let at = offset.checked_mul(size).and_then(|n| n.checked_add(storage.start));
+        let at = offset
+            .checked_mul(size)
+            .and_then(|n| n.checked_add(storage.start));
         let at = at.filter(|at| *at <= storage.end).ok_or_else(outside)?;
         if count > 0 {
-            let last = shape.iter().zip(strides).try_fold(0u64, |last, (n, stride)| last.checked_add((n - 1).checked_mul(*stride)?));
+            let last = shape
+                .iter()
+                .zip(strides)
+                .try_fold(0u64, |last, (n, stride)| {
+                    last.checked_add((n - 1).checked_mul(*stride)?)
+                });
             let end = last.and_then(|last| last.checked_add(1)?.checked_mul(size)?.checked_add(at));
             end.filter(|end| *end <= storage.end).ok_or_else(outside)?;
         }
@@ -77,19 +97,27 @@ impl Place {
             dense = n.saturating_mul(dense);
             fits
         });
-        let dims = || shape.iter().zip(strides).filter(|(n, _)| **n != 1).map(|(n, stride)| (*n, stride * size));
-        Ok(Place {
+        let dims = || {
+            shape
+                .iter()
+                .zip(strides)
+                .filter(|(n, _)| **n != 1)
+                .map(|(n, stride)| (*n, stride * size))
+        };
+        Ok(View {
             at,
             byte_len,
-            strides: (count > 0 && !in_order).then(|| Box::new(Strides { dims: dims().collect() })),
-            swapped: false,
+            strides: (count > 0 && !in_order).then(|| Strides {
+                dims: dims().collect(),
+            }),
+            swapped: 1,
             size,
         })
     }
 
     /// Fills `out` with the tensor's bytes from byte `from` on, of which there must be as many.
     pub(super) fn read(&self, file: &File, from: u64, out: &mut [u8]) -> std::io::Result<()> {
-        if self.strides.is_none() && !self.swapped {
+        if self.is_plain() {
             return read_exact_at(file, out, self.at + from);
         }
         // Whole numbers are read; of the first and the last maybe only a part is wanted.
@@ -97,14 +125,24 @@ impl Place {
         while done < out.len() {
             let start = from + done as u64;
             let first = start / self.size;
-            let behind = (from + out.len() as u64).div_ceil(self.size).min(first + GATHERED);
+            let behind = (from + out.len() as u64)
+                .div_ceil(self.size)
+                .min(first + GATHERED);
             let mut numbers = vec![0; ((behind - first) * self.size) as usize];
             match &self.strides {
                 None => read_exact_at(file, &mut numbers, self.at + first * self.size)?,
-                Some(strides) => strides.gather(file, self.at, self.size as usize, first..behind, &mut numbers)?,
+                Some(strides) => strides.gather(
+                    file,
+                    self.at,
+                    self.size as usize,
+                    first..behind,
+                    &mut numbers,
+                )?,
             }
-            if self.swapped {
-                numbers.chunks_exact_mut(self.size as usize).for_each(<[u8]>::reverse);
+            if self.swapped > 1 {
+                numbers
+                    .chunks_exact_mut(self.swapped as usize)
+                    .for_each(<[u8]>::reverse);
             }
             let numbers = &numbers[(start - first * self.size) as usize..];
             let len = numbers.len().min(out.len() - done);
@@ -117,7 +155,14 @@ impl Place {
 
 impl Strides {
     /// Reads the numbers of a range, counted in the tensor's order.
-    fn gather(&self, file: &File, at: u64, size: usize, range: Range<u64>, out: &mut [u8]) -> std::io::Result<()> {
+    fn gather(
+        &self,
+        file: &File,
+        at: u64,
+        size: usize,
+        range: Range<u64>,
+        out: &mut [u8],
+    ) -> std::io::Result<()> {
         let span = self.span(&range);
         let wanted = out.len() as u64;
         if span.end - span.start + size as u64 <= SPREAD * wanted + GAP {
@@ -138,7 +183,9 @@ impl Strides {
         places.sort_unstable();
         let (mut bytes, mut rest) = (Vec::new(), &places[..]);
         while let Some(&(first, _)) = rest.first() {
-            let goes_on = |pair: &&[(u64, usize)]| pair[1].0 - pair[0].0 <= GAP && pair[1].0 - first <= LONGEST_RUN;
+            let goes_on = |pair: &&[(u64, usize)]| {
+                pair[1].0 - pair[0].0 <= GAP && pair[1].0 - first <= LONGEST_RUN
+            };
             let len = 1 + rest.windows(2).take_while(goes_on).count();
             let (run, after) = rest.split_at(len);
             rest = after;
@@ -186,7 +233,11 @@ impl Strides {
             let Some((column, rows)) = index.split_last_mut() else {
                 return;
             };
-            let row_at: u64 = rows.iter().zip(outer).map(|(i, (_, stride))| i * stride).sum();
+            let row_at: u64 = rows
+                .iter()
+                .zip(outer)
+                .map(|(i, (_, stride))| i * stride)
+                .sum();
             let len = left.min(row_len - *column);
             (0..len).for_each(|i| f(row_at + (*column + i) * row_stride));
             left -= len;

@@ -74,7 +74,9 @@ impl<'a> Bytes<'a> {
         loop {
             match self.byte()? {
                 b'\n' => return Ok(out),
-                _ if out.len() == most => return Err(format!("a line of it has more than {most} bytes")),
+                _ if out.len() == most => {
+                    return Err(format!("a line of it has more than {most} bytes"));
+                }
                 byte => out.push(byte),
             }
         }
@@ -83,7 +85,10 @@ impl<'a> Bytes<'a> {
     fn expect(&self, n: u64) -> Result<(), String> {
         match n <= self.left() {
             true => Ok(()),
-            false => Err(format!("it ends where {n} more bytes are expected, after {}", self.left())),
+            false => Err(format!(
+                "it ends where {n} more bytes are expected, after {}",
+                self.left()
+            )),
         }
     }
 

@@ -12,7 +12,7 @@ use super::pickle;
 use super::storage::{Storages, Stored, dtype_of_storage, whole};
 use super::value::{Node, Pickle, Value};
 use crate::tensor::header::MAX_RANK;
-use crate::tensor::strided::Place;
+use crate::tensor::strided::View;
 
 /// The first pickle of the stream.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -21,9 +21,9 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 pub(super) const TAR_MAGIC: (u64, &[u8; 5]) = (257, b"ustar");
 
 /// A pickle with what it refers to.
-pub(super) struct Loaded {
+pub(super) struct Loaded<'a> {
     pub(super) pickle: Pickle,
-    pub(super) storages: Storages<'static>,
+    pub(super) storages: Storages<'a>,
     pub(super) swapped: bool,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Loaded {
 ///
 /// # Errors
 /// A sentence on what is wrong with it.
-pub(super) fn stream(file: &File, file_len: u64) -> Result<Loaded, String> {
+pub(super) fn stream(file: &File, file_len: u64) -> Result<Loaded<'static>, String> {
     let mut bytes = Bytes::new(file, 0, file_len);
     let first = pickle::read(&mut bytes)?;
     if !matches!(first.node(first.root), Some(Node::Long(long)) if **long == MAGIC) {
@@ -51,7 +51,11 @@ pub(super) fn stream(file: &File, file_len: u64) -> Result<Loaded, String> {
     let swapped = system.get(&items, "little_endian") == Some(Value::Bool(false));
     let pickle = pickle::read(&mut bytes)?;
     let keys = pickle::read(&mut bytes)?;
-    let keys = keys.sequence(keys.root).ok_or("the list of its storages is none")?.iter().map(|key| keys.key(*key));
+    let keys = keys
+        .sequence(keys.root)
+        .ok_or("the list of its storages is none")?
+        .iter()
+        .map(|key| keys.key(*key));
     let sizes = element_sizes(&pickle);
     let mut ranges = HashMap::new();
     for key in keys {
@@ -60,7 +64,10 @@ pub(super) fn stream(file: &File, file_len: u64) -> Result<Loaded, String> {
             false => u64::from_le_bytes(bytes.array()?),
             true => u64::from_be_bytes(bytes.array()?),
         };
-        let size = sizes.get(&key).copied().ok_or_else(|| format!("storage `{key}` belongs to no tensor"))?;
+        let size = sizes
+            .get(&key)
+            .copied()
+            .ok_or_else(|| format!("storage `{key}` belongs to no tensor"))?;
         let range = storage(&mut bytes, &key, count, size)?;
         ranges.insert(key, range);
     }
@@ -74,7 +81,12 @@ pub(super) fn stream(file: &File, file_len: u64) -> Result<Loaded, String> {
 fn storage(bytes: &mut Bytes<'_>, key: &str, count: u64, size: u64) -> Result<Range<u64>, String> {
     let start = bytes.at();
     let len = count.checked_mul(size).filter(|len| *len <= bytes.left());
-    let len = len.ok_or_else(|| format!("storage `{key}` claims {count} numbers, and only {} bytes follow", bytes.left()))?;
+    let len = len.ok_or_else(|| {
+        format!(
+            "storage `{key}` claims {count} numbers, and only {} bytes follow",
+            bytes.left()
+        )
+    })?;
     bytes.skip(len)?;
     Ok(start..start + len)
 }
@@ -103,16 +115,21 @@ fn element_sizes(pickle: &Pickle) -> HashMap<String, u64> {
 ///
 /// # Errors
 /// A sentence on what is wrong with it.
-pub(super) fn tar(file: &File, file_len: u64) -> Result<Loaded, String> {
+pub(super) fn tar(file: &File, file_len: u64) -> Result<Loaded<'static>, String> {
     let parts = tar_directory(file, file_len)?;
     let part = |name: &str| {
-        let range = parts.get(name).ok_or_else(|| format!("`{name}` is missing in it"))?;
+        let range = parts
+            .get(name)
+            .ok_or_else(|| format!("`{name}` is missing in it"))?;
         Ok::<_, String>(Bytes::new(file, range.start, range.end))
     };
     let system = pickle::read(&mut part("sys_info")?)?;
     let items = system.items(system.root).unwrap_or_default();
     if system.get(&items, "little_endian") == Some(Value::Bool(false)) {
-        return Err("it was written by a big-endian machine; load it with PyTorch and save it again".to_owned());
+        return Err(
+            "it was written by a big-endian machine; load it with PyTorch and save it again"
+                .to_owned(),
+        );
     }
     let storages = tar_storages(&mut part("storages")?)?;
     let tensors = tar_tensors(&mut part("tensors")?, &storages)?;
@@ -138,7 +155,8 @@ fn tar_directory(file: &File, file_len: u64) -> Result<HashMap<String, Range<u64
         if name.is_empty() {
             break;
         }
-        let len = u64::from_str_radix(&text(124..136), 8).map_err(|_| "a size in it is no number".to_owned())?;
+        let len = u64::from_str_radix(&text(124..136), 8)
+            .map_err(|_| "a size in it is no number".to_owned())?;
         let start = bytes.at();
         bytes.skip(len.min(bytes.left()))?;
         let end = bytes.at();
@@ -177,14 +195,20 @@ fn tar_storages(bytes: &mut Bytes<'_>) -> Result<HashMap<String, (String, Range<
         let bytes = |n: &Value| whole(*n)?.checked_mul(size);
         let (offset, len) = bytes(offset).zip(bytes(count)).ok_or_else(broken)?;
         let start = range.start.checked_add(offset).ok_or_else(broken)?;
-        let end = start.checked_add(len).filter(|end| *end <= range.end).ok_or_else(broken)?;
+        let end = start
+            .checked_add(len)
+            .filter(|end| *end <= range.end)
+            .ok_or_else(broken)?;
         storages.insert(key, (class, start..end));
     }
     Ok(storages)
 }
 
 /// The tensors: a count, and for each a pickle of key, storage and class, its rank, its shape, its strides and its offset.
-fn tar_tensors(bytes: &mut Bytes<'_>, storages: &HashMap<String, (String, Range<u64>)>) -> Result<HashMap<String, Stored>, String> {
+fn tar_tensors(
+    bytes: &mut Bytes<'_>,
+    storages: &HashMap<String, (String, Range<u64>)>,
+) -> Result<HashMap<String, Stored>, String> {
     let mut tensors = HashMap::new();
     let count = pickle::read(bytes)?.root;
     for _ in 0..whole(count).ok_or("it counts its tensors by what is no number")? {
@@ -192,19 +216,31 @@ fn tar_tensors(bytes: &mut Bytes<'_>, storages: &HashMap<String, (String, Range<
         let Some([key, storage, _]) = about.sequence(about.root) else {
             return Err("a tensor is not described as one".to_owned());
         };
-        let (key, storage) = about.key(*key).zip(about.key(*storage)).ok_or("a tensor has no name")?;
+        let (key, storage) = about
+            .key(*key)
+            .zip(about.key(*storage))
+            .ok_or("a tensor has no name")?;
         let rank = u32::from_le_bytes(bytes.array()?) as usize;
         bytes.skip(4)?;
         if rank > MAX_RANK {
-            return Err(format!("tensor `{key}` has {rank} dimensions; at most {MAX_RANK} are read"));
+            return Err(format!(
+                "tensor `{key}` has {rank} dimensions; at most {MAX_RANK} are read"
+            ));
         }
-        let mut numbers = |n: usize| (0..n).map(|_| bytes.array().map(u64::from_le_bytes)).collect::<Result<Vec<_>, _>>();
+        let mut numbers = |n: usize| {
+            (0..n)
+                .map(|_| bytes.array().map(u64::from_le_bytes))
+                .collect::<Result<Vec<_>, _>>()
+        };
         let (shape, strides, offset) = (numbers(rank)?, numbers(rank)?, numbers(1)?[0]);
-        let (class, range) = storages.get(&storage).ok_or_else(|| format!("storage `{storage}` is missing"))?;
+        let (class, range) = storages
+            .get(&storage)
+            .ok_or_else(|| format!("storage `{storage}` is missing"))?;
         let (dtype, size) = dtype_of_storage(class)?;
-        let place = Place::new(range.clone(), size, offset, &shape, &strides).map_err(|why| format!("tensor `{key}` {why}"))?;
+        let view = View::new(range.clone(), size, offset, &shape, &strides)
+            .map_err(|why| format!("tensor `{key}` {why}"))?;
         let shape = shape.into_iter().map(|n| n as usize).collect();
-        tensors.insert(key, Stored { dtype, shape, place });
+        tensors.insert(key, Stored { dtype, shape, view });
     }
     Ok(tensors)
 }

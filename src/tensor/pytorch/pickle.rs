@@ -37,7 +37,10 @@ pub(super) fn read(bytes: &mut Bytes<'_>) -> Result<Pickle, String> {
         let op = machine.bytes.byte()?;
         if op == b'.' {
             let root = machine.pop()?;
-            return Ok(Pickle { nodes: machine.nodes, root });
+            return Ok(Pickle {
+                nodes: machine.nodes,
+                root,
+            });
         }
         machine.step(op)?;
     }
@@ -62,7 +65,9 @@ impl Machine<'_, '_> {
             0x80 => {
                 let version = self.bytes.byte()?;
                 if version > 5 {
-                    return Err(format!("its pickle has protocol {version}; up to 5 are known"));
+                    return Err(format!(
+                        "its pickle has protocol {version}; up to 5 are known"
+                    ));
                 }
             }
             0x95 => drop(self.bytes.array::<8>()?),
@@ -238,11 +243,17 @@ impl Machine<'_, '_> {
                 self.push_node(Node::Persistent(id))?;
             }
             0x82..=0x84 => {
-                return Err("it uses an extension code, which only the program that wrote it can tell".to_owned());
+                return Err(
+                    "it uses an extension code, which only the program that wrote it can tell"
+                        .to_owned(),
+                );
             }
             0x97 | 0x98 => return Err("it refers to a buffer outside of the file".to_owned()),
             _ => {
-                return Err(format!("it is no pickle at byte {}: there is no opcode {op:#04x}", self.bytes.at() - 1));
+                return Err(format!(
+                    "it is no pickle at byte {}: there is no opcode {op:#04x}",
+                    self.bytes.at() - 1
+                ));
             }
         }
         Ok(())
@@ -270,19 +281,28 @@ impl Machine<'_, '_> {
     fn pop(&mut self) -> Result<Value, String> {
         // Nothing is taken from below a mark.
         let from = self.below(1)?;
-        self.stack.get(from).copied().inspect(|_| self.stack.truncate(from)).ok_or_else(underflow)
+        self.stack
+            .get(from)
+            .copied()
+            .inspect(|_| self.stack.truncate(from))
+            .ok_or_else(underflow)
     }
 
     /// Where the last `n` values begin.
     fn below(&self, n: usize) -> Result<usize, String> {
         let least = self.marks.last().copied().unwrap_or(0);
-        let from = self.stack.len().checked_sub(n).filter(|from| *from >= least);
+        let from = self
+            .stack
+            .len()
+            .checked_sub(n)
+            .filter(|from| *from >= least);
         from.ok_or_else(underflow)
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Value>, String> {
         let mark = self.marks.pop().filter(|mark| *mark <= self.stack.len());
-        mark.map(|mark| self.stack.split_off(mark)).ok_or_else(underflow)
+        mark.map(|mark| self.stack.split_off(mark))
+            .ok_or_else(underflow)
     }
 
     fn tuple(&mut self, values: Vec<Value>) -> Result<(), String> {
@@ -341,7 +361,9 @@ impl Machine<'_, '_> {
 
     fn get(&mut self, i: u32) -> Result<(), String> {
         let value = self.memo.get(&i).copied();
-        self.push(value.ok_or_else(|| format!("it takes value {i}, which it has not put anywhere"))?)
+        self.push(
+            value.ok_or_else(|| format!("it takes value {i}, which it has not put anywhere"))?,
+        )
     }
 
     fn length(&mut self, op: u8) -> Result<u64, String> {
@@ -407,7 +429,9 @@ impl Machine<'_, '_> {
 
     fn index_in_a_line(&mut self) -> Result<u32, String> {
         let line = self.bytes.line(LONGEST_LINE)?;
-        let index = str::from_utf8(&line).ok().and_then(|text| text.trim().parse().ok());
+        let index = str::from_utf8(&line)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         index.ok_or_else(|| "it numbers a value with what is no number".to_owned())
     }
 

@@ -88,12 +88,18 @@ impl<'a> Walk<'a> {
         match self.source.meaning(value) {
             Meaning::Tensor(stored) => return self.tensor(prefix, stored),
             Meaning::Unreadable(why) => {
-                self.state.unreadable.get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
+                self.state
+                    .unreadable
+                    .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
                 return Ok(());
             }
             Meaning::Other => {}
         }
-        let scripted = || pickle.class(value).is_some_and(|class| class.starts_with(SCRIPTED));
+        let scripted = || {
+            pickle
+                .class(value)
+                .is_some_and(|class| class.starts_with(SCRIPTED))
+        };
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
                 self.module(value, &attributes, prefix)?;
@@ -125,7 +131,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Every member of a dict that `takes` its key.
-    fn members(&mut self, items: &[(Value, Value)], prefix: &str, depth: usize, takes: impl Fn(&str) -> bool) -> Result<(), String> {
+    fn members(
+        &mut self,
+        items: &[(Value, Value)],
+        prefix: &str,
+        depth: usize,
+        takes: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
         for (key, value) in items {
             if let Some(key) = self.source.pickle.key(*key).filter(|key| takes(key)) {
                 let name = below(prefix, &key);
@@ -137,27 +149,47 @@ impl<'a> Walk<'a> {
     }
 
     /// The parameters, the persistent buffers and the parts of a module, as its `state_dict()` has them.
-    fn parts(&mut self, attributes: &[(Value, Value)], prefix: &str, depth: usize) -> Result<(), String> {
+    fn parts(
+        &mut self,
+        attributes: &[(Value, Value)],
+        prefix: &str,
+        depth: usize,
+    ) -> Result<(), String> {
         let pickle = self.source.pickle;
         let passing = pickle.get(attributes, "_non_persistent_buffers_set");
         let passing = |key: &str| passing.is_some_and(|set| pickle.set_has(set, key));
         for part in ["_parameters", "_buffers", "_modules"] {
-            let items = pickle.get(attributes, part).and_then(|value| pickle.items(value)).unwrap_or_default();
-            self.members(&items, prefix, depth, |key| part != "_buffers" || !passing(key))?;
+            let items = pickle
+                .get(attributes, part)
+                .and_then(|value| pickle.items(value))
+                .unwrap_or_default();
+            self.members(&items, prefix, depth, |key| {
+                part != "_buffers" || !passing(key)
+            })?;
         }
         Ok(())
     }
 
     /// Keeps what is plain of a module's attributes.
-    fn module(&mut self, value: Value, attributes: &[(Value, Value)], path: &str) -> Result<(), String> {
+    fn module(
+        &mut self,
+        value: Value,
+        attributes: &[(Value, Value)],
+        path: &str,
+    ) -> Result<(), String> {
         let pickle = self.source.pickle;
         let mut module = Module {
-            class: pickle.class(value).map(class_name).unwrap_or_else(|| "?".to_owned()),
+            class: pickle
+                .class(value)
+                .map(class_name)
+                .unwrap_or_else(|| "?".to_owned()),
             attributes: BTreeMap::new(),
         };
         self.spend(path.len() + module.class.len())?;
         for (key, value) in attributes {
-            let name = pickle.text(*key).filter(|name| !name.starts_with('_') && name.len() <= LONGEST_ATTRIBUTE);
+            let name = pickle
+                .text(*key)
+                .filter(|name| !name.starts_with('_') && name.len() <= LONGEST_ATTRIBUTE);
             if let (Some(name), Some(attribute)) = (name, attribute(pickle, *value)) {
                 self.spend(2 * name.len())?;
                 module.attributes.insert(name.to_owned(), attribute);
@@ -169,7 +201,8 @@ impl<'a> Walk<'a> {
 
     fn spend(&mut self, bytes: usize) -> Result<(), String> {
         let left = self.name_bytes.checked_sub(bytes as u64);
-        self.name_bytes = left.ok_or_else(|| format!("the names in it are longer than {MAX_HEADER} bytes in all"))?;
+        self.name_bytes = left
+            .ok_or_else(|| format!("the names in it are longer than {MAX_HEADER} bytes in all"))?;
         Ok(())
     }
 }
@@ -183,7 +216,9 @@ fn below(prefix: &str, key: &str) -> String {
 
 /// Whether attributes are those of a `torch.nn.Module`.
 pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool {
-    ["_parameters", "_modules"].iter().all(|name| pickle.get(attributes, name).is_some())
+    ["_parameters", "_modules"]
+        .iter()
+        .all(|name| pickle.get(attributes, name).is_some())
 }
 
 /// A class as its author calls it: TorchScript puts a prefix before it, and a number into it where two have one name.
@@ -191,7 +226,9 @@ fn class_name(class: &str) -> String {
     let Some(class) = class.strip_prefix(SCRIPTED) else {
         return class.to_owned();
     };
-    let parts = class.split('.').filter(|part| !part.starts_with("___torch_mangle_"));
+    let parts = class
+        .split('.')
+        .filter(|part| !part.starts_with("___torch_mangle_"));
     parts.collect::<Vec<_>>().join(".")
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::value::{Node, Pickle, Value};
 use crate::tensor::dtype::Dtype;
-use crate::tensor::strided::Place;
+use crate::tensor::strided::View;
 
 /// Where the storages lie, by the names that a pickle refers to them by.
 #[derive(Debug)]
@@ -20,10 +20,10 @@ pub(super) enum Storages<'a> {
 
 /// A tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Stored {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) place: Place,
+pub(in crate::tensor) struct Stored {
+    pub(in crate::tensor) dtype: Dtype,
+    pub(in crate::tensor) shape: Vec<usize>,
+    pub(in crate::tensor) view: View,
 }
 
 /// What a value is to a reader of tensors.
@@ -45,13 +45,21 @@ const WRAPPERS: [&str; 4] = [
 ];
 
 /// Wrappers of a call: the function, the type and the arguments of the function.
-const TYPED: [&str; 2] = ["torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"];
+const TYPED: [&str; 2] = [
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._tensor._rebuild_from_type",
+];
 
 /// More wrappers than this around one tensor are none.
 const DEEPEST: usize = 8;
 
 /// Whether a value is a tensor, and where its numbers are.
-pub(super) fn meaning(pickle: &Pickle, value: Value, storages: &Storages<'_>, swapped: bool) -> Meaning {
+pub(super) fn meaning(
+    pickle: &Pickle,
+    value: Value,
+    storages: &Storages<'_>,
+    swapped: bool,
+) -> Meaning {
     let mut value = value;
     for _ in 0..DEEPEST {
         match pickle.called(value) {
@@ -59,7 +67,9 @@ pub(super) fn meaning(pickle: &Pickle, value: Value, storages: &Storages<'_>, sw
             Some((name, [function, _, arguments, ..])) if TYPED.contains(&name) => {
                 let function = pickle.global(*function).unwrap_or_default();
                 let arguments = pickle.sequence(*arguments).unwrap_or(&[]);
-                if WRAPPERS.contains(&function) && let [inner, ..] = arguments {
+                if WRAPPERS.contains(&function)
+                    && let [inner, ..] = arguments
+                {
                     value = *inner;
                 } else {
                     return rebuilt(pickle, function, arguments, storages, swapped);
@@ -82,27 +92,52 @@ pub(super) fn meaning(pickle: &Pickle, value: Value, storages: &Storages<'_>, sw
     }
 }
 
-fn rebuilt(pickle: &Pickle, function: &str, arguments: &[Value], storages: &Storages<'_>, swapped: bool) -> Meaning {
+fn rebuilt(
+    pickle: &Pickle,
+    function: &str,
+    arguments: &[Value],
+    storages: &Storages<'_>,
+    swapped: bool,
+) -> Meaning {
     let found = match (function, arguments) {
-        ("torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", [storage, offset, shape, strides, ..]) => {
-            tensor(pickle, *storage, [*offset, *shape, *strides], None, storages)
-        }
+        (
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+            [storage, offset, shape, strides, ..],
+        ) => tensor(
+            pickle,
+            *storage,
+            [*offset, *shape, *strides],
+            None,
+            storages,
+        ),
         ("torch._utils._rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
             let dtype = pickle.global(*dtype).map(dtype_of_torch);
-            tensor(pickle, *storage, [*offset, *shape, *strides], dtype, storages)
+            tensor(
+                pickle,
+                *storage,
+                [*offset, *shape, *strides],
+                dtype,
+                storages,
+            )
         }
         _ if function.starts_with("torch._utils._rebuild_") => {
             let what = function.trim_start_matches("torch._utils._rebuild_");
-            let article = format!("is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})");
+            let article = format!(
+                "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})"
+            );
             Err(article)
         }
         _ => return Meaning::Other,
     };
     match found {
-        Ok(mut stored) => {
-            stored.place.swapped = swapped;
-            Meaning::Tensor(stored)
+        Ok(stored) if swapped => {
+            let complex = stored.dtype.to_string().starts_with('C');
+            Meaning::Tensor(Stored {
+                view: stored.view.big_endian(if complex { 2 } else { 1 }),
+                ..stored
+            })
         }
+        Ok(stored) => Meaning::Tensor(stored),
         Err(why) => Meaning::Unreadable(why),
     }
 }
@@ -131,28 +166,41 @@ fn tensor(
     let key = pickle.key(*key).ok_or("has a storage without a key")?;
     let mut range = match storages {
         Storages::Archive(archive) => archive.range(&format!("data/{key}"))?,
-        Storages::Listed(ranges) => {
-            ranges.get(&key).cloned().ok_or_else(|| format!("is in storage `{key}`, which the file does not hold"))?
-        }
+        Storages::Listed(ranges) => ranges
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| format!("is in storage `{key}`, which the file does not hold"))?,
         Storages::Tensors(_) => return Err("has no storage in this file".to_owned()),
     };
     if let Some(view) = rest.first().and_then(|view| pickle.sequence(*view)) {
-        let start = view.get(1).and_then(|n| whole(*n)).and_then(|n| n.checked_mul(size));
-        let start = start.and_then(|n| n.checked_add(range.start)).filter(|n| *n <= range.end);
+        let start = view
+            .get(1)
+            .and_then(|n| whole(*n))
+            .and_then(|n| n.checked_mul(size));
+        let start = start
+            .and_then(|n| n.checked_add(range.start))
+            .filter(|n| *n <= range.end);
         range.start = start.ok_or("is in a part of a storage that lies outside of it")?;
     }
-    let numbers = |list: Value| -> Option<Vec<u64>> { pickle.sequence(list)?.iter().map(|n| whole(*n)).collect() };
+    let numbers = |list: Value| -> Option<Vec<u64>> {
+        pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
+    };
     let size_of = |list: Value| match pickle.called(list) {
         Some(("torch.Size", [inner, ..])) => numbers(*inner),
         _ => numbers(list),
     };
     let (shape, strides) = (size_of(shape), size_of(strides));
-    let (shape, strides) = shape.zip(strides).ok_or("has a shape or strides that are no numbers")?;
+    let (shape, strides) = shape
+        .zip(strides)
+        .ok_or("has a shape or strides that are no numbers")?;
     let offset = whole(offset).ok_or("begins at an offset that is no number")?;
-    let place = Place::new(range, size, offset, &shape, &strides)?;
-    let shape = shape.iter().map(|n| usize::try_from(*n)).collect::<Result<Vec<_>, _>>();
+    let view = View::new(range, size, offset, &shape, &strides)?;
+    let shape = shape
+        .iter()
+        .map(|n| usize::try_from(*n))
+        .collect::<Result<Vec<_>, _>>();
     let shape = shape.map_err(|_| "has a shape that is too large to address")?;
-    Ok(Stored { dtype, shape, place })
+    Ok(Stored { dtype, shape, view })
 }
 
 /// A number that is not negative.
@@ -165,9 +213,14 @@ pub(super) fn whole(value: Value) -> Option<u64> {
 
 /// The element type that a class of storages has, and its bytes.
 pub(super) fn dtype_of_storage(class: &str) -> Result<(Dtype, u64), String> {
-    let name = class.strip_prefix("torch.cuda.").or_else(|| class.strip_prefix("torch.")).unwrap_or(class);
+    let name = class
+        .strip_prefix("torch.cuda.")
+        .or_else(|| class.strip_prefix("torch."))
+        .unwrap_or(class);
     let known = STORAGES.iter().find(|(storage, ..)| *storage == name);
-    let (_, dtype, size) = known.ok_or_else(|| format!("is in a `{class}`, whose numbers are of a type that is not read"))?;
+    let (_, dtype, size) = known.ok_or_else(|| {
+        format!("is in a `{class}`, whose numbers are of a type that is not read")
+    })?;
     Ok((Dtype::from_name(dtype), *size))
 }
 
@@ -175,7 +228,8 @@ pub(super) fn dtype_of_storage(class: &str) -> Result<(Dtype, u64), String> {
 fn dtype_of_torch(name: &str) -> Result<(Dtype, u64), String> {
     let bare = name.trim_start_matches("torch.");
     let known = DTYPES.iter().find(|(torch, ..)| *torch == bare);
-    let (_, dtype, size) = known.ok_or_else(|| format!("is of type `{name}`, which is not read"))?;
+    let (_, dtype, size) =
+        known.ok_or_else(|| format!("is of type `{name}`, which is not read"))?;
     Ok((Dtype::from_name(dtype), *size))
 }
 

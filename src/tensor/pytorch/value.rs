@@ -83,7 +83,10 @@ impl Pickle {
     /// A call of a class or function with this name, and its arguments.
     pub(super) fn called(&self, value: Value) -> Option<(&str, &[Value])> {
         let call = self.call(value)?;
-        Some((self.global(call.callee)?, self.sequence(call.arguments).unwrap_or(&[])))
+        Some((
+            self.global(call.callee)?,
+            self.sequence(call.arguments).unwrap_or(&[]),
+        ))
     }
 
     /// The members of a tuple, a list or a set.
@@ -98,7 +101,9 @@ impl Pickle {
     /// The class of an object, as `module.name`; that of a class which a helper of `copyreg` makes.
     pub(super) fn class(&self, value: Value) -> Option<&str> {
         match self.called(value)? {
-            ("copy_reg._reconstructor" | "copyreg._reconstructor", [class, ..]) => self.global(*class),
+            ("copy_reg._reconstructor" | "copyreg._reconstructor", [class, ..]) => {
+                self.global(*class)
+            }
             (class, _) => Some(class),
         }
     }
@@ -110,7 +115,9 @@ impl Pickle {
             Node::Call(call) => {
                 let first = self.sequence(call.arguments).and_then(|args| args.first());
                 let mut items = match self.global(call.callee)? {
-                    "collections.OrderedDict" => first.map_or(Vec::new(), |pairs| self.pairs(*pairs)),
+                    "collections.OrderedDict" => {
+                        first.map_or(Vec::new(), |pairs| self.pairs(*pairs))
+                    }
                     "collections.defaultdict" => Vec::new(),
                     _ if call.items.is_empty() => return None,
                     _ => Vec::new(),
@@ -140,7 +147,13 @@ impl Pickle {
             _ => None,
         };
         match self.node(state)? {
-            Node::Tuple(parts) => Some(parts.iter().filter_map(|part| of(*part)).flatten().collect()),
+            Node::Tuple(parts) => Some(
+                parts
+                    .iter()
+                    .filter_map(|part| of(*part))
+                    .flatten()
+                    .collect(),
+            ),
             _ => of(state),
         }
     }
@@ -188,7 +201,9 @@ impl Pickle {
     /// Whether a set has this text as a member, in either way in which one is pickled.
     pub(super) fn set_has(&self, set: Value, member: &str) -> bool {
         let of = |values: &[Value]| values.iter().any(|v| self.text(*v) == Some(member));
-        let called = self.called(set).and_then(|(_, arguments)| arguments.first().copied());
+        let called = self
+            .called(set)
+            .and_then(|(_, arguments)| arguments.first().copied());
         let sets = once(set).chain(called);
         sets.filter_map(|set| self.sequence(set)).any(of)
     }

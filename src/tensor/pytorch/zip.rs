@@ -56,7 +56,8 @@ impl<'a> Archive<'a> {
             root: String::new(),
         };
         for i in 0..count {
-            let (name, entry) = read_entry(&mut bytes).map_err(|e| format!("its directory is broken: {e}"))?;
+            let (name, entry) =
+                read_entry(&mut bytes).map_err(|e| format!("its directory is broken: {e}"))?;
             if i == 0 {
                 let end = name.find('/').map_or(0, |at| at + 1);
                 archive.root = name[..end].to_owned();
@@ -88,7 +89,10 @@ impl<'a> Archive<'a> {
     /// Where in the file the bytes of an entry below the root folder lie.
     pub(super) fn range(&self, name: &str) -> Result<Range<u64>, String> {
         let name = format!("{}{name}", self.root);
-        let entry = self.entries.get(&name).ok_or_else(|| format!("{} is missing in it", quoted(&name)))?;
+        let entry = self
+            .entries
+            .get(&name)
+            .ok_or_else(|| format!("{} is missing in it", quoted(&name)))?;
         if !entry.stored {
             return Err(format!(
                 "{} in it is compressed; torch.save stores what it writes as it is",
@@ -97,14 +101,20 @@ impl<'a> Archive<'a> {
         }
         // The name is repeated before the bytes, and more may stand there than in the directory.
         let broken = || format!("the header of {} in it is broken", quoted(&name));
-        let mut header = Bytes::new(self.file, entry.header_at, self.file_len);
+        let mut header = Bytes::new(
+            self.file,
+            entry.header_at,
+            entry.header_at.saturating_add(30).min(self.file_len),
+        );
         let header: [u8; 30] = header.array().map_err(|_| broken())?;
         if !header.starts_with(MAGIC) {
             return Err(broken());
         }
         let len_at = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
         let start = entry.header_at + 30 + len_at(26) + len_at(28);
-        let end = start.checked_add(entry.len).filter(|end| *end <= self.file_len);
+        let end = start
+            .checked_add(entry.len)
+            .filter(|end| *end <= self.file_len);
         let end = end.ok_or_else(|| format!("{} in it ends behind the file", quoted(&name)))?;
         Ok(start..end)
     }
@@ -117,9 +127,14 @@ impl<'a> Archive<'a> {
         }
         let range = self.range(name)?;
         if range.end - range.start > SHORT {
-            return Err(format!("{} in it has more than {SHORT} bytes", quoted(name)));
+            return Err(format!(
+                "{} in it has more than {SHORT} bytes",
+                quoted(name)
+            ));
         }
-        Bytes::new(self.file, range.start, range.end).take(range.end - range.start).map(Some)
+        Bytes::new(self.file, range.start, range.end)
+            .take(range.end - range.start)
+            .map(Some)
     }
 }
 
@@ -128,12 +143,17 @@ fn find_directory(file: &File, file_len: u64) -> Result<(Range<u64>, u64), Strin
     let tail_at = file_len.saturating_sub(END_LEN + u64::from(u16::MAX));
     let tail = Bytes::new(file, tail_at, file_len).take(file_len - tail_at)?;
     let is_end = |at: &usize| {
-        let comment = tail[*at + 20..].first_chunk().map(|len| usize::from(u16::from_le_bytes(*len)));
-        tail[*at..].starts_with(&END) && comment.is_some_and(|len| at + END_LEN as usize + len == tail.len())
+        let comment = tail[*at + 20..]
+            .first_chunk()
+            .map(|len| usize::from(u16::from_le_bytes(*len)));
+        tail[*at..].starts_with(&END)
+            && comment.is_some_and(|len| at + END_LEN as usize + len == tail.len())
     };
     let starts = 0..(tail.len() + 1).saturating_sub(END_LEN as usize);
     let end = starts.rev().find(is_end);
-    let end = end.ok_or("it begins like a zip archive and has no directory at its end; it may have been cut off")?;
+    let end = end.ok_or(
+        "it begins like a zip archive and has no directory at its end; it may have been cut off",
+    )?;
     let end_at = tail_at + end as u64;
     let mut record = Bytes::new(file, end_at + 10, file_len);
     let mut count = u64::from(u16::from_le_bytes(record.array()?));
@@ -146,7 +166,9 @@ fn find_directory(file: &File, file_len: u64) -> Result<(Range<u64>, u64), Strin
             let record_at = u64::from_le_bytes(locator.array()?).min(locator_at);
             let mut record = Bytes::new(file, record_at, locator_at);
             if u32::from_le_bytes(record.array()?) != END_64 {
-                return Err("the 64-bit record of its directory is not where it should be".to_owned());
+                return Err(
+                    "the 64-bit record of its directory is not where it should be".to_owned(),
+                );
             }
             record.skip(28)?;
             count = u64::from_le_bytes(record.array()?);
@@ -154,7 +176,9 @@ fn find_directory(file: &File, file_len: u64) -> Result<(Range<u64>, u64), Strin
             at = u64::from_le_bytes(record.array()?);
         }
     }
-    let end = at.checked_add(len).filter(|end| *end <= end_at && len <= LONGEST_DIRECTORY);
+    let end = at
+        .checked_add(len)
+        .filter(|end| *end <= end_at && len <= LONGEST_DIRECTORY);
     let end = end.ok_or("its directory lies outside of the file or is longer than any")?;
     Ok((at..end, count))
 }
@@ -162,7 +186,9 @@ fn find_directory(file: &File, file_len: u64) -> Result<(Range<u64>, u64), Strin
 fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
     let header: [u8; 46] = bytes.array()?;
     let short = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let long = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let long = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
     if long(0) != ENTRY {
         return Err("an entry does not begin like one".to_owned());
     }
@@ -174,7 +200,9 @@ fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
     let mut wide = extra_field(&extra, 1).unwrap_or(&[]);
     for value in [&mut len, &mut compressed, &mut header_at] {
         if *value == u64::from(u32::MAX) {
-            let (bytes, rest) = wide.split_first_chunk().ok_or("a 64-bit length is missing")?;
+            let (bytes, rest) = wide
+                .split_first_chunk()
+                .ok_or("a 64-bit length is missing")?;
             *value = u64::from_le_bytes(*bytes);
             wide = rest;
         }
@@ -182,7 +210,14 @@ fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
     let encrypted = short(8) & 1 != 0;
     let stored = short(10) == 0 && !encrypted && len == compressed;
     let name = String::from_utf8_lossy(&name).into_owned();
-    Ok((name, Entry { header_at, len, stored }))
+    Ok((
+        name,
+        Entry {
+            header_at,
+            len,
+            stored,
+        },
+    ))
 }
 
 fn extra_field(mut extra: &[u8], wanted: u16) -> Option<&[u8]> {
