@@ -16,7 +16,7 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use ndarray::Array4;
-use repfuse::engine::{Conv2dGeometry, Element, conv2d};
+use repfuse::conv2d::{Conv2dGeometry, Element, conv2d};
 
 fn number<F: Element>(value: f64) -> F {
     num_traits::NumCast::from(value).unwrap()

@@ -11,9 +11,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ndarray::Array4;
 use repfuse::algebra::fold::{Folded, Scratch};
 use repfuse::algebra::forward::{Input, Reading, forward};
-use repfuse::algebra::geometry::resolve;
+use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{Bn, Conv, Expr, Resolved};
-use repfuse::engine::{Conv2dGeometry, conv2d};
+use repfuse::conv2d::{Conv2dGeometry, conv2d};
 use repfuse::tensor::Float;
 use support::{Array, InMemory, Random};
 

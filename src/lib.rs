@@ -6,14 +6,14 @@
 //!
 //! ```
 //! use std::{error::Error, ops::ControlFlow, path::Path};
-//! use repfuse::{fuse, recipe, tensor::Checkpoint, verify};
+//! use repfuse::{fuse, plan, recipe, tensor::Checkpoint, verify};
 //!
 //! /// Writes the deploy form of a checkpoint; says whether it computes the same.
 //! fn deploy(from: &Path, to: &Path) -> Result<bool, Box<dyn Error>> {
 //!     let train = Checkpoint::open(from)?;
 //!     let recipes = recipe::builtin()?;
 //!     let family = recipe::detect(train.tensors(), &recipes)?;
-//!     let plan = recipe::plan(train.tensors(), family, &recipe::Options::default())?;
+//!     let plan = plan::plan(train.tensors(), family, &plan::Options::default())?;
 //!     let go_on = |_bytes| ControlFlow::Continue(());
 //!     fuse::fuse(&train, &plan, to, &fuse::Options::default(), &go_on)?.finish()?;
 //!     let written = Checkpoint::open(to)?;
@@ -31,34 +31,26 @@
 //! | to | see |
 //! |---|---|
 //! | open a safetensors or PyTorch file | [`tensor::Checkpoint`] |
-//! | know what is in it | [`inspect`](mod@inspect) |
+//! | know what is in it | [`summary::inspect`] |
 //! | find its family, or describe one in JSON | [`recipe`] |
 //! | write the deploy form | [`fuse`](mod@fuse) |
-//! | prove it | [`verify`](mod@verify); on feature maps [`maps`]; as a whole network [`network`] |
+//! | prove it | [`verify`](mod@verify); on feature maps [`network::maps`]; as a whole network [`network`] |
 //! | show it | [`report`](mod@report), [`cost`] |
 //! | fold or run an expression of one's own arrays | [`algebra`] |
-//! | run a convolution with everything that `torch.nn.Conv2d` knows | [`engine`] |
+//! | run a convolution with everything that `torch.nn.Conv2d` knows | [`conv2d`] |
 //!
 //! Shapes are PyTorch's: a weight is `[out, in/groups, height, width]`, a map `[batch, channels, height, width]`.
 //! Folding is done in f64 whatever the stored type, and each number is rounded once. Nothing here prints or exits.
 //! Errors say in a sentence what was found and what was expected; their sources are kept.
 
 pub mod algebra;
-pub mod consistency;
-pub mod cost;
-pub mod describe;
-pub mod engine;
+pub mod conv2d;
 pub mod fuse;
 pub mod graph;
-pub mod inspect;
-pub mod maps;
 pub mod network;
-pub mod numbers;
-pub mod random;
+pub mod plan;
 pub mod recipe;
 pub mod report;
-pub mod run;
+pub mod summary;
 pub mod tensor;
-pub mod units;
-pub mod values;
 pub mod verify;

@@ -1,10 +1,7 @@
 //! The command `repfuse`: a user of the library like any other.
 
 // What `crate::` means inside `cli` is this list, so nothing that is not public can be used there.
-use repfuse::{
-    consistency, cost, describe, engine, fuse, inspect, maps, network, numbers, random, recipe,
-    report, tensor, units, verify,
-};
+use repfuse::{algebra, conv2d, fuse, network, plan, recipe, report, summary, tensor, verify};
 
 mod cli;
 

@@ -5,6 +5,7 @@ mod support;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use peak_alloc::PeakAlloc;
+use repfuse::plan;
 use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
 use repfuse::tensor::arrays::read_arrays;
@@ -122,9 +123,9 @@ fn planning_and_folding_are_bound_by_the_tensors() {
         peak(|| -> Result<bool, String> {
             let recipe =
                 recipe::parse(&file::recipe(&block), "own.json").map_err(|e| e.to_string())?;
-            let options = recipe::Options::default();
+            let options = plan::Options::default();
             let plan =
-                recipe::plan(checkpoint.tensors(), &recipe, &options).map_err(|e| e.to_string())?;
+                plan::plan(checkpoint.tensors(), &recipe, &options).map_err(|e| e.to_string())?;
             let options = verify::Options::default();
             let verdict = verify::verify(&checkpoint, &plan, Deployed::InMemory, &options);
             verdict.map(|v| v.accepted()).map_err(|e| e.to_string())

@@ -13,6 +13,7 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use repfuse::fuse::{Options, fuse};
+use repfuse::plan;
 use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
 use support::Random;
@@ -217,10 +218,10 @@ fn verification_can_be_stopped() {
     assert!(verify(&QUIET).expect("a verdict").accepted());
 }
 
-fn plan(checkpoint: &Checkpoint) -> recipe::Plan {
+fn plan(checkpoint: &Checkpoint) -> plan::Plan {
     let recipes = recipe::builtin().expect("recipes");
     let found = recipe::detect(checkpoint.tensors(), &recipes).expect("a family");
-    recipe::plan(checkpoint.tensors(), found, &recipe::Options::default()).expect("a plan")
+    plan::plan(checkpoint.tensors(), found, &plan::Options::default()).expect("a plan")
 }
 
 // A full disk

@@ -268,7 +268,8 @@ fn large_networks_and_large_kernels_stay_small_pages() {
 /// kernel that the authors' own code wrote looks like the one that is folded here.
 #[test]
 fn in_every_family_the_branches_make_up_the_fused_kernel() {
-    use repfuse::report::{Kernel, kernel_maps};
+    use repfuse::plan;
+    use repfuse::summary::kernels::{Kernel, kernel_maps};
     use repfuse::verify::Deployed;
     use repfuse::{recipe, tensor::Checkpoint};
 
@@ -286,8 +287,7 @@ fn in_every_family_the_branches_make_up_the_fused_kernel() {
             };
             let train = Checkpoint::open(&path).expect("a checkpoint");
             let deploy = Checkpoint::open(format!("{case}.deploy.safetensors")).expect("a pair");
-            let Ok(plan) = recipe::plan(train.tensors(), recipe, &recipe::Options::default())
-            else {
+            let Ok(plan) = plan::plan(train.tensors(), recipe, &plan::Options::default()) else {
                 continue;
             };
             for fused in plan.blocks.iter().flat_map(|block| &block.fused) {

@@ -4,7 +4,7 @@
 
 use ndarray::{Array1, Array4, Axis, concatenate};
 use proptest::prelude::*;
-use repfuse::engine::{Conv2dGeometry, ConvError, Padding, PaddingMode, conv2d};
+use repfuse::conv2d::{Conv2dGeometry, ConvError, Padding, PaddingMode, conv2d};
 
 /// The definition, one sum at a time. Padding is looked up in the map by the rule of the mode, so that no padded map is
 /// built.
@@ -91,7 +91,7 @@ impl Problem {
 
 /// Integers, so that every sum is exact and results can be compared for equality.
 fn values(count: usize, seed: u64) -> Vec<f64> {
-    let mut random = repfuse::random::SplitMix64::new(seed);
+    let mut random = repfuse::verify::random::SplitMix64::new(seed);
     (0..count)
         .map(|_| (random.next_unit() * 17.0).floor() - 8.0)
         .collect()

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 
 use globset::Glob;
 use repfuse::algebra::Values;
-use repfuse::recipe::{self, Options, Plan};
+use repfuse::fuse::{self, diagnose};
+use repfuse::plan::{self, Options, Plan};
+use repfuse::recipe;
+use repfuse::tensor::Reader;
 use repfuse::tensor::{Checkpoint, Tensor};
-use repfuse::values::Reader;
 use repfuse::verify::{Deployed, verify};
-use repfuse::{fuse, numbers};
 
 /// How far the authors' f32 arithmetic may lie from the exact fold, relative to the largest value of the tensor.
 const AUTHORS: f64 = 2e-6;
@@ -115,7 +116,7 @@ fn plan_of(case: &Case, checkpoint: &Checkpoint) -> Result<Plan, String> {
         }
         (false, _) => by_name,
     };
-    recipe::plan(checkpoint.tensors(), chosen, &Options::default())
+    plan::plan(checkpoint.tensors(), chosen, &Options::default())
         .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
 
@@ -197,7 +198,7 @@ fn fused(file: &Checkpoint, plan: &Plan) -> Result<Checkpoint, String> {
 fn check(case: &Case) -> Result<(), String> {
     let train = open(&case.train)?;
     let plan = plan_of(case, &train)?;
-    numbers::check_norms(&train, &plan).map_err(|e| e.to_string())?;
+    diagnose::check_norms(&train, &plan).map_err(|e| e.to_string())?;
     let (ours, theirs) = (fused(&train, &plan)?, open(&case.deploy)?);
     compare(case, &ours, &theirs)?;
     for (whose, file) in [("our", &ours), ("the authors'", &theirs)] {
@@ -284,8 +285,8 @@ fn nothing_is_folded_twice() {
             let Ok(found) = recipe::detect(deploy.tensors(), &recipes) else {
                 continue;
             };
-            let again = recipe::plan(deploy.tensors(), found, &Options::default())
-                .map_err(|e| e.to_string());
+            let again =
+                plan::plan(deploy.tensors(), found, &Options::default()).map_err(|e| e.to_string());
             let same = again
                 .and_then(|plan| fused(&deploy, &plan))
                 .and_then(|twice| compare(&case, &twice, &deploy));

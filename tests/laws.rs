@@ -13,7 +13,7 @@ mod support;
 use repfuse::algebra::Values as _;
 use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
-use repfuse::algebra::geometry::resolve;
+use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{Affine, Operand, Resolved, fold};
 use support::{Array, InMemory, Random};
 

@@ -8,9 +8,10 @@ use std::sync::Mutex;
 
 use peak_alloc::PeakAlloc;
 use repfuse::algebra::fold;
-use repfuse::recipe::{self, Plan};
+use repfuse::plan::{self, Plan};
+use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
-use repfuse::values::Reader;
+use repfuse::tensor::Reader;
 use repfuse::{fuse, verify};
 use support::Random;
 use support::file::{Place, block, norm, recipe as recipe_of, tensor};
@@ -62,7 +63,7 @@ fn plan(file: &Checkpoint, own_recipe: Option<&str>) -> Plan {
         Some(text) => recipe::parse(text, "own").expect("a recipe"),
         None => recipe::source("repvgg").expect("a recipe").0,
     };
-    recipe::plan(file.tensors(), &recipe, &recipe::Options::default()).expect("a plan")
+    plan::plan(file.tensors(), &recipe, &plan::Options::default()).expect("a plan")
 }
 
 fn blocks(count: usize, channels: usize) -> File {

@@ -3,12 +3,13 @@
 mod support;
 
 use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
-use repfuse::algebra::geometry::resolve;
-use repfuse::recipe::{self, Options, Plan};
+use repfuse::algebra::shape::resolve;
+use repfuse::plan::{self, Options, Plan};
+use repfuse::recipe;
+use repfuse::tensor::Reader;
 use repfuse::tensor::header::{self, Entry, Header};
 use repfuse::tensor::write::Layout;
 use repfuse::tensor::{Checkpoint, Destination, Dtype, Output, Writer};
-use repfuse::values::Reader;
 use repfuse::verify::BlockVerdict;
 use support::Array;
 use support::file::{Place, bytes, checkpoint, ones, recipe};
@@ -337,7 +338,7 @@ fn planned(file: &File, text: &str) -> Result<Plan, recipe::Error> {
     file.write(&place.path("in.safetensors"));
     let checkpoint = Checkpoint::open(place.path("in.safetensors")).expect("a checkpoint");
     let recipe = recipe::parse(text, "own.json")?;
-    recipe::plan(checkpoint.tensors(), &recipe, &Options::default())
+    plan::plan(checkpoint.tensors(), &recipe, &Options::default())
 }
 
 /// A recipe that starts at `c.weight` and fuses an expression to `out`.

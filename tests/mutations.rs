@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use repfuse::recipe::{self, Options};
+use repfuse::plan::{self, Options};
+use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
 use repfuse::tensor::arrays::read_arrays;
 use repfuse::verify::{self, Deployed};
@@ -98,7 +99,7 @@ fn valid() -> &'static (String, Vec<u8>) {
 fn go_through(checkpoint: &Checkpoint, recipes: &[recipe::Recipe]) -> bool {
     let mut planned = false;
     for recipe in recipes {
-        let Ok(plan) = recipe::plan(checkpoint.tensors(), recipe, &Options::default()) else {
+        let Ok(plan) = plan::plan(checkpoint.tensors(), recipe, &Options::default()) else {
             continue;
         };
         planned = true;
@@ -294,7 +295,7 @@ fn what_is_changed_is_valid_before() {
     ));
     for text in RECIPES {
         let recipe = recipe::parse(text, "own.json").expect("a recipe");
-        let plan = recipe::plan(everything().tensors(), &recipe, &Options::default());
+        let plan = plan::plan(everything().tensors(), &recipe, &Options::default());
         plan.unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
         assert!(go_through(everything(), &[recipe]), "{text}");
     }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Array4};
 use repfuse::network::{Outputs, sequential};
-use repfuse::recipe::{self, Options, Plan};
+use repfuse::plan::{self, Options, Plan};
+use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
 use repfuse::tensor::arrays::read_arrays;
 use repfuse::verify::Deployed;
@@ -35,7 +36,7 @@ fn open(case: &str) -> (Checkpoint, Plan) {
         Checkpoint::open(fixture(&format!("{case}.safetensors"))).expect("a checkpoint");
     let recipes = recipe::builtin().expect("built-in recipes");
     let found = recipe::detect(checkpoint.tensors(), &recipes).expect("one recipe");
-    let plan = recipe::plan(checkpoint.tensors(), found, &Options::default()).expect("a plan");
+    let plan = plan::plan(checkpoint.tensors(), found, &Options::default()).expect("a plan");
     (checkpoint, plan)
 }
 
@@ -128,7 +129,7 @@ fn what_is_not_known_from_the_file_is_not_run() {
     file.write(&path);
     let checkpoint = Checkpoint::open(&path).expect("a checkpoint");
     let (recipe, _) = recipe::source("repvgg").expect("a recipe");
-    let plan = recipe::plan(checkpoint.tensors(), &recipe, &Options::default()).expect("a plan");
+    let plan = plan::plan(checkpoint.tensors(), &recipe, &Options::default()).expect("a plan");
     let error = sequential(&checkpoint, &plan).expect_err("`neck.weight` has no place");
     assert_eq!(
         error.to_string(),
@@ -137,7 +138,7 @@ fn what_is_not_known_from_the_file_is_not_run() {
     let (repconv, _) = recipe::source("repconv").expect("a recipe");
     let notes =
         Checkpoint::open(fixture("../repconv/notes.train.safetensors")).expect("a checkpoint");
-    let plan = recipe::plan(notes.tensors(), &repconv, &Options::default()).expect("a plan");
+    let plan = plan::plan(notes.tensors(), &repconv, &Options::default()).expect("a plan");
     let error = sequential(&notes, &plan).expect_err("no network");
     assert_eq!(
         error.to_string(),

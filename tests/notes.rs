@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
-use repfuse::algebra::geometry::resolve;
+use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{Conv, Expr};
 use support::command::repfuse;
 use support::forge::File;

@@ -190,7 +190,7 @@ fn every_weight_is_the_exact_fold_rounded_once() {
         for (_, norms) in types {
             let file = block(weights, norms);
             let (kernel, bias) = expected(&file);
-            // Fused tensors keep the type of the weights, or take the one that is asked for.
+            // PlannedConv tensors keep the type of the weights, or take the one that is asked for.
             let asked = types
                 .iter()
                 .filter(|(_, dtype)| *dtype != Dtype::F64)

@@ -4,11 +4,13 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use repfuse::algebra::{Values, fold, transposed};
+use repfuse::algebra::shape::transposed;
+use repfuse::algebra::{Values, fold};
 use repfuse::fuse;
-use repfuse::recipe::{self, Options, Plan};
+use repfuse::plan::{self, Options, Plan};
+use repfuse::recipe;
+use repfuse::tensor::Reader;
 use repfuse::tensor::{Checkpoint, Float};
-use repfuse::values::Reader;
 use support::Random;
 use support::file::{Place, block, norm, recipe as recipe_of, tensor};
 use support::forge::File;
@@ -33,7 +35,7 @@ fn plan(file: &Checkpoint, recipe: &str, dtype: Option<Float>) -> Plan {
         dtype,
         ..Options::default()
     };
-    recipe::plan(file.tensors(), &recipe, &options).expect("a plan")
+    plan::plan(file.tensors(), &recipe, &options).expect("a plan")
 }
 
 /// One number, rounded by the language. (How the half types round is tested beside them.)

@@ -4,11 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use ndarray::{Array2, Axis, array};
-use repfuse::consistency::{
+use repfuse::network::divergence::{
     bidirectional_kl, cross_entropy, dropout, dropout_kl, dropout_mask, kl_divergence, log_softmax,
     r_drop_loss,
 };
-use repfuse::random::SplitMix64;
+use repfuse::verify::random::SplitMix64;
 use safetensors::SafeTensors;
 
 static FIXTURE: &[u8] = include_bytes!("../fixtures/torch_consistency.safetensors");
@@ -278,7 +278,8 @@ fn errors_say_what_was_found_and_what_was_expected() {
     let x = array![[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]];
     let v = x.view();
     let mut random = SplitMix64::new(0);
-    let check = |found: Result<f64, repfuse::consistency::ConsistencyError>, expected: &str| {
+    let check = |found: Result<f64, repfuse::network::divergence::ConsistencyError>,
+                 expected: &str| {
         assert_eq!(found.unwrap_err().to_string(), expected);
     };
     check(

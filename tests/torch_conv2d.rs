@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use ndarray::{Array1, Array4, ArrayView4};
-use repfuse::engine::{Conv2dGeometry, Element, Padding, PaddingMode, conv2d};
+use repfuse::conv2d::{Conv2dGeometry, Element, Padding, PaddingMode, conv2d};
 use safetensors::{Dtype, SafeTensors};
 
 static FIXTURE: &[u8] = include_bytes!("../fixtures/torch_conv2d.safetensors");

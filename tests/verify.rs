@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use repfuse::fuse;
-use repfuse::recipe::{self, Options, Recipe};
+use repfuse::plan::{self, Options};
+use repfuse::recipe::{self, Recipe};
 use repfuse::tensor::Checkpoint;
 use repfuse::verify::{Allowance, Deployed, Verdict, verify};
 use support::Random;
@@ -48,7 +49,7 @@ impl Bench {
     /// Fuses `train` by `recipe`.
     fn fuse(&self, train: &Path, recipe: &Recipe) -> File {
         let checkpoint = Checkpoint::open(train).expect("a checkpoint");
-        let plan = recipe::plan(checkpoint.tensors(), recipe, &Options::default()).expect("a plan");
+        let plan = plan::plan(checkpoint.tensors(), recipe, &Options::default()).expect("a plan");
         let out = self.path("fused.safetensors");
         let options = fuse::Options {
             replace: true,
@@ -70,7 +71,7 @@ impl Bench {
         deployed.write(&path);
         let checkpoint = Checkpoint::open(&self.train).expect("a checkpoint");
         let plan =
-            recipe::plan(checkpoint.tensors(), &self.recipe, &Options::default()).expect("a plan");
+            plan::plan(checkpoint.tensors(), &self.recipe, &Options::default()).expect("a plan");
         let file = Checkpoint::open(&path).expect("a checkpoint");
         verify(
             &checkpoint,

@@ -7,7 +7,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use repfuse::recipe::{self, Options, Recipe};
+use repfuse::plan::{self, Options};
+use repfuse::recipe::{self, Recipe};
 use repfuse::tensor::Checkpoint;
 use repfuse::{inspect, numbers};
 use serde_json::Value;
@@ -48,8 +49,8 @@ fuzz_target!(|input: &[u8]| {
     };
     let _ = inspect::inspect(&checkpoint, None, &Options::default());
     for recipe in RECIPES.iter() {
-        if let Ok(plan) = recipe::plan(checkpoint.tensors(), recipe, &Options::default()) {
-            let _ = numbers::check_norms(&checkpoint, &plan);
+        if let Ok(plan) = plan::plan(checkpoint.tensors(), recipe, &Options::default()) {
+            let _ = diagnose::check_norms(&checkpoint, &plan);
         }
     }
     for tensor in checkpoint.tensors().values() {

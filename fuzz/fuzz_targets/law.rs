@@ -10,10 +10,11 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use repfuse::recipe::{self, Options};
+use repfuse::recipe;
+use repfuse::plan::{self, Options};
 use repfuse::tensor::{Checkpoint, Float};
 use repfuse::verify::{self, Deployed};
-use repfuse::{fuse, numbers};
+use repfuse::fuse::{self, diagnose};
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde_json::{Value, json};
@@ -274,10 +275,10 @@ fuzz_target!(|case: Case| {
         ..Default::default()
     };
     // A tree without a conv is refused, as is one whose input width nothing tells.
-    let Ok(plan) = recipe::plan(checkpoint.tensors(), &recipe, &options) else {
+    let Ok(plan) = plan::plan(checkpoint.tensors(), &recipe, &options) else {
         return;
     };
-    if numbers::check_norms(&checkpoint, &plan).is_err() {
+    if diagnose::check_norms(&checkpoint, &plan).is_err() {
         return;
     }
     let options = fuse::Options {
@@ -288,9 +289,9 @@ fuzz_target!(|case: Case| {
     let unfinished = match fuse::fuse(&checkpoint, &plan, &output, &options, &go_on) {
         Ok(unfinished) => unfinished,
         Err(
-            numbers::Error::NotFinite { .. }
-            | numbers::Error::Overflow { .. }
-            | numbers::Error::Unbounded { .. },
+            diagnose::Error::NotFinite { .. }
+            | diagnose::Error::Overflow { .. }
+            | diagnose::Error::Unbounded { .. },
         ) => {
             let left = std::fs::read_dir(PLACE.path()).expect("a directory");
             assert_eq!(left.count(), 1);
@@ -306,7 +307,7 @@ fuzz_target!(|case: Case| {
     for planned in &plan.outputs {
         let found = read.tensor(&planned.output.name).expect("a planned tensor");
         assert_eq!(found.shape(), planned.output.shape);
-        if let recipe::What::Copy(tensor) = &planned.what {
+        if let plan::Source::Copy(tensor) = &planned.what {
             let mut copied = vec![0; tensor.byte_len() as usize];
             checkpoint.read_at(tensor, 0, &mut copied).expect("bytes");
             assert_eq!(found.data(), copied);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use repfuse::recipe::{self, Options};
+use repfuse::recipe;
+use repfuse::plan::{self, Options};
 use repfuse::tensor::Checkpoint;
 use repfuse::verify::{self, Deployed};
 
@@ -37,7 +38,7 @@ fuzz_target!(|text: &str| {
     };
     for file in FILES.iter() {
         let _ = recipe::found_in(&recipe, file.tensors());
-        let Ok(plan) = recipe::plan(file.tensors(), &recipe, &Options::default()) else {
+        let Ok(plan) = plan::plan(file.tensors(), &recipe, &Options::default()) else {
             continue;
         };
         let convs = plan.blocks.iter().flat_map(|block| &block.fused);

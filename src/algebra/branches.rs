@@ -1,7 +1,7 @@
 //! The branches of an expression: the summands that its kernel is the sum of.
 
 use super::expr::{Expr, Operand};
-use super::geometry::{Resolved, of_part};
+use super::shape::{Resolved, of_part};
 
 /// One summand of an expression's kernel.
 #[derive(Clone, Debug)]

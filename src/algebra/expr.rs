@@ -37,7 +37,7 @@ pub struct Conv<T> {
     pub bias: Option<T>,
     /// Distance between taps, `[height, width]`.
     pub dilation: [usize; 2],
-    /// The number of groups: what the recipe declares, then what [`geometry::resolve`](super::geometry::resolve) found.
+    /// The number of groups: what the recipe declares, then what [`geometry::resolve`](super::shape::resolve) found.
     pub groups: Option<usize>,
     /// Whether the weight is that of a transposed conv.
     pub transposed: bool,

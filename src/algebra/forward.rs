@@ -9,8 +9,8 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
 use super::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
-use super::geometry::{Geometry, channels, dilated, extent_of, first_input, four_dims, outputs};
-use super::transposed;
+use super::shape::transposed;
+use super::shape::{Geometry, channels, dilated, extent_of, first_input, four_dims, outputs};
 
 /// Feature maps, `[channels, maps, height, width]`, row-major.
 #[derive(Clone, Debug, PartialEq)]

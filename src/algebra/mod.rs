@@ -5,14 +5,13 @@
 //! file or a recipe: operands are whatever has a shape and a label ([`Operand`]).
 
 pub mod branches;
+pub mod describe;
 pub mod expr;
 pub mod fold;
 pub mod forward;
-pub mod geometry;
-mod size;
-pub mod transposed;
+pub mod shape;
 
 pub use branches::{Branch, branches};
 pub use expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
 pub use fold::{Affine, fold};
-pub use geometry::{Geometry, GeometryError, Resolved};
+pub use shape::{Geometry, GeometryError, Resolved};

@@ -14,10 +14,10 @@ use super::progress;
 use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
-use crate::cost;
 use crate::fuse;
-use crate::numbers::{self, EpsWeight};
-use crate::recipe::{Plan, What};
+use crate::fuse::diagnose::{self, EpsWeight};
+use crate::plan::{Plan, Source};
+use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
 use crate::verify;
 
@@ -80,7 +80,7 @@ impl Stored {
     }
 }
 
-/// What `fuse --json` prints.
+/// Source `fuse --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Summary<'a> {
     /// This schema and its version.
@@ -115,7 +115,7 @@ pub(super) struct Summary<'a> {
     seconds: f64,
     /// Null without `--verify`; a file that fails is not kept.
     verified: Option<bool>,
-    /// Fused numbers that are not zero but too small for the type they are stored in; null if nothing was written.
+    /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
@@ -142,19 +142,19 @@ struct OutputSummary<'a> {
     dtype: String,
     weight_shape: Vec<usize>,
     groups: usize,
-    /// What it is fused from, in a line.
+    /// Source it is fused from, in a line.
     expression: String,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
-    // What cannot be written to is said before anything is read.
+    // Source cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     // A dry run says it, too.
     fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
-    let weight = numbers::check_norms(&checkpoint, &plan)?;
+    let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let written = if args.dry_run {
         Written {
             bytes: fuse::file_len(&checkpoint, &plan),
@@ -164,7 +164,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     } else {
         match write(args, &checkpoint, &plan)? {
             Some(written) => written,
-            // What is wrong with it has been said; a script reads it here.
+            // Source is wrong with it has been said; a script reads it here.
             None if args.json => {
                 let why = format!(
                     "what was written is not equivalent to its input; {} was not kept",
@@ -195,7 +195,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(Answer::Yes)
 }
 
-/// What is known of a file once it is there.
+/// Source is known of a file once it is there.
 struct Written {
     bytes: u64,
     verified: Option<bool>,
@@ -284,8 +284,8 @@ fn summary<'a>(
         recipe: &plan.recipe,
         bn_eps: weight.and(plan.eps),
         bn_eps_source: match plan.eps_source {
-            crate::recipe::EpsSource::Recipe => "recipe",
-            crate::recipe::EpsSource::User => "user",
+            crate::plan::EpsSource::Recipe => "recipe",
+            crate::plan::EpsSource::User => "user",
         },
         bn_eps_note: plan.eps_note.as_deref(),
         bn_eps_weight: weight.map(|w| w.largest),
@@ -306,7 +306,7 @@ fn summary<'a>(
     }
 }
 
-fn block_summary(block: &crate::recipe::Block) -> BlockSummary<'_> {
+fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     BlockSummary {
         name: &block.name,
         assumes_identity: block.assumes_identity,
@@ -318,7 +318,7 @@ fn block_summary(block: &crate::recipe::Block) -> BlockSummary<'_> {
                 dtype: fused.dtype.to_string(),
                 weight_shape: fused.geometry().weight_shape(),
                 groups: fused.geometry().groups,
-                expression: crate::describe::expression(fused.expr.expr()),
+                expression: crate::algebra::describe::expression(fused.expr.expr()),
             })
             .collect(),
         consumed: block.consumed.iter().map(|t| t.name()).collect(),
@@ -372,18 +372,18 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
 fn plan_table(plan: &Plan) -> String {
     let mut rows = Vec::new();
     for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        let shape = crate::units::shape(&fused.geometry().weight_shape());
+        let shape = crate::summary::units::shape(&fused.geometry().weight_shape());
         rows.push(vec![
             crate::tensor::plain(&fused.module),
             shape,
             "=".to_owned(),
-            crate::describe::expression(fused.expr.expr()),
+            crate::algebra::describe::expression(fused.expr.expr()),
         ]);
     }
     let copied = plan
         .outputs
         .iter()
-        .filter(|p| matches!(p.what, What::Copy(_)))
+        .filter(|p| matches!(p.what, Source::Copy(_)))
         .count();
     format!(
         "{}{} copied, {} dropped by name\n",

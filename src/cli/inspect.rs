@@ -11,13 +11,14 @@ use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
 use super::select::{self, Key};
-use crate::cost::{self, Change, macs_per_pixel};
-use crate::describe;
-use crate::inspect::{self, Class, Form, Inspection};
-use crate::recipe::{Block, EpsSource, Fused, Options};
-use crate::report::{Kernel, Macs};
+use crate::algebra::describe;
+use crate::plan::{Block, EpsSource, Options, PlannedConv};
+use crate::report::Macs;
+use crate::summary::cost::{self, Change, macs_per_pixel};
+use crate::summary::inspect::{self, Class, Form, Inspection};
+use crate::summary::kernels::Kernel;
+use crate::summary::units;
 use crate::tensor::{Checkpoint, Tensor, plain};
-use crate::units;
 
 /// Show the blocks of a checkpoint, its other convs, and what it holds
 #[derive(Debug, clap::Args)]
@@ -186,7 +187,7 @@ fn class(class: Class) -> &'static str {
 fn block_parameters(block: &Block) -> Change {
     Change {
         before: cost::parameters(&block.consumed),
-        after: block.fused.iter().map(Fused::numbers).sum(),
+        after: block.fused.iter().map(PlannedConv::numbers).sum(),
     }
 }
 
@@ -278,7 +279,7 @@ const LONGEST_SHOWN: usize = 400;
 
 /// One line for each conv that a block becomes, or for a run of equal ones.
 fn blocks(args: &Args, blocks: &[Block]) -> String {
-    let row = |block: &Block, fused: &Fused, parameters: Change| {
+    let row = |block: &Block, fused: &PlannedConv, parameters: Change| {
         vec![
             units::shape(&fused.geometry().weight_shape()),
             describe::expression(fused.expr.expr()),
@@ -407,7 +408,7 @@ fn document<'a>(
     })
 }
 
-fn output_document(fused: &Fused, kernels: Option<Vec<Kernel>>) -> OutputDocument<'_> {
+fn output_document(fused: &PlannedConv, kernels: Option<Vec<Kernel>>) -> OutputDocument<'_> {
     let g = fused.geometry();
     OutputDocument {
         module: &fused.module,

@@ -3,10 +3,12 @@
 use anyhow::Context as _;
 
 use super::output;
-use crate::recipe::{Block, Fused, Plan, closest, glob};
-use crate::report::{Kernel, KernelMaps, kernel_maps, level};
+use crate::plan::{Block, Plan, PlannedConv, glob};
+use crate::recipe::closest;
+use crate::report::level;
+use crate::summary::kernels::{Kernel, KernelMaps, kernel_maps};
+use crate::summary::units;
 use crate::tensor::{Checkpoint, plain, quoted};
-use crate::units;
 use crate::verify::Deployed;
 
 /// From nothing to the largest. In colour, a block of the palette; without, a shade.
@@ -43,18 +45,18 @@ pub(super) fn chosen<'a>(plan: &'a Plan, wanted: &str) -> anyhow::Result<Vec<&'a
 pub(super) fn maps<'a>(
     checkpoint: &Checkpoint,
     block: &'a Block,
-) -> anyhow::Result<Vec<(&'a Fused, KernelMaps)>> {
-    let one = |fused: &'a Fused| Ok((fused, maps_of(checkpoint, fused)?));
+) -> anyhow::Result<Vec<(&'a PlannedConv, KernelMaps)>> {
+    let one = |fused: &'a PlannedConv| Ok((fused, maps_of(checkpoint, fused)?));
     block.fused.iter().map(one).collect()
 }
 
 /// The maps of one conv, folded in memory.
-pub(super) fn maps_of(checkpoint: &Checkpoint, fused: &Fused) -> anyhow::Result<KernelMaps> {
+pub(super) fn maps_of(checkpoint: &Checkpoint, fused: &PlannedConv) -> anyhow::Result<KernelMaps> {
     Ok(kernel_maps(checkpoint, fused, Deployed::InMemory)?)
 }
 
 /// Draws a block: `3×3 + 1×1 + x → 3×3`, with as many maps side by side as fit.
-pub(super) fn text(block: &Block, maps: &[(&Fused, KernelMaps)], width: usize) -> String {
+pub(super) fn text(block: &Block, maps: &[(&PlannedConv, KernelMaps)], width: usize) -> String {
     let mut out = String::new();
     for (fused, maps) in maps {
         let all = || maps.branches.iter().chain(&maps.fused);

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::numbers;
+use crate::fuse::diagnose;
 use crate::recipe;
 use crate::tensor;
 
@@ -159,7 +159,7 @@ fn was_interrupted(error: &anyhow::Error) -> bool {
         matches!(e.downcast_ref(), Some(tensor::Error::Interrupted))
             || matches!(
                 e.downcast_ref(),
-                Some(numbers::Error::Tensor(tensor::Error::Interrupted))
+                Some(diagnose::Error::Tensor(tensor::Error::Interrupted))
             )
     })
 }

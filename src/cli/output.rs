@@ -7,8 +7,8 @@ use std::io::Write as _;
 use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
 
+pub(super) use crate::summary::units::{bytes, count, plural, small};
 use crate::tensor::{is_control, plain};
-pub(super) use crate::units::{bytes, count, plural, small};
 
 /// Prints a result. A reader that has seen enough, as `head` has, is no error.
 ///

@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::Answer;
 use super::output::{self, Cut, plural};
 use super::select;
-use crate::recipe::{self, Options, What};
+use crate::plan::{self, Options, Source};
+use crate::recipe;
+use crate::summary::units;
 use crate::tensor::{Checkpoint, plain, quoted};
-use crate::units;
 
 /// List the built-in recipes, print one, or check your own
 #[derive(Debug, clap::Args)]
@@ -58,7 +59,7 @@ impl Args {
     }
 }
 
-/// What `recipes --json` prints.
+/// Source `recipes --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct List {
     /// This schema and its version.
@@ -81,7 +82,7 @@ struct Entry {
     eps_note: Option<String>,
 }
 
-/// What `recipes check --json` prints.
+/// Source `recipes check --json` prints.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Checked {
     /// This schema and its version.
@@ -90,11 +91,11 @@ pub(super) struct Checked {
     recipe: String,
     /// How many kinds of block it describes.
     kinds: usize,
-    /// What it matches in the checkpoint, if one was given.
+    /// Source it matches in the checkpoint, if one was given.
     checkpoint: Option<Matched>,
 }
 
-/// What a recipe matches in a checkpoint.
+/// Source a recipe matches in a checkpoint.
 #[derive(Serialize, JsonSchema)]
 struct Matched {
     /// Whether detection would consider it for this file.
@@ -105,7 +106,7 @@ struct Matched {
     copied: Vec<String>,
     /// The tensors that are dropped by name.
     dropped: Vec<String>,
-    /// What it drops, renames, keeps or sets and the file has not.
+    /// Source it drops, renames, keeps or sets and the file has not.
     idle: Vec<Idle>,
 }
 
@@ -124,7 +125,7 @@ struct MatchedConv {
     /// Its tensors are `<module>.weight` and `<module>.bias`.
     module: String,
     weight_shape: Vec<usize>,
-    /// What it is fused from, in a line.
+    /// Source it is fused from, in a line.
     expression: String,
 }
 
@@ -167,7 +168,7 @@ fn list(json: bool) -> anyhow::Result<()> {
     let mut text = String::new();
     for r in &recipes {
         let eps = r.eps.map(output::small).unwrap_or_default();
-        // What the list is read for wraps rather than being cut.
+        // Source the list is read for wraps rather than being cut.
         let about = output::wrapped(&r.about, name + 8, output::width());
         text += &format!("{:<name$}  {eps:<4}  {about}\n", r.name);
     }
@@ -235,23 +236,23 @@ fn check(name: &str, path: Option<&Path>, key: &select::Key, json: bool) -> anyh
 const SHOWN: usize = 8;
 
 fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Matched> {
-    let plan = recipe::plan(checkpoint.tensors(), recipe, &Options::default())?;
+    let plan = plan::plan(checkpoint.tensors(), recipe, &Options::default())?;
     let convs = plan.blocks.iter().flat_map(|block| {
         block.fused.iter().map(|fused| MatchedConv {
             block: block.name.clone(),
             module: fused.module.clone(),
             weight_shape: fused.geometry().weight_shape(),
-            expression: crate::describe::expression(fused.expr.expr()),
+            expression: crate::algebra::describe::expression(fused.expr.expr()),
         })
     });
     let copied = plan
         .outputs
         .iter()
         .filter_map(|planned| match &planned.what {
-            What::Copy(tensor) => Some(tensor.name()),
+            Source::Copy(tensor) => Some(tensor.name()),
             _ => None,
         });
-    let idle = recipe::idle(recipe, checkpoint.tensors());
+    let idle = plan::idle(recipe, checkpoint.tensors());
     Ok(Matched {
         detected: recipe::found_in(recipe, checkpoint.tensors()),
         convs: convs.collect(),

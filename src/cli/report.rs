@@ -12,8 +12,8 @@ use super::select::{self, Key, Select};
 use super::workers::with_workers;
 use super::{output, signals};
 use crate::report::{self, Report};
+use crate::summary::units;
 use crate::tensor::{self, Checkpoint, Destination, Scratch, plain, quoted};
-use crate::units;
 use crate::verify::{self, Deployed};
 
 /// Draw what fusing does, block by block, on one page

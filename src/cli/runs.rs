@@ -1,6 +1,6 @@
 //! Runs of equal things: networks repeat a block under one number after the other, and one line says so.
 
-use crate::units::natural_order;
+use crate::summary::units::natural_order;
 
 /// Sorts named things as people count, and joins neighbours with equal `rest` whose names differ in one number only,
 /// which goes up by one: `stage.3.1` … `stage.3.13` become `stage.3.1–13`; without `join`, only sorts. Gives name, how many, and the first of each run.

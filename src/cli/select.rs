@@ -4,8 +4,9 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use super::output;
-use crate::numbers::EpsWeight;
-use crate::recipe::{self, EpsSource, Options, Plan, Recipe};
+use crate::fuse::diagnose::EpsWeight;
+use crate::plan::{self, EpsSource, Options, Plan};
+use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
 
 /// Which blocks of which recipe.
@@ -46,11 +47,11 @@ impl Select {
             dtype,
         };
         let plan = match &self.recipe {
-            Some(name) => recipe::plan(checkpoint.tensors(), &named(name)?, &options)?,
+            Some(name) => plan::plan(checkpoint.tensors(), &named(name)?, &options)?,
             None => {
                 let near = recipe::builtin_near(checkpoint.tensors())?;
                 let detected = recipe::detect_builtin(checkpoint.tensors(), &near)?;
-                let planned = recipe::plan(checkpoint.tensors(), detected, &options);
+                let planned = plan::plan(checkpoint.tensors(), detected, &options);
                 planned.map_err(|e| detected_as(&detected.name, e))?
             }
         };
@@ -170,7 +171,7 @@ pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String
         &format!(
             "{eps} from {source}; {} would change a scale by up to {}",
             output::small(weight.other),
-            crate::units::share(weight.largest)
+            crate::summary::units::share(weight.largest)
         ),
     );
     if let Some(note) = plan

@@ -13,9 +13,9 @@ use super::output::{self, Cut, plural};
 use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
-use crate::numbers;
+use crate::fuse::diagnose;
+use crate::summary::units;
 use crate::tensor::{Checkpoint, plain, quoted};
-use crate::units;
 use crate::verify::{self, Allowance, Deployed, Verdict};
 
 /// Prove that a deploy form computes what its training form does
@@ -162,7 +162,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
-    let weight = numbers::check_norms(&checkpoint, &plan)?;
+    let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let options = verify::Options {
         probes: args.probes,
         seed: args.seed,
@@ -197,8 +197,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             recipe: &plan.recipe,
             bn_eps: weight.as_ref().and(plan.eps),
             bn_eps_source: match plan.eps_source {
-                crate::recipe::EpsSource::Recipe => "recipe",
-                crate::recipe::EpsSource::User => "user",
+                crate::plan::EpsSource::Recipe => "recipe",
+                crate::plan::EpsSource::User => "user",
             },
             bn_eps_weight: weight.as_ref().map(|w| w.largest),
             allowance: match verdict.allowance {

@@ -8,14 +8,14 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::output::{self, Cut, plural};
-use crate::consistency::{bidirectional_kl, dropout_kl};
-use crate::engine::PaddingMode;
-use crate::maps::{self, MapVerdict, Padding, verify_maps};
+use crate::conv2d::PaddingMode;
+use crate::network::divergence::{bidirectional_kl, dropout_kl};
+use crate::network::maps::{self, MapVerdict, Padding, verify_maps};
 use crate::network::{Outputs, sequential};
-use crate::random::SplitMix64;
-use crate::recipe::Plan;
+use crate::plan::Plan;
 use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
 use crate::verify::Deployed;
+use crate::verify::random::SplitMix64;
 
 /// What to run besides the probes.
 #[derive(Debug, clap::Args)]

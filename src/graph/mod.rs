@@ -5,4 +5,4 @@
 
 pub mod model;
 
-pub use model::{Graph, Node, NodeId, Op, Value, ValueId};
+pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};

@@ -5,12 +5,24 @@
 //! is never wrong: opaque nodes stay as they are.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::tensor::{Tensor, quoted};
 
 /// The number of a value in [`Graph::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub usize);
+
+/// One dimension of a shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// So many.
+    Known(usize),
+    /// A number that is known when the network runs; the same wherever it has this name.
+    Named(Arc<str>),
+    /// Any number.
+    Any,
+}
 
 /// The number of a node in [`Graph::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,8 +40,8 @@ pub struct Graph {
 pub struct Value {
     /// Its name in the file, which no other value has.
     pub name: String,
-    /// Its dimensions, batch and channels included, as far as the file says: `None` in it is a dimension that can vary.
-    pub shape: Option<Vec<Option<usize>>>,
+    /// Its dimensions, batch and channels included; none where the file does not say even how many there are.
+    pub shape: Option<Vec<Dim>>,
     /// Whether the network gives it to whoever runs it.
     pub is_output: bool,
     /// The node that computes it; none for an input of the network.
@@ -47,7 +59,8 @@ pub struct Node {
     pub module: Option<String>,
     /// What it does to its inputs.
     pub op: Op,
-    /// What it reads, constants left out; of an opaque node with subgraphs also whatever these read.
+    /// What it reads, constants left out: first what it is linear in, then what only says a shape. Of an opaque node with subgraphs
+    /// also whatever these read.
     pub inputs: Vec<ValueId>,
     /// What it computes.
     pub outputs: Vec<ValueId>,
@@ -259,7 +272,7 @@ impl Graph {
 
 impl Value {
     /// A value that no node computes or reads yet.
-    pub fn new(name: String, shape: Option<Vec<Option<usize>>>) -> Value {
+    pub fn new(name: String, shape: Option<Vec<Dim>>) -> Value {
         Value {
             name,
             shape,

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 
 use super::closest;
+use super::detect::{Segments, detect, nothing};
 use super::error::Error;
 use super::expand::Index;
-use super::find::{Segments, detect, nothing};
 use super::model::Recipe;
 use super::parse;
 

@@ -9,16 +9,16 @@ use std::ops::Bound;
 
 use super::model::{BATCH_COUNT, Groups, NORM, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
-use crate::algebra::geometry::{dilated, four_dims, keeps_width};
+use crate::algebra::shape::{dilated, four_dims, keeps_width};
 use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::tensor::{Tensor, quoted};
 
 /// The tensors of a file by name.
-pub(super) type Index = BTreeMap<String, Tensor>;
+pub(crate) type Index = BTreeMap<String, Tensor>;
 
 /// What a template has become.
 #[derive(Debug)]
-pub(super) struct Expanded {
+pub(crate) struct Expanded {
     /// The expression.
     pub expr: Expr<Tensor>,
     /// Every tensor the expression stands for, with the counters of its batch norms.
@@ -34,7 +34,7 @@ pub(super) struct Expanded {
 ///
 /// # Errors
 /// A sentence that names the tensor that is missing.
-pub(super) fn expand(
+pub(crate) fn expand(
     template: &Template,
     captures: &Captures,
     index: &Index,
@@ -59,7 +59,7 @@ pub(super) fn expand(
 }
 
 /// How an error names the first conv that a template asks for.
-pub(super) fn wanted_conv(template: &Template, captures: &Captures) -> Option<String> {
+pub(crate) fn wanted_conv(template: &Template, captures: &Captures) -> Option<String> {
     let mut found = None;
     template.visit(&mut |node| {
         if let (None, Template::Conv { weight, .. }) = (&found, node) {
@@ -71,7 +71,7 @@ pub(super) fn wanted_conv(template: &Template, captures: &Captures) -> Option<St
 }
 
 /// The tensors that a pattern can stand for, among those whose names begin with what is known of it.
-pub(super) fn names<'a, 'p>(
+pub(crate) fn names<'a, 'p>(
     index: &'a Index,
     pattern: &'p Pattern,
     captures: &'p Captures,
@@ -95,7 +95,7 @@ fn names_tried<'a, 'p, F: Fn(usize)>(
 }
 
 /// Every tensor that a pattern matches, whatever its captures stand for.
-pub(super) fn anywhere<'a, 'p>(
+pub(crate) fn anywhere<'a, 'p>(
     index: &'a Index,
     pattern: &'p Pattern,
 ) -> impl Iterator<Item = (&'a Tensor, Captures)> + use<'a, 'p> {
@@ -106,7 +106,7 @@ static NOTHING_BOUND: Captures = Captures::new();
 
 /// How many names have been tried for a plan.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Cell<usize>);
+pub(crate) struct Looks(Cell<usize>);
 
 /// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
 /// or two of that is enough.
@@ -126,7 +126,7 @@ impl Looks {
     }
 
     /// The same as [`anywhere`], counted; nothing once the file has been looked through too often.
-    pub(super) fn anywhere<'a, 'p>(
+    pub(crate) fn anywhere<'a, 'p>(
         &'p self,
         index: &'a Index,
         pattern: &'p Pattern,
@@ -138,7 +138,7 @@ impl Looks {
 
     /// # Errors
     /// When the file has been looked through too often.
-    pub(super) fn may_go_on(&self) -> Result<(), String> {
+    pub(crate) fn may_go_on(&self) -> Result<(), String> {
         match self.0.get() > MOST_LOOKED_AT {
             false => Ok(()),
             true => Err("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()),
@@ -147,7 +147,7 @@ impl Looks {
 }
 
 /// A block of more operators than this is a mistake: each is looked at for every other.
-pub(super) const MOST_OPERATORS: usize = 4096;
+pub(crate) const MOST_OPERATORS: usize = 4096;
 
 struct Expander<'a> {
     index: &'a Index,

@@ -4,27 +4,20 @@
 //! names and shapes only, never a tensor's bytes.
 
 mod builtin;
+pub(crate) mod detect;
 mod error;
-mod expand;
-mod find;
-mod idle;
+pub(crate) mod expand;
 mod json;
-mod model;
-mod near;
-mod operand;
+pub(crate) mod model;
+pub(crate) mod near;
 mod parse;
-mod pattern;
-mod plan;
-mod select;
+pub(crate) mod pattern;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
+pub use detect::{deployed, detect, found_in};
 pub use error::Error;
-pub use find::{deployed, detect, found_in};
-pub use idle::idle;
 pub use model::{Network, Recipe};
 pub use parse::recipe as parse;
-pub use plan::{Block, EpsSource, Fused, Options, Plan, Planned, What, plan};
-pub use select::glob;
 
 /// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -93,12 +93,12 @@ pub struct BlockRule {
 
 impl BlockRule {
     /// The name of the capture that stands for the path before all names of a block.
-    pub(super) fn prefix(&self) -> Option<&str> {
+    pub(crate) fn prefix(&self) -> Option<&str> {
         self.at.iter().find_map(Pattern::prefix)
     }
 
     /// That path, of a block with these captures.
-    pub(super) fn path<'c>(&self, captures: &'c Captures) -> Option<&'c str> {
+    pub(crate) fn path<'c>(&self, captures: &'c Captures) -> Option<&'c str> {
         captures.get(self.prefix()?).map(String::as_str)
     }
 }
@@ -252,10 +252,10 @@ pub enum Window {
 }
 
 /// The four vectors of a batch norm, by the ends of their names.
-pub(super) const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+pub(crate) const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
 /// The counter that belongs to a batch norm and no deploy form needs.
-pub(super) const BATCH_COUNT: &str = "num_batches_tracked";
+pub(crate) const BATCH_COUNT: &str = "num_batches_tracked";
 
 impl Template {
     /// The names of all tensors that the template may use, as patterns.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::detect::{Segments, anchors, shapes_fit};
 use super::expand::{Index, anywhere, names};
-use super::find::{Segments, anchors, shapes_fit};
 use super::model::{BlockRule, Recipe};
 use super::pattern::{Captures, Pattern};
 use crate::tensor::{Tensor, quoted};
@@ -12,7 +12,7 @@ use crate::tensor::{Tensor, quoted};
 const SHOWN: usize = 3;
 
 /// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
-pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
+pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     let mut lines = Vec::new();
     let evident = |recipe: &&Recipe| {
         let there = |pattern| anywhere(index, pattern).next().is_some();
@@ -81,7 +81,7 @@ pub(super) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).
-pub(super) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(String, String)> {
+pub(crate) fn owner(recipe: &Recipe, tensor: &Tensor, index: &Index) -> Option<(String, String)> {
     let place = place_of(recipe, tensor)?;
     let missing = lacks(recipe, &place, index).unwrap_or_default();
     Some((place, missing))

@@ -17,7 +17,7 @@ const MAX_CAPTURES: usize = 6;
 const MAX_COMBINATIONS: usize = 256;
 
 /// What the captures of a pattern stand for.
-pub(super) type Captures = BTreeMap<String, String>;
+pub(crate) type Captures = BTreeMap<String, String>;
 
 /// A pattern over whole tensor names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,6 +286,16 @@ impl Pattern {
     }
 }
 
+/// If a pattern names this tensor or a module above it: the length of that name, and the captures.
+pub(crate) fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
+    let ends = name
+        .match_indices('.')
+        .map(|(at, _)| at)
+        .chain([name.len()]);
+    ends.into_iter()
+        .find_map(|end| Some((end, pattern.matches(&name[..end], &Captures::new())?)))
+}
+
 fn combinations(parts: &[Part]) -> usize {
     let words = parts.iter().map(|part| match part {
         Part::Word(_, words) => words.len(),
@@ -295,7 +305,7 @@ fn combinations(parts: &[Part]) -> usize {
 }
 
 /// The segments that a pattern's text tells: every name that it matches has each of them, or one of the words of each.
-pub(super) fn told_segments(text: &str) -> impl Iterator<Item = Vec<&str>> {
+pub(crate) fn told_segments(text: &str) -> impl Iterator<Item = Vec<&str>> {
     // The words of a capture may have dots in them.
     let mut inside = false;
     text.split('.').filter_map(move |piece| {

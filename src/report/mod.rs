@@ -4,11 +4,9 @@
 
 mod chart;
 mod heat;
-mod kernels;
 mod model;
 mod page;
 
 pub use heat::level;
-pub use kernels::{KernelMaps, kernel_maps};
-pub use model::{Block, Conv, Eps, Error, Kernel, Macs, Options, Report, Totals, Verified, report};
+pub use model::{Block, Conv, Eps, Error, Macs, Options, Report, Totals, Verified, report};
 pub use page::page;

@@ -4,12 +4,12 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::kernels::{KernelMaps, kernel_maps};
-use crate::cost::{self, Change, macs_per_pixel};
-use crate::numbers;
-use crate::recipe::{EpsSource, Fused, Plan};
+use crate::fuse::diagnose;
+use crate::plan::{EpsSource, Plan, PlannedConv};
+use crate::summary::cost::{self, Change, macs_per_pixel};
+use crate::summary::kernels::{Kernel, KernelMaps, kernel_maps};
+use crate::summary::units;
 use crate::tensor::Checkpoint;
-use crate::units;
 use crate::verify::{Allowance, BlockVerdict, Deployed, Verdict};
 
 /// Why there is no report.
@@ -17,7 +17,7 @@ use crate::verify::{Allowance, BlockVerdict, Deployed, Verdict};
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
     #[error(transparent)]
-    Numbers(#[from] numbers::Error),
+    Numbers(#[from] diagnose::Error),
     #[error("the chart of the ratios: {0}")]
     Chart(String),
     #[error("the page: {0}")]
@@ -148,17 +148,6 @@ pub struct Conv {
     pub failure: Option<String>,
 }
 
-/// A kernel seen from above.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-pub struct Kernel {
-    /// What it is, as in `bn(3×3)`.
-    pub label: String,
-    /// Its own height and width, in the middle of the fused kernel's.
-    pub extent: [usize; 2],
-    /// The mean of |w| over all channels at each tap of the fused kernel, row by row.
-    pub taps: Vec<f64>,
-}
-
 impl Report {
     /// Every fused conv, block by block.
     pub fn convs(&self) -> impl Iterator<Item = &Conv> {
@@ -177,7 +166,7 @@ pub fn report(
     verdict: &Verdict,
     options: &Options,
 ) -> Result<Report, Error> {
-    let convs: Vec<&Fused> = plan.blocks.iter().flat_map(|block| &block.fused).collect();
+    let convs: Vec<&PlannedConv> = plan.blocks.iter().flat_map(|block| &block.fused).collect();
     let maps = convs
         .par_iter()
         .map(|fused| kernel_maps(checkpoint, fused, deployed))
@@ -195,7 +184,7 @@ pub fn report(
             assumes_identity: block.assumes_identity,
             parameters: Change {
                 before: cost::parameters(&block.consumed),
-                after: block.fused.iter().map(Fused::numbers).sum(),
+                after: block.fused.iter().map(PlannedConv::numbers).sum(),
             },
             bytes: Change {
                 before: block.consumed.iter().map(|t| t.byte_len()).sum(),
@@ -209,7 +198,7 @@ pub fn report(
         })
         .collect();
     blocks.sort_by(|a, b| units::natural_order(&a.name, &b.name));
-    let weight = numbers::check_norms(checkpoint, plan)?;
+    let weight = diagnose::check_norms(checkpoint, plan)?;
     let file = match deployed {
         Deployed::File(file) => Some(file),
         Deployed::InMemory => None,
@@ -272,7 +261,7 @@ pub fn report(
     })
 }
 
-fn conv(fused: &Fused, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
+fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
     Conv {
         module: fused.module.clone(),
         expression: verdict.expression.clone(),

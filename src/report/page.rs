@@ -2,11 +2,12 @@
 
 use askama::Template;
 
-use super::model::{Block, Conv, Error, Kernel, Report};
+use super::model::{Block, Conv, Error, Report};
 use super::{chart, heat};
-use crate::cost::Change;
+use crate::summary::cost::Change;
+use crate::summary::kernels::Kernel;
+use crate::summary::units;
 use crate::tensor::plain;
-use crate::units;
 
 /// The page's template. Whatever it interpolates is escaped, unless it says `safe`: that is for SVG made here.
 #[derive(Template)]

@@ -9,14 +9,14 @@ use super::deployed::{Deployed, Part, Slab, deployed_rows, stored, stored_index}
 use super::probes::{amplitude, as_read, input_size, maps};
 use super::tally::Tally;
 use super::{BlockVerdict, Options};
+use crate::algebra::describe;
 use crate::algebra::forward::{Input, Reading, forward};
 use crate::algebra::{Expr, Operand};
-use crate::describe;
+use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
-use crate::numbers;
-use crate::recipe::Fused;
+use crate::plan::PlannedConv;
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Tensor};
-use crate::values::Reader;
 
 /// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
 const SLAB_VALUES: usize = 1 << 18;
@@ -29,13 +29,13 @@ const MAP_VALUES: usize = 1 << 14;
 const IMPULSE_BUDGET: f64 = 1e11;
 
 /// The share of all input channels that impulses go through, so that those of all convs cost no more than they may.
-pub(super) fn impulse_share<'a>(convs: impl Iterator<Item = &'a Fused>) -> f64 {
+pub(super) fn impulse_share<'a>(convs: impl Iterator<Item = &'a PlannedConv>) -> f64 {
     let cost: f64 = convs.map(impulse_cost).sum();
     (IMPULSE_BUDGET / cost).min(1.0)
 }
 
 /// The multiply-adds of an impulse through every input channel, where each runs through inner convs.
-fn impulse_cost(fused: &Fused) -> f64 {
+fn impulse_cost(fused: &PlannedConv) -> f64 {
     let g = fused.geometry();
     let area = g.extent[0] * g.extent[1];
     inner_cost(fused.expr.expr()) * (area * g.in_per_group()) as f64
@@ -45,7 +45,7 @@ fn impulse_cost(fused: &Fused) -> f64 {
 pub(super) struct Check<'a> {
     pub checkpoint: &'a Checkpoint,
     pub deployed: Deployed<'a>,
-    pub fused: &'a Fused,
+    pub fused: &'a PlannedConv,
     pub allowance: Allowance,
     /// The share of the input channels that impulses go through.
     pub share: f64,
@@ -53,7 +53,7 @@ pub(super) struct Check<'a> {
 }
 
 impl Check<'_> {
-    pub(super) fn run(&self, name: &str) -> Result<BlockVerdict, numbers::Error> {
+    pub(super) fn run(&self, name: &str) -> Result<BlockVerdict, diagnose::Error> {
         let fused = self.fused;
         let mut verdict = BlockVerdict {
             name: name.to_owned(),
@@ -111,7 +111,7 @@ impl Check<'_> {
         Ok(verdict)
     }
 
-    fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, numbers::Error> {
+    fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, diagnose::Error> {
         self.options.go_on()?;
         let g = self.fused.geometry();
         let slab = Slab {
@@ -195,7 +195,7 @@ impl Compare<'_> {
         want: [usize; 2],
         reader: &mut Reader<'_>,
         tally: &mut Tally,
-    ) -> Result<(), numbers::Error> {
+    ) -> Result<(), diagnose::Error> {
         let trained = self.trained(
             self.check.fused.expr.expr(),
             input,
@@ -234,7 +234,7 @@ impl Compare<'_> {
         want: [usize; 2],
         reading: Reading,
         reader: &mut Reader<'_>,
-    ) -> Result<Vec<f64>, numbers::Error> {
+    ) -> Result<Vec<f64>, diagnose::Error> {
         let (g, input) = (self.check.fused.geometry(), as_read(input, reading));
         let maps = forward(expr, g, &input, self.rows.clone(), want, reading, reader)?;
         Ok(maps.data)
@@ -273,7 +273,7 @@ impl Compare<'_> {
         input: &Input,
         want: [usize; 2],
         reader: &mut Reader<'_>,
-    ) -> Result<Vec<f64>, numbers::Error> {
+    ) -> Result<Vec<f64>, diagnose::Error> {
         // An impulse shows weights; the others show biases, too.
         let [weight, bias] = self.slab.rows.types;
         let (float, shown) = match input {

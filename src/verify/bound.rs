@@ -3,7 +3,7 @@
 use super::Deployed;
 use crate::algebra::branches::branches;
 use crate::algebra::forward::Reading;
-use crate::algebra::geometry::{extent_of, four_dims};
+use crate::algebra::shape::{extent_of, four_dims};
 use crate::algebra::{Expr, Operand, Resolved};
 use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};

@@ -1,13 +1,13 @@
-//! What is not fused: the same names in both files, and the same bytes.
+//! Source is not fused: the same names in both files, and the same bytes.
 
 use std::collections::BTreeMap;
 
 use super::Options;
 use crate::algebra::Values;
-use crate::numbers;
-use crate::recipe::{Plan, What};
+use crate::fuse::diagnose;
+use crate::plan::{Plan, Source};
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Output, Tensor, quoted};
-use crate::values::Reader;
 
 /// How many tensors are copies, and what is wrong with the others.
 pub(super) fn compare_copies(
@@ -30,18 +30,18 @@ pub(super) fn compare_copies(
             continue;
         };
         match &planned.what {
-            What::Copy(tensor) => match difference(checkpoint, tensor, file, found)? {
+            Source::Copy(tensor) => match difference(checkpoint, tensor, file, found)? {
                 None => copied += 1,
                 Some(difference) => failures.push(difference),
             },
-            What::Fill(_) if !same_kind(&planned.output, found) => failures.push(format!(
+            Source::Fill(_) if !same_kind(&planned.output, found) => failures.push(format!(
                 "{found} is {} {:?}; expected {} {:?}",
                 found.dtype(),
                 found.shape(),
                 planned.output.dtype,
                 planned.output.shape
             )),
-            What::Fill(value) => {
+            Source::Fill(value) => {
                 let mut reader = Reader::new(file, 1 << 16);
                 let values = reader.vector(found, 0, found.len())?;
                 let value = found.dtype().float().map_or(*value, |f| f.round(*value));
@@ -50,7 +50,7 @@ pub(super) fn compare_copies(
                 }
             }
             // Compared as blocks.
-            What::Weight(..) | What::Bias(..) => {}
+            Source::Weight(..) | Source::Bias(..) => {}
         }
     }
     let leftovers = file
@@ -97,7 +97,7 @@ fn difference(
             let place = match tensor.dtype().bits() {
                 Some(bits) => {
                     let flat = byte * 8 / bits.max(1);
-                    format!("{:?}", numbers::place_in(tensor.shape(), flat))
+                    format!("{:?}", diagnose::place_in(tensor.shape(), flat))
                 }
                 None => format!("byte {byte}"),
             };

@@ -4,12 +4,13 @@ use std::convert::Infallible;
 use std::fmt;
 use std::ops::Range;
 
-use crate::algebra::{Conv, Expr, Geometry, Operand, Values, transposed};
+use crate::algebra::shape::transposed;
+use crate::algebra::{Conv, Expr, Geometry, Operand, Values};
+use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
-use crate::numbers;
-use crate::recipe::Fused;
+use crate::plan::PlannedConv;
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Float, Tensor, quoted};
-use crate::values::Reader;
 
 /// What the training form is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ type Stored<'a> = (&'a Tensor, Float);
 
 /// The deploy form's weight and, if it has one, its bias, or what is wrong with them. None in memory.
 pub(super) fn stored<'a>(
-    fused: &Fused,
+    fused: &PlannedConv,
     deployed: Deployed<'a>,
 ) -> Result<Option<(Stored<'a>, Option<Stored<'a>>)>, String> {
     let Deployed::File(file) = deployed else {
@@ -78,13 +79,13 @@ pub(super) fn stored<'a>(
 /// When the tensors are missing or of another shape, or cannot be read or folded.
 pub fn deployed_rows(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     deployed: Deployed<'_>,
     rows: Range<usize>,
-) -> Result<DeployedRows, numbers::Error> {
+) -> Result<DeployedRows, diagnose::Error> {
     let g = fused.geometry();
     match (
-        stored(fused, deployed).map_err(numbers::Error::Deployed)?,
+        stored(fused, deployed).map_err(diagnose::Error::Deployed)?,
         deployed,
     ) {
         (Some(((weight, of_weight), bias)), Deployed::File(file)) => {

@@ -17,6 +17,7 @@ mod bound;
 mod copies;
 mod deployed;
 mod probes;
+pub mod random;
 mod tally;
 
 use std::num::NonZeroU16;
@@ -24,10 +25,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use crate::numbers;
-use crate::recipe::{Plan, What};
+use crate::fuse::diagnose;
+use crate::plan::{Plan, Source};
+use crate::summary::units;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, quoted};
-use crate::units;
 
 use block::{Check, impulse_share};
 use copies::compare_copies;
@@ -80,7 +81,7 @@ pub struct Verdict {
     pub blocks: Vec<BlockVerdict>,
     /// Tensors that were copied and are the same, byte for byte.
     pub copied: usize,
-    /// What is wrong apart from the blocks: names missing or left over, copies that differ.
+    /// Source is wrong apart from the blocks: names missing or left over, copies that differ.
     pub failures: Vec<String>,
     /// Which rounding the file was allowed.
     pub allowance: Allowance,
@@ -95,7 +96,7 @@ pub struct BlockVerdict {
     pub name: String,
     /// The output module.
     pub module: String,
-    /// What it was fused from, in a line.
+    /// Source it was fused from, in a line.
     pub expression: String,
     /// The worst difference in units of its bound.
     pub ratio: f64,
@@ -111,7 +112,7 @@ pub struct BlockVerdict {
     pub impulses: [usize; 2],
     /// The types in which the training form's conv is and the deploy form's weight is stored.
     pub types: Option<[Float; 2]>,
-    /// What is wrong with its tensors, if they cannot be compared at all.
+    /// Source is wrong with its tensors, if they cannot be compared at all.
     pub failure: Option<String>,
     /// Whether it passes.
     pub accepted: bool,
@@ -169,7 +170,7 @@ pub fn verify(
     plan: &Plan,
     deployed: Deployed<'_>,
     options: &Options,
-) -> Result<Verdict, numbers::Error> {
+) -> Result<Verdict, diagnose::Error> {
     let allowance = allowance_of(deployed);
     let convs: Vec<_> = plan
         .blocks
@@ -196,7 +197,7 @@ pub fn verify(
         Deployed::InMemory => (
             plan.outputs
                 .iter()
-                .filter(|p| matches!(p.what, What::Copy(_)))
+                .filter(|p| matches!(p.what, Source::Copy(_)))
                 .count(),
             Vec::new(),
         ),

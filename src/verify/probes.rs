@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::algebra::Geometry;
 use crate::algebra::forward::{Input, Maps, Reading};
-use crate::random::SplitMix64;
+use crate::verify::random::SplitMix64;
 
 /// How high spikes are, given the largest weight: so high that every bias vanishes beside the smallest weight, and not so high
 /// that the squares of what comes out go beyond the largest f64. A power of two, so that it rounds nothing.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Affine, Folded};
 use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
-use crate::algebra::geometry;
+use crate::algebra::shape;
 
 /// Terms and a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(super) fn compile<T: Operand, V: Values<T>>(
 ) -> Result<Form<T>, V::Error> {
     match expr {
         Expr::Conv(conv) => {
-            let out = geometry::outputs(expr, inputs);
+            let out = shape::outputs(expr, inputs);
             let bias = match &conv.bias {
                 Some(bias) => values.vector(bias, 0, out)?,
                 None => vec![0.0; out],
@@ -95,7 +95,7 @@ fn fold_part<T: Operand, V: Values<T>>(
 ) -> Result<Affine, V::Error> {
     let head = Expr::Seq(head.to_vec());
     let form = compile(&head, inputs, after, values)?;
-    let geometry = geometry::of_part(&head, inputs, after.map(|a| &a.geometry));
+    let geometry = shape::of_part(&head, inputs, after.map(|a| &a.geometry));
     Folded { geometry, form }.all_rows(values)
 }
 

@@ -16,7 +16,7 @@ mod taps;
 
 use super::branches::Branch;
 use super::expr::{Operand, Values};
-use super::geometry::{Geometry, Resolved, four_dims};
+use super::shape::{Geometry, Resolved, four_dims};
 use form::{Form, Source, Term, compile};
 use row::read_row;
 use taps::{add_centred, blur, set_scaled, spread};

@@ -3,7 +3,7 @@
 use super::Affine;
 use super::taps::{add_at, add_scaled, spread};
 use crate::algebra::expr::{Conv, Operand, Values};
-use crate::algebra::geometry::{Geometry, channels, dilated, first_input, four_dims};
+use crate::algebra::shape::{Geometry, channels, dilated, first_input, four_dims};
 
 /// One output channel of a stored weight, and which inputs it sees.
 pub(super) struct Row {

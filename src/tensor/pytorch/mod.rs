@@ -114,7 +114,7 @@ pub(super) fn open(
         },
     }
     .map_err(|e| wrong(path, &e))?;
-    let state = source.state(value).map_err(|e| unread(path, &e))?;
+    let state = source.state(value).map_err(|e| wrong(path, &e))?;
     check(path, file_len, &loaded.pickle, (&place, value), &state)?;
     let metadata = match &archive {
         Some(archive) => archive.short(METADATA_ENTRY).map_err(|e| wrong(path, &e))?,

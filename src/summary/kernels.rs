@@ -2,15 +2,27 @@
 //!
 //! A kernel is reduced row by row, so a block of a gigabyte needs the memory of one of its rows.
 
+use crate::algebra::describe;
 use crate::algebra::fold::{Folded, Scratch};
 use crate::algebra::{Geometry, branches};
-use crate::describe;
-use crate::numbers;
-use crate::recipe::Fused;
-use crate::report::model::Kernel;
+use crate::fuse::diagnose;
+use crate::plan::PlannedConv;
 use crate::tensor::Checkpoint;
-use crate::values::Reader;
+use crate::tensor::Reader;
 use crate::verify::{Deployed, deployed_rows};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// A kernel seen from above.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Kernel {
+    /// What it is, as in `bn(3×3)`.
+    pub label: String,
+    /// Its own height and width, in the middle of the fused kernel's.
+    pub extent: [usize; 2],
+    /// The mean of |w| over all channels at each tap of the fused kernel, row by row.
+    pub taps: Vec<f64>,
+}
 
 /// The kernels of one block, on the taps of the fused one.
 #[derive(Clone, Debug)]
@@ -30,9 +42,9 @@ const SLAB_VALUES: usize = 1 << 18;
 /// When a value cannot be read, or a branch is not finite.
 pub fn kernel_maps(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     deployed: Deployed<'_>,
-) -> Result<KernelMaps, numbers::Error> {
+) -> Result<KernelMaps, diagnose::Error> {
     let g = fused.geometry();
     let mut reader = Reader::new(checkpoint, 1 << 18);
     let mut scratch = Scratch::default();
@@ -78,9 +90,9 @@ pub fn kernel_maps(
 
 fn stored_magnitudes(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     deployed: Deployed<'_>,
-) -> Result<Option<Vec<f64>>, numbers::Error> {
+) -> Result<Option<Vec<f64>>, diagnose::Error> {
     let g = fused.geometry();
     let mut sums = vec![0.0; g.extent[0] * g.extent[1]];
     // A transposed conv is stored by input channel, so it is read whole.
@@ -94,7 +106,7 @@ fn stored_magnitudes(
         match deployed_rows(checkpoint, fused, deployed, rows) {
             Ok(rows) => add_magnitudes(&rows.kernel, &mut sums),
             // The verdict says what is wrong with it.
-            Err(numbers::Error::Deployed(_)) => return Ok(None),
+            Err(diagnose::Error::Deployed(_)) => return Ok(None),
             Err(error) => return Err(error),
         }
     }

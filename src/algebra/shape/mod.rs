@@ -6,10 +6,11 @@
 
 mod error;
 mod inputs;
+mod size;
+pub mod transposed;
 mod walk;
 
 use super::expr::{Conv, Expr, Operand};
-use super::size;
 use inputs::{any_inputs, inputs_of, name_source};
 use walk::walk_conv;
 

@@ -20,6 +20,7 @@
 //! One sum is accumulated in one order, whatever the number of threads, so a result is reproducible on one kind of CPU.
 //! Between kinds it may differ by rounding: a fused multiply-add is used where there is one.
 
+pub mod block;
 mod dense;
 mod depthwise;
 mod element;

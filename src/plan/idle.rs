@@ -1,9 +1,9 @@
 //! What a recipe says that no tensor of a file answers to: a slip of the pen, or a part that this file does without.
 
-use super::expand::Index;
-use super::model::Recipe;
-use super::pattern::Pattern;
-use super::plan::covers;
+use crate::recipe::Recipe;
+use crate::recipe::expand::Index;
+use crate::recipe::pattern::Pattern;
+use crate::recipe::pattern::covers;
 
 /// The patterns of `drop`, `rename`, `keep` and `set` that match nothing, each behind the word it stands under.
 pub fn idle<'a>(recipe: &'a Recipe, index: &Index) -> Vec<(&'static str, &'a str)> {

@@ -9,11 +9,11 @@ use ndarray::{Array1, Array2, Array4, ArrayView4, Axis};
 
 use crate::algebra::forward::Reading;
 use crate::algebra::{Expr, Operand, Values};
-use crate::engine::{self, Conv2dGeometry, Element};
-use crate::recipe::{Fused, Plan, What};
-use crate::run::{self, Placement, number, pad, run};
+use crate::conv2d::block::{self, Placement, number, pad, run};
+use crate::conv2d::{self, Conv2dGeometry, Element};
+use crate::plan::{Plan, PlannedConv, Source};
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Tensor, quoted};
-use crate::values::Reader;
 use crate::verify::{Deployed, DeployedRows, deployed_rows};
 
 /// A network whose every layer is known.
@@ -25,13 +25,13 @@ pub struct Sequential<'a> {
 
 #[derive(Debug)]
 struct Step<'a> {
-    fused: &'a Fused,
+    fused: &'a PlannedConv,
     stride: usize,
     /// Weight and bias of the squeezing and of the exciting 1×1 conv.
     squeeze: Option<[[Tensor; 2]; 2]>,
 }
 
-/// What the two forms of a network make of the same images.
+/// Source the two forms of a network make of the same images.
 #[derive(Clone, Debug)]
 pub struct Outputs {
     /// The pooled features of the training form, `[images, channels]`.
@@ -64,9 +64,9 @@ pub enum Error {
         expected: String,
     },
     #[error("block {}", quoted(block))]
-    Run { block: String, source: run::Error },
+    Run { block: String, source: block::Error },
     #[error(transparent)]
-    Numbers(#[from] crate::numbers::Error),
+    Numbers(#[from] crate::fuse::diagnose::Error),
     #[error(transparent)]
     Tensor(#[from] crate::tensor::Error),
 }
@@ -142,7 +142,7 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
         .ok_or_else(|| outside(format!("block {}", quoted(first))))?;
     let head = pair(&head)?;
     for planned in &plan.outputs {
-        if let What::Copy(tensor) = &planned.what
+        if let Source::Copy(tensor) = &planned.what
             && !used.iter().any(|name| name == tensor.name())
         {
             return Err(outside(tensor.to_string()));
@@ -180,7 +180,7 @@ impl Sequential<'_> {
     }
 
     /// Every fused conv in order, its stride, and the height and width of what it gives for images of `size` × `size`.
-    pub fn places(&self, size: usize) -> Vec<(&Fused, usize, usize)> {
+    pub fn places(&self, size: usize) -> Vec<(&PlannedConv, usize, usize)> {
         let mut side = size;
         let place = |step: &Step<'_>| {
             // "Same" padding keeps the size, and a stride takes every so many pixels, the first one included.
@@ -210,7 +210,7 @@ impl Sequential<'_> {
         for step in &self.steps {
             let fused = step.fused;
             let placement = Placement::same(fused.geometry(), step.stride);
-            let failed = |source: run::Error| Error::Run {
+            let failed = |source: block::Error| Error::Run {
                 block: fused.module.clone(),
                 source,
             };
@@ -277,7 +277,7 @@ impl Sequential<'_> {
 /// # Errors
 /// When the maps do not fit.
 pub fn deployed_conv<F: Element>(
-    fused: &Fused,
+    fused: &PlannedConv,
     rows: &DeployedRows,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
@@ -294,7 +294,7 @@ pub fn deployed_conv<F: Element>(
         groups: padded.dim().1 / g.in_per_group().max(1),
         ..Default::default()
     };
-    let out = engine::conv2d(padded, kernel.view(), Some(bias.view()), &geometry);
+    let out = conv2d::conv2d(padded, kernel.view(), Some(bias.view()), &geometry);
     out.map_err(|e| Error::Run {
         block: fused.module.clone(),
         source: e.into(),

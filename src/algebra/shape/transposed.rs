@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use super::expr::{Operand, Values};
-use super::geometry::four_dims;
+use super::four_dims;
+use crate::algebra::expr::{Operand, Values};
 
 /// Reads output channels `rows` of the weight of a transposed conv as `[rows, in/groups, kh, kw]`.
 ///

@@ -11,10 +11,10 @@ use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
 #[derive(Clone, Debug)]
-pub(super) struct Start<'a> {
-    pub(super) rule: &'a BlockRule,
-    pub(super) anchor: &'a Tensor,
-    pub(super) captures: Captures,
+pub(crate) struct Start<'a> {
+    pub(crate) rule: &'a BlockRule,
+    pub(crate) anchor: &'a Tensor,
+    pub(crate) captures: Captures,
 }
 
 impl<'a> Start<'a> {
@@ -68,7 +68,7 @@ pub fn found_in(recipe: &Recipe, index: &Index) -> bool {
 
 /// Every place where a block starts, in the order of the recipe's rules and then of the names.
 /// There are no more once `looks` says that the file has been looked through too often.
-pub(super) fn starts<'a>(
+pub(crate) fn starts<'a>(
     recipe: &'a Recipe,
     index: &'a Index,
     looks: &'a Looks,
@@ -85,7 +85,7 @@ pub(super) fn starts<'a>(
 }
 
 /// Every tensor that matches one of a rule's anchors.
-pub(super) fn anchors<'a>(
+pub(crate) fn anchors<'a>(
     rule: &'a BlockRule,
     index: &'a Index,
 ) -> impl Iterator<Item = Start<'a>> {
@@ -100,7 +100,7 @@ pub(super) fn anchors<'a>(
 ///
 /// # Errors
 /// A sentence on the first that does not fit.
-pub(super) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String> {
+pub(crate) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String> {
     let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
     let mut missing = Vec::new();
     for (pattern, shape) in &start.rule.shapes {
@@ -168,7 +168,7 @@ fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> b
 }
 
 /// Why there is nothing to fuse: the deploy form, or names that almost fit.
-pub(super) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
+pub(crate) fn nothing(index: &Index, recipes: &[Recipe]) -> Error {
     match deployed(recipes, index) {
         Some(tensor) => Error::Deployed {
             tensor: tensor.to_string(),
@@ -192,26 +192,26 @@ pub fn deployed<'a>(recipes: &[Recipe], index: &'a Index) -> Option<&'a Tensor> 
 /// The distinct segments of a file's names: most recipes are ruled out by them before a name is matched.
 ///
 /// A file of a million tensors has a few dozen.
-pub(super) struct Segments<'a>(HashSet<&'a str>);
+pub(crate) struct Segments<'a>(HashSet<&'a str>);
 
 impl<'a> Segments<'a> {
-    pub(super) fn of(index: &'a Index) -> Segments<'a> {
+    pub(crate) fn of(index: &'a Index) -> Segments<'a> {
         Segments(index.keys().flat_map(|name| name.split('.')).collect())
     }
 
     /// Whether a name can match the pattern at all.
-    pub(super) fn allow(&self, pattern: &Pattern) -> bool {
+    pub(crate) fn allow(&self, pattern: &Pattern) -> bool {
         self.allow_text(pattern.text())
     }
 
     /// The same of a pattern that has not been parsed.
-    pub(super) fn allow_text(&self, pattern: &str) -> bool {
+    pub(crate) fn allow_text(&self, pattern: &str) -> bool {
         told_segments(pattern).all(|words| words.iter().any(|word| self.0.contains(word)))
     }
 
     /// How many of the segments that a pattern tells are in some name, of how many. (That there is a `weight`, or a module `0`,
     /// tells nothing.)
-    pub(super) fn share(&self, pattern: &Pattern) -> [usize; 2] {
+    pub(crate) fn share(&self, pattern: &Pattern) -> [usize; 2] {
         let common = |word: &&str| *word == "weight" || word.parse::<usize>().is_ok();
         let told = told_segments(pattern.text()).filter(|words| !words.iter().any(common));
         told.fold([0, 0], |[there, all], words| {
@@ -221,7 +221,7 @@ impl<'a> Segments<'a> {
     }
 
     /// Whether any name has this segment.
-    pub(super) fn have(&self, segment: &str) -> bool {
+    pub(crate) fn have(&self, segment: &str) -> bool {
         self.0.contains(segment)
     }
 }

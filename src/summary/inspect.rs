@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::algebra::geometry::four_dims;
-use crate::recipe::{self, Options, Plan, Recipe};
+use crate::algebra::shape::four_dims;
+use crate::plan::{self, Options, Plan};
+use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Tensor};
 
 /// Whether a file is to be fused or has been.
@@ -61,9 +62,9 @@ pub fn inspect(
     let index = checkpoint.tensors();
     let recipes = recipe.map_or_else(|| recipe::builtin_near(index), |r| Ok(vec![r.clone()]))?;
     let planned = match recipe {
-        Some(recipe) => recipe::plan(index, recipe, options),
+        Some(recipe) => plan::plan(index, recipe, options),
         None => recipe::detect_builtin(index, &recipes)
-            .and_then(|found| recipe::plan(index, found, options)),
+            .and_then(|found| plan::plan(index, found, options)),
     };
     let deployed = recipe::deployed(&recipes, index).is_some()
         || checkpoint
@@ -95,7 +96,7 @@ pub fn inspect(
         let count: &mut u64 = dtypes.entry(tensor.dtype().to_string()).or_default();
         *count = count.saturating_add(tensor.len() as u64);
     }
-    let parameters = crate::cost::parameters(index.values());
+    let parameters = crate::summary::cost::parameters(index.values());
     let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
     Ok(Inspection {
         form,

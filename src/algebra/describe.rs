@@ -1,6 +1,6 @@
 //! An expression in a line of text, as in `bn(3×3) + bn(1×1) + bn`.
 
-use crate::algebra::geometry::four_dims;
+use crate::algebra::shape::four_dims;
 use crate::algebra::{Conv, Expr, Factor, Operand};
 
 /// Describes an expression: convs by their kernels, everything else by its name.

@@ -2,21 +2,27 @@
 //!
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
+mod idle;
+mod select;
+
+pub use idle::idle;
+pub use select::glob;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::error::Error;
-use super::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
-use super::find::{Start, nothing, starts};
-use super::model::{BlockRule, Network, Recipe, Template};
-use super::near::owner;
-use super::pattern::{Captures, Pattern};
-use super::select::Select;
-use crate::algebra::geometry::resolve;
+use self::select::Select;
+use crate::algebra::shape::resolve;
 use crate::algebra::{Expr, Geometry, GeometryError, Resolved};
+use crate::recipe::Error;
+use crate::recipe::detect::{Start, nothing, starts};
+use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
+use crate::recipe::model::{BlockRule, Network, Recipe, Template};
+use crate::recipe::near::owner;
+use crate::recipe::pattern::{Captures, Pattern, covers};
 use crate::tensor::header::METADATA as RESERVED;
 use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 
-/// What a user may decide about a plan.
+/// Source a user may decide about a plan.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The eps of every batch norm, instead of the recipe's.
@@ -38,7 +44,7 @@ pub enum EpsSource {
     User,
 }
 
-/// What becomes of every tensor.
+/// Source becomes of every tensor.
 #[derive(Debug)]
 pub struct Plan {
     /// The name of the recipe.
@@ -66,8 +72,8 @@ pub struct Plan {
 pub struct Block {
     /// The path that its names share, or the output's name if there is none.
     pub name: String,
-    /// What it writes.
-    pub fused: Vec<Fused>,
+    /// Source it writes.
+    pub fused: Vec<PlannedConv>,
     /// The tensors that went into it, or that it makes superfluous.
     pub consumed: Vec<Tensor>,
     /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
@@ -76,10 +82,10 @@ pub struct Block {
 
 /// One fused conv.
 #[derive(Debug)]
-pub struct Fused {
+pub struct PlannedConv {
     /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
     pub module: String,
-    /// What it is fused from.
+    /// Source it is fused from.
     pub expr: Resolved<Tensor>,
     /// Whether a bias is written; where none is, nothing adds a constant.
     pub bias: bool,
@@ -90,15 +96,15 @@ pub struct Fused {
 /// A tensor of the output and where its bytes come from.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// What is written.
+    /// Source is written.
     pub output: Output,
     /// Where it comes from.
-    pub what: What,
+    pub what: Source,
 }
 
 /// Where the bytes of an output tensor come from.
 #[derive(Clone, Debug)]
-pub enum What {
+pub enum Source {
     /// A tensor of the input, byte for byte.
     Copy(Tensor),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
@@ -109,7 +115,7 @@ pub enum What {
     Fill(f64),
 }
 
-impl Fused {
+impl PlannedConv {
     /// The shapes of the fused conv.
     pub fn geometry(&self) -> &Geometry {
         self.expr.geometry()
@@ -168,7 +174,7 @@ struct Ledger<'a> {
     index: &'a Index,
     recipe: &'a Recipe,
     options: &'a Options,
-    /// What has been decided about a tensor: taken by a block, or kept by the user's wish.
+    /// Source has been decided about a tensor: taken by a block, or kept by the user's wish.
     taken: HashMap<String, Fate>,
     used_names: HashSet<String>,
     blocks: Vec<Block>,
@@ -180,7 +186,7 @@ struct Ledger<'a> {
     looked_at: &'a Looks,
     skipped: Vec<String>,
     renamed: BTreeMap<String, String>,
-    /// What blocks use and leave where it is.
+    /// Source blocks use and leave where it is.
     kept: HashSet<String>,
     /// The name of a block, a tensor that it sets, and the number.
     filled: Vec<(String, Tensor, f64)>,
@@ -311,7 +317,7 @@ impl<'a> Ledger<'a> {
         template: &Template,
         start: &Start<'_>,
         block: &str,
-    ) -> Result<(Fused, Vec<Tensor>, bool), Error> {
+    ) -> Result<(PlannedConv, Vec<Tensor>, bool), Error> {
         let Start { rule, captures, .. } = start;
         let fail = |message: String| Error::Block {
             block: block.to_owned(),
@@ -355,7 +361,7 @@ impl<'a> Ledger<'a> {
             )));
         }
         let stored = stored_type(expr.expr()).map_err(fail)?;
-        let fused = Fused {
+        let fused = PlannedConv {
             module: module.fill(captures).unwrap_or_default(),
             expr,
             bias: rule.bias,
@@ -435,7 +441,7 @@ impl<'a> Ledger<'a> {
                 });
             }
             outputs.push(Planned {
-                what: What::Fill(*value),
+                what: Source::Fill(*value),
                 ..copy(tensor, tensor.name().to_owned())
             });
         }
@@ -446,14 +452,14 @@ impl<'a> Ledger<'a> {
                     format!("{}.weight", fused.module),
                     fused.dtype,
                     shape,
-                    What::Weight(b, f),
+                    Source::Weight(b, f),
                 ));
                 if fused.bias {
                     outputs.push(planned(
                         format!("{}.bias", fused.module),
                         fused.dtype,
                         vec![fused.geometry().out],
-                        What::Bias(b, f),
+                        Source::Bias(b, f),
                     ));
                 }
             }
@@ -479,7 +485,7 @@ impl<'a> Ledger<'a> {
     fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {
         let mut seen: HashMap<&str, &Planned> = HashMap::new();
         for planned in outputs {
-            if let (RESERVED, What::Copy(tensor)) = (&*planned.output.name, &planned.what) {
+            if let (RESERVED, Source::Copy(tensor)) = (&*planned.output.name, &planned.what) {
                 return Err(Error::Reserved {
                     name: RESERVED,
                     tensor: tensor.to_string(),
@@ -487,11 +493,11 @@ impl<'a> Ledger<'a> {
             }
             if let Some(other) = seen.insert(&planned.output.name, planned) {
                 let [first, second] = [other, planned].map(|p| match &p.what {
-                    What::Copy(tensor) => format!("a copy of {tensor}"),
-                    What::Weight(b, _) | What::Bias(b, _) => {
+                    Source::Copy(tensor) => format!("a copy of {tensor}"),
+                    Source::Weight(b, _) | Source::Bias(b, _) => {
                         format!("a fused tensor of block {}", quoted(&self.blocks[*b].name))
                     }
-                    What::Fill(_) => "a tensor that the recipe sets".to_owned(),
+                    Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
                 });
                 return Err(Error::Clash {
                     name: planned.output.name.clone(),
@@ -525,7 +531,7 @@ fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
     Ok(found.unwrap_or(Float::F32))
 }
 
-fn planned(name: String, dtype: Float, shape: Vec<usize>, what: What) -> Planned {
+fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Source) -> Planned {
     let byte_len = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
     Planned {
         output: Output {
@@ -547,7 +553,7 @@ fn copy(tensor: &Tensor, name: String) -> Planned {
     };
     Planned {
         output,
-        what: What::Copy(tensor.clone()),
+        what: Source::Copy(tensor.clone()),
     }
 }
 
@@ -562,16 +568,6 @@ fn below<'a>(index: &'a Index, module: &str) -> impl Iterator<Item = &'a Tensor>
         .take_while(move |(name, _)| name.starts_with(&inside))
         .map(|(_, tensor)| tensor);
     index.get(module).into_iter().chain(tensors)
-}
-
-/// If a pattern names this tensor or a module above it: the length of that name, and the captures.
-pub(super) fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
-    let ends = name
-        .match_indices('.')
-        .map(|(at, _)| at)
-        .chain([name.len()]);
-    ends.into_iter()
-        .find_map(|end| Some((end, pattern.matches(&name[..end], &Captures::new())?)))
 }
 
 fn renamed(rules: &[(Pattern, Pattern)], name: &str) -> Option<String> {

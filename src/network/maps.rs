@@ -6,12 +6,12 @@
 use ndarray::{Array4, ArrayView4};
 
 use crate::algebra::forward::Reading;
-use crate::engine::PaddingMode;
+use crate::conv2d::PaddingMode;
+use crate::conv2d::block::{self, Placement, pad, run_part};
 use crate::network::{self, deployed_conv};
-use crate::recipe::{Block, Fused, Plan};
-use crate::run::{self, Placement, pad, run_part};
+use crate::plan::{Block, Plan, PlannedConv};
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, quoted};
-use crate::values::Reader;
 use crate::verify::{
     Deployed, DeployedRows, Rounding, Shown, allowance_of, beyond, deployed_rows, is_worse, ratio,
     worse,
@@ -69,11 +69,11 @@ pub enum Error {
     #[error("the maps hold {value} at {at:?}; expected finite numbers")]
     NotFinite { value: f64, at: [usize; 4] },
     #[error("block {}", quoted(block))]
-    Run { block: String, source: run::Error },
+    Run { block: String, source: block::Error },
     #[error(transparent)]
     Network(#[from] network::Error),
     #[error(transparent)]
-    Numbers(#[from] crate::numbers::Error),
+    Numbers(#[from] crate::fuse::diagnose::Error),
 }
 
 /// Runs blocks on maps: those that bear a block's name on that block, any other on every block whose width fits.
@@ -90,7 +90,7 @@ pub fn verify_maps(
     if arrays.is_empty() {
         return Err(Error::Empty);
     }
-    let convs: Vec<(&Block, &Fused)> = plan
+    let convs: Vec<(&Block, &PlannedConv)> = plan
         .blocks
         .iter()
         .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
@@ -102,11 +102,11 @@ pub fn verify_maps(
             let (at, value) = (at.into(), *value);
             return Err(Error::NotFinite { value, at });
         }
-        let named = |(block, fused): &&(&Block, &Fused)| {
+        let named = |(block, fused): &&(&Block, &PlannedConv)| {
             name.as_ref()
                 .is_some_and(|n| *n == block.name || *n == fused.module)
         };
-        let fits = |(_, fused): &&(&Block, &Fused)| widths(fused).contains(&channels);
+        let fits = |(_, fused): &&(&Block, &PlannedConv)| widths(fused).contains(&channels);
         let by_name: Vec<_> = convs.iter().filter(named).collect();
         let chosen: Vec<_> = if by_name.is_empty() {
             convs.iter().filter(fits).collect()
@@ -127,7 +127,7 @@ pub fn verify_maps(
 }
 
 /// The numbers of channels that a block may be applied to: a conv `[out, 1, kh, kw]` may be depthwise.
-fn widths(fused: &Fused) -> Vec<usize> {
+fn widths(fused: &PlannedConv) -> Vec<usize> {
     let g = fused.geometry();
     match !g.groups_known && g.in_per_group() == 1 {
         true => vec![g.inputs, g.out],
@@ -137,7 +137,7 @@ fn widths(fused: &Fused) -> Vec<usize> {
 
 fn one(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     deployed: Deployed<'_>,
     maps: ArrayView4<'_, f64>,
     options: &Options,
@@ -153,7 +153,7 @@ fn one(
         padding,
         mode: options.mode,
     };
-    let failed = |source: run::Error| Error::Run {
+    let failed = |source: block::Error| Error::Run {
         block: fused.module.clone(),
         source,
     };

@@ -1,9 +1,9 @@
 //! What blocks cost before and after: parameters and multiply-adds.
 
-use crate::algebra::geometry::four_dims;
+use crate::algebra::shape::four_dims;
 use crate::algebra::{Expr, Operand};
 use crate::network::sequential;
-use crate::recipe::{Fused, Plan};
+use crate::plan::{Plan, PlannedConv};
 use crate::tensor::{Checkpoint, Tensor};
 
 /// A number before and after fusing.
@@ -43,7 +43,7 @@ pub fn is_learned(name: &str) -> bool {
 ///
 /// An inner conv runs at every input pixel of the last one, so a stride `s` counts it `s²` times. For a transposed conv
 /// the pixel is one of the input.
-pub fn macs_per_pixel(fused: &Fused, stride: usize) -> Change {
+pub fn macs_per_pixel(fused: &PlannedConv, stride: usize) -> Change {
     let g = fused.geometry();
     Change {
         before: macs(fused.expr.expr(), 1, (stride * stride) as u64),

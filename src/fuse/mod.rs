@@ -1,8 +1,10 @@
 //! Writing the deploy form: every block folded row by row, every other tensor copied.
 //!
 //! Output channels are independent, so the work is cut into slabs of them; each worker takes the next slab,
-//! reads its rows of every branch, and writes them straight to their place. What is written does not depend
+//! reads its rows of every branch, and writes them straight to their place. Source is written does not depend
 //! on the number of workers.
+
+pub mod diagnose;
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -11,20 +13,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::algebra::fold::{Folded, Scratch};
-use crate::numbers::{self, explain};
-use crate::recipe::{Fused, Plan, Planned, What};
+use crate::plan::{Plan, Planned, PlannedConv, Source};
+use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
     Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
 };
-use crate::values::Reader;
+use diagnose::explain;
 
 /// The bytes that a worker reads, folds and writes at a time.
 ///
 /// As fast as 1 MiB, with a quarter of its memory.
 const SLAB_BYTES: usize = 1 << 18;
 
-/// What a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
+/// Source a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
 const BYTES_PER_THREAD: u64 = 4 << 20;
 
 /// How a file is written.
@@ -82,7 +84,7 @@ pub fn fuse(
     destination: &Path,
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
-) -> Result<Unfinished, numbers::Error> {
+) -> Result<Unfinished, diagnose::Error> {
     let place = place_for(checkpoint, destination, options.replace)?;
     let outputs: Vec<Output> = plan
         .outputs
@@ -95,7 +97,7 @@ pub fn fuse(
     let writes = WriteQueue::new(&writer);
     let order = layout.order();
     let tasks = Mutex::new(tasks(plan, &layout, &order));
-    let failure: Mutex<Option<numbers::Error>> = Mutex::new(None);
+    let failure: Mutex<Option<diagnose::Error>> = Mutex::new(None);
     let threads = options.threads.unwrap_or_else(|| {
         let worth = 1 + (layout.file_len() / BYTES_PER_THREAD) as usize;
         match worth {
@@ -189,7 +191,7 @@ fn metadata(checkpoint: &Checkpoint, plan: &Plan) -> Vec<(String, String)> {
     metadata
 }
 
-/// What the metadata that repfuse adds begins with.
+/// Source the metadata that repfuse adds begins with.
 pub const METADATA_PREFIX: &str = "repfuse.";
 
 enum Task<'a> {
@@ -212,7 +214,7 @@ enum Task<'a> {
 
 /// A fused conv that several workers write.
 struct Job<'a> {
-    fused: &'a Fused,
+    fused: &'a PlannedConv,
     weight_at: u64,
     /// Where the bias is written, if there is one.
     bias_at: Option<u64>,
@@ -221,7 +223,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// What is stored of the weight, as rows: output channels, or input channels of a transposed conv.
+    /// Source is stored of the weight, as rows: output channels, or input channels of a transposed conv.
     fn stored_rows(&self) -> (usize, usize) {
         let shape = self.fused.geometry().weight_shape();
         (shape[0], shape[1..].iter().product())
@@ -241,7 +243,7 @@ fn tasks<'a>(
         .iter()
         .enumerate()
         .filter_map(|(i, planned)| match planned.what {
-            What::Bias(b, f) => Some(((b, f), layout.offset(i))),
+            Source::Bias(b, f) => Some(((b, f), layout.offset(i))),
             _ => None,
         })
         .collect();
@@ -250,13 +252,13 @@ fn tasks<'a>(
             let planned = &plan.outputs[run[0]];
             let to = layout.offset(run[0]);
             match &planned.what {
-                What::Copy(tensor) if run.len() == 1 => Box::new(
+                Source::Copy(tensor) if run.len() == 1 => Box::new(
                     slabs(tensor.byte_len(), SLAB_BYTES as u64).map(move |bytes| Task::Copy {
                         to: to + bytes.start,
                         from: vec![(tensor, bytes)],
                     }),
                 ),
-                What::Copy(_) => Box::new(std::iter::once(Task::Copy {
+                Source::Copy(_) => Box::new(std::iter::once(Task::Copy {
                     from: run
                         .iter()
                         .filter_map(|&i| copied(&plan.outputs[i]))
@@ -264,7 +266,7 @@ fn tasks<'a>(
                         .collect(),
                     to,
                 })),
-                What::Fill(value) => {
+                Source::Fill(value) => {
                     let float = planned.output.dtype.float().unwrap_or(Float::F32);
                     let slabs = slabs(planned.output.byte_len, SLAB_BYTES as u64);
                     Box::new(slabs.map(move |bytes| Task::Fill {
@@ -274,7 +276,7 @@ fn tasks<'a>(
                         to: to + bytes.start,
                     }))
                 }
-                What::Weight(b, f) => {
+                Source::Weight(b, f) => {
                     let fused = &plan.blocks[*b].fused[*f];
                     let job = Arc::new(Job {
                         fused,
@@ -291,7 +293,7 @@ fn tasks<'a>(
                         }),
                     )
                 }
-                What::Bias(..) => Box::new(std::iter::empty()),
+                Source::Bias(..) => Box::new(std::iter::empty()),
             }
         },
     )
@@ -319,7 +321,7 @@ fn runs<'a>(plan: &'a Plan, order: &'a [usize]) -> impl Iterator<Item = &'a [usi
 
 fn copied(planned: &Planned) -> Option<&Tensor> {
     match &planned.what {
-        What::Copy(tensor) => Some(tensor),
+        Source::Copy(tensor) => Some(tensor),
         _ => None,
     }
 }
@@ -360,7 +362,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Does one task; returns the bytes it wrote.
-    fn run(&mut self, task: Task<'_>) -> Result<u64, numbers::Error> {
+    fn run(&mut self, task: Task<'_>) -> Result<u64, diagnose::Error> {
         match task {
             Task::Copy { from, to } => {
                 let len: u64 = from.iter().map(|(_, bytes)| bytes.end - bytes.start).sum();
@@ -390,7 +392,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Folds some rows of a weight, and the biases that belong to them.
-    fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, numbers::Error> {
+    fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, diagnose::Error> {
         let (fused, (all_rows, row_len)) = (job.fused, job.stored_rows());
         let (g, dtype) = (fused.geometry(), fused.dtype);
         self.reader.forget();
@@ -439,7 +441,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Writes the biases from output channel `first` on, where the conv has any.
-    fn write_biases(&mut self, job: &Job<'_>, first: usize) -> Result<u64, numbers::Error> {
+    fn write_biases(&mut self, job: &Job<'_>, first: usize) -> Result<u64, diagnose::Error> {
         let (fused, dtype) = (job.fused, job.fused.dtype);
         let Some(bias_at) = job.bias_at else {
             return Ok(0);
@@ -461,7 +463,7 @@ impl<'a> Worker<'a> {
         self.write(bias_at + (first * dtype.size()) as u64)
     }
 
-    fn write(&mut self, at: u64) -> Result<u64, numbers::Error> {
+    fn write(&mut self, at: u64) -> Result<u64, diagnose::Error> {
         let bytes = std::mem::take(&mut self.bytes);
         let len = bytes.len() as u64;
         self.bytes = self.writes.put(bytes, at)?;
@@ -475,10 +477,10 @@ impl<'a> Worker<'a> {
 /// When a number cannot be folded or stored, or the file cannot be read.
 pub fn fold_rows(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     rows: Range<usize>,
     reader: &mut Reader<'_>,
-) -> Result<(Vec<f64>, Vec<f64>), numbers::Error> {
+) -> Result<(Vec<f64>, Vec<f64>), diagnose::Error> {
     let folded = Folded::compile(&fused.expr, reader)?;
     let len = fused.geometry().row_len();
     let (mut kernel, mut biases) = (vec![0.0; rows.len() * len], Vec::with_capacity(rows.len()));

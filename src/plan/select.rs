@@ -2,7 +2,7 @@
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use super::error::Error;
+use crate::recipe::Error;
 
 /// Compiles a glob.
 ///

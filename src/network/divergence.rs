@@ -21,7 +21,7 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Zip};
 
-use crate::random::SplitMix64;
+use crate::verify::random::SplitMix64;
 
 /// Distributions that cannot be compared.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -8,9 +8,9 @@ use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
 use num_traits::{Float, NumCast};
 
 use crate::algebra::forward::{Reading, gate};
-use crate::algebra::geometry::{extent as extent_of, four_dims};
+use crate::algebra::shape::{extent as extent_of, four_dims};
 use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, GeometryError, Operand, Resolved, Values};
-use crate::engine::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
+use crate::conv2d::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
 use crate::tensor::Tensor;
 
 /// What no weight file stores: how a block lies in its network.
@@ -270,7 +270,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
             groups: conv.groups.unwrap_or(1),
             ..Default::default()
         };
-        Ok(engine::conv2d(
+        Ok(conv2d::conv2d(
             x,
             weight.view(),
             bias.as_ref().map(|b| b.view()),

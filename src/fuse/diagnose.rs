@@ -1,9 +1,9 @@
 //! Numbers that cannot be folded or stored: found, named, and placed.
 
 use crate::algebra::{Expr, Values};
-use crate::recipe::{Fused, Plan};
+use crate::plan::{Plan, PlannedConv};
+use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
-use crate::values::Reader;
 
 /// A number that stands in the way.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +113,7 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWei
 /// Says why channel `o` of a fused conv has no finite value in its type.
 pub(crate) fn explain(
     checkpoint: &Checkpoint,
-    fused: &Fused,
+    fused: &PlannedConv,
     o: usize,
     row: &[f64],
     bias: f64,

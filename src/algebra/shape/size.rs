@@ -3,8 +3,8 @@
 //! A dilation and an average pooling spread a few stored numbers over a wide kernel, and sums of diagonal maps behind a
 //! conv multiply out. Both are bound here by what the block's tensors hold, before anything is allocated.
 
-use super::expr::{Expr, Operand};
-use super::geometry::{GeometryError, Op, compose, walk};
+use super::{GeometryError, Op, compose, walk};
+use crate::algebra::expr::{Expr, Operand};
 
 /// What is folded may hold this many times what the block's tensors hold: enough for a depthwise kernel of 16×16 that is
 /// widened to a dense one.

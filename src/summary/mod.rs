@@ -1,0 +1,6 @@
+//! What a file is and what it costs: blocks, parameters, multiply-adds, kernels per tap.
+
+pub mod cost;
+pub mod inspect;
+pub mod kernels;
+pub mod units;
