@@ -11,27 +11,24 @@ use std::sync::Arc;
 
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
+use super::facts::Facts;
 use super::header::{self, Header};
-use super::open;
+use super::open::{self, read_exact_at};
+use super::plain::Wrapping;
+use super::pytorch;
+use super::strided::View;
 
 /// A file of tensors, opened; only its header has been read.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    source: Source,
+    /// The files in which each tensor has its place, with their paths. The first is the one that was opened.
+    files: Vec<(PathBuf, File)>,
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
-}
-
-/// Where the bytes of its tensors are.
-#[derive(Debug)]
-enum Source {
-    /// Files in which each tensor lies at a position of its own, with their paths: a safetensors file, or those of a graph.
-    Files(Vec<(PathBuf, File)>),
-    /// A file that `torch.save` wrote.
-    #[cfg(feature = "pytorch")]
-    Pytorch(super::pytorch::Storages),
+    facts: Facts,
+    wrapping: Option<Wrapping>,
 }
 
 /// One tensor of a checkpoint; cloning it is cheap.
@@ -61,8 +58,8 @@ pub enum Place {
     },
     /// In memory: a few numbers that no file holds as little-endian bytes side by side.
     InMemory(Arc<[u8]>),
-    /// Where the reader of a format that is no plain bytes finds it.
-    ByName,
+    /// In the first file, as a view of what is stored there.
+    View(Arc<View>),
 }
 
 /// A tensor of a file whose format is read elsewhere.
@@ -226,9 +223,9 @@ impl Checkpoint {
         }
         read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
-        #[cfg(feature = "pytorch")]
-        if super::pytorch::is_one(prefix, file_len) {
-            return Checkpoint::open_pytorch(path, file_len, key);
+        if let Some(form) = pytorch::form(&file, prefix, file_len) {
+            let contents = pytorch::open(&path, &file, file_len, form, key)?;
+            return Checkpoint::of_pytorch(path, file, file_len, contents);
         }
         if let Some(key) = key {
             return Err(Error::NoKeys {
@@ -269,9 +266,11 @@ impl Checkpoint {
         Ok(Checkpoint {
             tensors: tensors.collect(),
             metadata,
-            source: Source::Files(vec![(path.clone(), file)]),
+            files: vec![(path.clone(), file)],
             path,
             file_len,
+            facts: Facts::default(),
+            wrapping: None,
         })
     }
 
@@ -322,18 +321,30 @@ impl Checkpoint {
             tensors,
             metadata: Vec::new(),
             path: path.clone(),
-            source: Source::Files(files),
+            files,
             file_len,
+            facts: Facts::default(),
+            wrapping: None,
         })
     }
 
-    #[cfg(feature = "pytorch")]
-    fn open_pytorch(path: PathBuf, file_len: u64, key: Option<&str>) -> Result<Checkpoint, Error> {
-        let (storages, entries) = super::pytorch::open(&path, file_len, key)?;
-        let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
+    fn of_pytorch(
+        path: PathBuf,
+        file: File,
+        file_len: u64,
+        contents: pytorch::Contents,
+    ) -> Result<Checkpoint, Error> {
+        let tensors = contents.tensors.into_iter().map(|(name, stored)| {
+            let pytorch::Stored { dtype, shape, view } = stored;
             let info = Info {
-                place: Place::ByName,
-                byte_len,
+                byte_len: view.byte_len,
+                place: match view.is_plain() {
+                    true => Place::InFile {
+                        file: 0,
+                        offset: view.at,
+                    },
+                    false => Place::View(Arc::new(view)),
+                },
                 dtype,
                 shape,
                 stored: None,
@@ -341,22 +352,37 @@ impl Checkpoint {
             };
             (name, Tensor(Arc::new(info)))
         });
+        let metadata = match contents.metadata {
+            Some(json) => header::parse_metadata(&json).map_err(|reason| Error::Pytorch {
+                path: path.clone(),
+                reason,
+            })?,
+            None => vec![("format".to_owned(), "pt".to_owned())],
+        };
         Ok(Checkpoint {
             tensors: tensors.collect(),
-            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            metadata,
+            files: vec![(path.clone(), file)],
             path,
-            source: Source::Pytorch(storages),
             file_len,
+            facts: contents.facts,
+            wrapping: Some(contents.wrapping),
         })
+    }
+
+    /// What stands around the state dict in a file that `torch.save` wrote; none for other files.
+    pub fn wrapping(&self) -> Option<&Wrapping> {
+        self.wrapping.as_ref()
     }
 
     /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
     pub fn unwrapped(&self) -> Option<&str> {
-        match &self.source {
-            Source::Files(_) => None,
-            #[cfg(feature = "pytorch")]
-            Source::Pytorch(storages) => storages.key(),
-        }
+        self.wrapping.as_ref()?.key.as_deref()
+    }
+
+    /// What the file says of its modules, as a pickled module does.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The path it was opened from.
@@ -395,25 +421,24 @@ impl Checkpoint {
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
             return Err(unreadable(&self.path, beyond));
         }
-        match (&tensor.0.place, &self.source) {
-            (Place::InMemory(bytes), _) => {
+        let number = match &tensor.0.place {
+            Place::InFile { file, .. } => *file,
+            Place::View(_) | Place::InMemory(_) => 0,
+        };
+        let Some((path, file)) = self.files.get(number) else {
+            let elsewhere = format!("{tensor} is of another file");
+            let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
+            return Err(unreadable(&self.path, elsewhere));
+        };
+        match &tensor.0.place {
+            Place::InMemory(bytes) => {
                 out.copy_from_slice(&bytes[at as usize..][..out.len()]);
                 Ok(())
             }
-            (Place::InFile { file, offset }, Source::Files(files)) if *file < files.len() => {
-                let (path, file) = &files[*file];
-                read_exact_at(file, out, offset + at).map_err(|e| unreadable(path, e))
-            }
-            #[cfg(feature = "pytorch")]
-            (Place::ByName, Source::Pytorch(storages)) => {
-                storages.read_at(&self.path, tensor.name(), at, out)
-            }
-            _ => {
-                let elsewhere = format!("{tensor} is of another file");
-                let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
-                Err(unreadable(&self.path, elsewhere))
-            }
+            Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
+            Place::View(view) => view.read(file, at, out),
         }
+        .map_err(|e| unreadable(path, e))
     }
 
     /// Whether `path` leads to this very file, by whatever name.
@@ -448,23 +473,4 @@ fn same_inode(a: &Path, b: &Path) -> bool {
 #[cfg(not(unix))]
 fn same_inode(_: &Path, _: &Path) -> bool {
     false
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                at += n as u64;
-            }
-        }
-    }
-    Ok(())
 }

@@ -7,13 +7,15 @@ pub mod checkpoint;
 pub mod destination;
 pub mod dtype;
 pub mod error;
+pub mod facts;
 pub mod header;
 mod open;
 mod operand;
-#[cfg(feature = "pytorch")]
+pub mod plain;
 mod pytorch;
 pub mod queue;
 pub mod scratch;
+mod strided;
 pub mod windows;
 pub mod write;
 
@@ -21,7 +23,10 @@ pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
+pub use facts::Facts;
+pub use plain::{Plain, Wrapping};
 pub use queue::WriteQueue;
 pub use scratch::Scratch;
+pub use strided::View;
 pub use windows::Reader;
 pub use write::{Output, Writer};

@@ -59,3 +59,23 @@ fn name_of(kind: FileType) -> Option<&'static str> {
     }
     Some("something else")
 }
+
+/// Fills `out` with the bytes of a file from position `at` on.
+#[cfg(unix)]
+pub(super) fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(windows)]
+pub(super) fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
