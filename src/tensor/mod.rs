@@ -3,13 +3,14 @@
 //! Nothing here knows a convolution.
 
 pub mod arrays;
+pub(crate) mod bytes;
 pub mod checkpoint;
 pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod facts;
 pub mod header;
-mod open;
+pub(crate) mod open;
 mod operand;
 pub mod plain;
 mod pytorch;
@@ -18,6 +19,7 @@ pub mod scratch;
 mod strided;
 pub mod windows;
 pub mod write;
+pub(crate) mod zip;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;

@@ -9,7 +9,7 @@ use super::error::Error;
 ///
 /// # Errors
 /// When it cannot be opened, or is something else.
-pub(super) fn regular(path: &Path) -> Result<(File, Metadata), Error> {
+pub(crate) fn regular(path: &Path) -> Result<(File, Metadata), Error> {
     let io = |source| Error::Io {
         what: "open",
         path: path.to_owned(),
@@ -62,12 +62,12 @@ fn name_of(kind: FileType) -> Option<&'static str> {
 
 /// Fills `out` with the bytes of a file from position `at` on.
 #[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, at)
 }
 
 #[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
     while !out.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
             0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),

@@ -12,9 +12,9 @@ use super::open::read_exact_at;
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
     /// Where the first number begins in the file.
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// The bytes of the tensor, when it is read.
-    pub(super) byte_len: u64,
+    pub(crate) byte_len: u64,
     /// How the numbers lie, if not one after the other.
     strides: Option<Strides>,
     /// The bytes of a part of a number whose order is to be turned; 1 where it is as it should be.
@@ -49,7 +49,7 @@ impl View {
     }
 
     /// Whether the bytes of the tensor lie in the file as they are read.
-    pub(super) fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.strides.is_none() && self.swapped == 1
     }
 
@@ -57,7 +57,7 @@ impl View {
     ///
     /// # Errors
     /// When a part of the view lies outside of the storage.
-    pub(super) fn new(
+    pub(crate) fn new(
         storage: Range<u64>,
         size: u64,
         offset: u64,

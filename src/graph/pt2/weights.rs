@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::json::{Key, Members, Raw, Tagged, read};
 use super::schema::{STRIDED, TensorMeta};
-use crate::tensor::{Dtype, Part, Place, quoted};
+use crate::tensor::{Dtype, Part, Place, View, quoted};
 
 /// The configuration of a folder of raw tensors.
 #[derive(Deserialize)]
@@ -60,63 +61,22 @@ pub(super) fn stored(name: &str, payload: &Payload<'_>, range: &Range<u64>) -> R
         Some(offset) => known(offset).ok_or_else(|| format!("{} has no storage offset", quoted(name)))?,
         None => 0,
     };
-    let place = place(range, &dtype, offset, &sizes, &strides)
+    let bits = dtype.bits().filter(|bits| bits % 8 == 0);
+    let Some(size) = bits.map(|bits| bits as u64 / 8) else {
+        return unread("has elements that are no whole bytes");
+    };
+    let view = View::new(range.clone(), size, offset, &sizes, &strides)
         .map_err(|why| format!("{} {why}", quoted(name)))?;
+    if view.byte_len > range.end - range.start {
+        return unread("repeats what is stored, as `expand` does");
+    }
     let shape = sizes.iter().map(|n| usize::try_from(*n)).collect::<Result<Vec<_>, _>>();
     let shape = shape.map_err(|_| format!("the shape {sizes:?} of {} is too large", quoted(name)))?;
-    Ok(match place {
-        Some(place) => Stored::Tensor(Part {
-            name: name.to_owned(),
-            dtype,
-            shape,
-            place,
-        }),
-        None => Stored::Unread(format!(
-            "{} does not lie in the file row by row (its strides are {strides:?})",
-            quoted(name)
-        )),
-    })
-}
-
-/// Where the numbers lie; none if not one after the other.
-fn place(
-    range: &Range<u64>,
-    dtype: &Dtype,
-    offset: u64,
-    sizes: &[u64],
-    strides: &[u64],
-) -> Result<Option<Place>, String> {
-    if sizes.len() != strides.len() {
-        return Err(format!("has {} dimensions and {} strides", sizes.len(), strides.len()));
-    }
-    let bits = dtype.bits().filter(|bits| bits % 8 == 0);
-    let size = bits.ok_or_else(|| format!("has the type {dtype}, which is no whole bytes"))? as u64 / 8;
-    let short = || {
-        format!(
-            "takes more than the {} bytes that are there of it",
-            range.end - range.start
-        )
+    let place = match view.is_plain() {
+        true => Place::InFile { file: 0, offset: view.at },
+        false => Place::View(Arc::new(view)),
     };
-    let count = sizes.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).ok_or_else(short)?;
-    let last = sizes.iter().zip(strides).try_fold(offset, |last, (n, stride)| {
-        last.checked_add(n.saturating_sub(1).checked_mul(*stride)?)
-    });
-    let end = match count {
-        0 => Some(offset),
-        _ => last.and_then(|last| last.checked_add(1)),
-    };
-    let end = end.and_then(|end| end.checked_mul(size)?.checked_add(range.start));
-    end.filter(|end| *end <= range.end).ok_or_else(short)?;
-    let mut dense = 1u64;
-    let in_order = sizes.iter().zip(strides).rev().all(|(n, stride)| {
-        let fits = *n == 1 || *stride == dense;
-        dense = dense.saturating_mul(*n);
-        fits
-    });
-    Ok((in_order || count == 0).then(|| Place::InFile {
-        file: 0,
-        offset: range.start + offset * size,
-    }))
+    Ok(Stored::Tensor(Part { name: name.to_owned(), dtype, shape, place }))
 }
 
 /// A number that is there before the network runs: `{"as_int": 3}`.

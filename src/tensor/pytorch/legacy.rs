@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 
-use super::bytes::Bytes;
+use crate::tensor::bytes::Bytes;
 use super::pickle;
 use super::storage::{Storages, Stored, dtype_of_storage, whole};
 use super::value::{Node, Pickle, Value};

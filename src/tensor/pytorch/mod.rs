@@ -1,26 +1,25 @@
 //! Files that `torch.save` wrote, read as data: nothing in them is executed.
 //!
 //! A pickle ([`pickle`]) becomes values ([`value`]); among them is the state dict ([`wrap`], [`state`]), and each tensor of it is a
-//! view of a storage ([`storage`]), which is a range of the file: an entry of an archive ([`zip`]), or, in the older forms
+//! view of a storage ([`storage`]), which is a range of the file: an entry of an archive ([`zip`](super::zip)), or, in the older forms
 //! ([`legacy`]), what follows the pickle.
 
-mod bytes;
 mod legacy;
 mod pickle;
 mod state;
 mod storage;
 mod value;
 mod wrap;
-mod zip;
 
 use std::fs::File;
 use std::path::Path;
 
 use super::error::{Error, plain, quoted};
 use super::facts::Facts;
+use super::bytes::Bytes;
 use super::open::read_exact_at;
+use super::zip;
 use super::plain::Wrapping;
-use bytes::Bytes;
 use legacy::Loaded;
 use state::{Source, State};
 use storage::Storages;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::bytes::Bytes;
+use crate::tensor::bytes::Bytes;
 use super::value::{Call, Node, Pickle, Value};
 
 /// A text longer than this is not kept: no name, and nothing that stands beside a state dict, is as long.

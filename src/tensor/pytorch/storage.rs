@@ -11,7 +11,7 @@ use crate::tensor::strided::View;
 #[derive(Debug)]
 pub(super) enum Storages<'a> {
     /// In an archive: looked up when a tensor needs one.
-    Archive(&'a super::zip::Archive<'a>),
+    Archive(&'a crate::tensor::zip::Archive<'a>),
     /// One after the other, behind the pickle.
     Listed(HashMap<String, Range<u64>>),
     /// Whole tensors, each under the number that the pickle has for it.

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io;
 
-use crate::tensor::open::read_exact_at;
+use super::open::read_exact_at;
 
 /// What is read at once.
 const BUFFER: u64 = 1 << 16;
 
 /// A range of a file and a place in it. Whatever the file claims, no more is allocated than the range still holds.
 #[derive(Debug)]
-pub(super) struct Bytes<'a> {
+pub(crate) struct Bytes<'a> {
     file: &'a File,
     at: u64,
     end: u64,
@@ -21,7 +21,7 @@ pub(super) struct Bytes<'a> {
 
 impl<'a> Bytes<'a> {
     /// The bytes from `at` up to `end`, which lies in the file.
-    pub(super) fn new(file: &'a File, at: u64, end: u64) -> Bytes<'a> {
+    pub(crate) fn new(file: &'a File, at: u64, end: u64) -> Bytes<'a> {
         Bytes {
             file,
             at,
@@ -32,24 +32,24 @@ impl<'a> Bytes<'a> {
     }
 
     /// The position in the file.
-    pub(super) fn at(&self) -> u64 {
+    pub(crate) fn at(&self) -> u64 {
         self.at
     }
 
     /// How many bytes follow.
-    pub(super) fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.end - self.at
     }
 
     /// Goes over `n` bytes.
-    pub(super) fn skip(&mut self, n: u64) -> Result<(), String> {
+    pub(crate) fn skip(&mut self, n: u64) -> Result<(), String> {
         self.expect(n)?;
         self.at += n;
         Ok(())
     }
 
     /// The next `n` bytes.
-    pub(super) fn take(&mut self, n: u64) -> Result<Vec<u8>, String> {
+    pub(crate) fn take(&mut self, n: u64) -> Result<Vec<u8>, String> {
         self.expect(n)?;
         let mut out = vec![0; n as usize];
         self.fill(&mut out)?;
@@ -57,19 +57,19 @@ impl<'a> Bytes<'a> {
     }
 
     /// The next `N` bytes.
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut out = [0; N];
         self.fill(&mut out)?;
         Ok(out)
     }
 
     /// The next byte.
-    pub(super) fn byte(&mut self) -> Result<u8, String> {
+    pub(crate) fn byte(&mut self) -> Result<u8, String> {
         self.array::<1>().map(|[byte]| byte)
     }
 
     /// The next bytes up to a line feed, without it; at most `most`.
-    pub(super) fn line(&mut self, most: usize) -> Result<Vec<u8>, String> {
+    pub(crate) fn line(&mut self, most: usize) -> Result<Vec<u8>, String> {
         let mut out = Vec::new();
         loop {
             match self.byte()? {

@@ -9,10 +9,10 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::bytes::Bytes;
-use crate::tensor::error::quoted;
+use super::error::quoted;
 
 /// What an archive begins with, unless it is empty.
-pub(super) const MAGIC: &[u8; 4] = b"PK\x03\x04";
+pub(crate) const MAGIC: &[u8; 4] = b"PK\x03\x04";
 
 const ENTRY: u32 = u32::from_le_bytes(*b"PK\x01\x02");
 const END: [u8; 4] = *b"PK\x05\x06";
@@ -31,12 +31,13 @@ const LONGEST_DIRECTORY: u64 = 256 << 20;
 struct Entry {
     header_at: u64,
     len: u64,
+    crc: u32,
     stored: bool,
 }
 
 /// An archive whose directory has been read.
 #[derive(Debug)]
-pub(super) struct Archive<'a> {
+pub(crate) struct Archive<'a> {
     file: &'a File,
     file_len: u64,
     entries: HashMap<String, Entry>,
@@ -46,7 +47,7 @@ pub(super) struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     /// Reads the directory.
-    pub(super) fn open(file: &'a File, file_len: u64) -> Result<Archive<'a>, String> {
+    pub(crate) fn open(file: &'a File, file_len: u64) -> Result<Archive<'a>, String> {
         let (range, count) = find_directory(file, file_len)?;
         let mut bytes = Bytes::new(file, range.start, range.end);
         let mut archive = Archive {
@@ -71,23 +72,44 @@ impl<'a> Archive<'a> {
     }
 
     /// Whether there is an entry of this name below the root folder.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.entries.contains_key(&format!("{}{name}", self.root))
     }
 
+    /// The folder that every entry is in, with its slash.
+    pub(crate) fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The names of all entries below the root folder and the sums of their bytes, in the order in which they lie in the file.
+    ///
+    /// # Errors
+    /// When an entry is outside of the root folder.
+    pub(crate) fn entries(&self) -> Result<Vec<(&str, u32)>, String> {
+        let mut entries: Vec<(&String, &Entry)> = self.entries.iter().collect();
+        entries.sort_by_key(|(name, entry)| (entry.header_at, *name));
+        entries
+            .into_iter()
+            .map(|(name, entry)| match name.strip_prefix(&self.root) {
+                Some(below) => Ok((below, entry.crc)),
+                None => Err(format!("{} in it is outside of {}", quoted(name), quoted(&self.root))),
+            })
+            .collect()
+    }
+
     /// Whether any entry below the root folder has a name that begins so.
-    pub(super) fn has_any(&self, start: &str) -> bool {
+    pub(crate) fn has_any(&self, start: &str) -> bool {
         let start = format!("{}{start}", self.root);
         self.entries.keys().any(|name| name.starts_with(&start))
     }
 
     /// Whether any entry has a name that ends so.
-    pub(super) fn any_ends(&self, end: &str) -> bool {
+    pub(crate) fn any_ends(&self, end: &str) -> bool {
         self.entries.keys().any(|name| name.ends_with(end))
     }
 
     /// Where in the file the bytes of an entry below the root folder lie.
-    pub(super) fn range(&self, name: &str) -> Result<Range<u64>, String> {
+    pub(crate) fn range(&self, name: &str) -> Result<Range<u64>, String> {
         let name = format!("{}{name}", self.root);
         let entry = self
             .entries
@@ -120,7 +142,7 @@ impl<'a> Archive<'a> {
     }
 
     /// The bytes of a short entry below the root folder, if it is there.
-    pub(super) fn short(&self, name: &str) -> Result<Option<Vec<u8>>, String> {
+    pub(crate) fn short(&self, name: &str) -> Result<Option<Vec<u8>>, String> {
         const SHORT: u64 = 1 << 20;
         if !self.has(name) {
             return Ok(None);
@@ -215,6 +237,7 @@ fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
         Entry {
             header_at,
             len,
+            crc: long(16),
             stored,
         },
     ))
