@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::algebra::fold::{Folded, Scratch};
-use crate::plan::{Plan, Planned, PlannedConv, Source};
+use crate::plan::{Block, Plan, Planned, PlannedConv, Source};
 use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
@@ -92,11 +92,42 @@ pub fn fuse(
         .map(|planned| planned.output.clone())
         .collect();
     let layout = Layout::new(&outputs, metadata(checkpoint, plan));
-    let writer = Writer::create(place, &layout)?;
+    let contents = Contents {
+        blocks: &plan.blocks,
+        outputs: &plan.outputs,
+        layout: &layout,
+    };
+    write(checkpoint, &contents, place, options, progress)
+}
+
+/// What a file is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// The blocks whose convs are among the outputs.
+    pub blocks: &'a [Block],
+    /// What stands in the file.
+    pub outputs: &'a [Planned],
+    /// Where.
+    pub layout: &'a Layout,
+}
+
+/// Writes a file of any format to a scratch file beside its place.
+///
+/// # Errors
+/// As for [`fuse`].
+pub fn write(
+    checkpoint: &Checkpoint,
+    contents: &Contents<'_>,
+    place: Destination,
+    options: &Options,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
+    let layout = contents.layout;
+    let writer = Writer::create(place, layout)?;
     let vanished = AtomicU64::new(0);
     let writes = WriteQueue::new(&writer);
     let order = layout.order();
-    let tasks = Mutex::new(tasks(plan, &layout, &order));
+    let tasks = Mutex::new(tasks(*contents, &order));
     let failure: Mutex<Option<diagnose::Error>> = Mutex::new(None);
     let threads = options.threads.unwrap_or_else(|| {
         let worth = 1 + (layout.file_len() / BYTES_PER_THREAD) as usize;
@@ -233,13 +264,13 @@ impl Job<'_> {
 /// Every task, made one by one as workers ask, so that a file of a million tensors costs little memory here.
 ///
 /// `order` is that of the outputs in the file.
-fn tasks<'a>(
-    plan: &'a Plan,
-    layout: &'a Layout,
-    order: &'a [usize],
-) -> impl Iterator<Item = Task<'a>> + Send {
-    let bias_at: HashMap<(usize, usize), u64> = plan
-        .outputs
+fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item = Task<'a>> + Send {
+    let Contents {
+        blocks,
+        outputs,
+        layout,
+    } = contents;
+    let bias_at: HashMap<(usize, usize), u64> = outputs
         .iter()
         .enumerate()
         .filter_map(|(i, planned)| match planned.what {
@@ -247,9 +278,9 @@ fn tasks<'a>(
             _ => None,
         })
         .collect();
-    runs(plan, order).flat_map(
+    runs(outputs, order).flat_map(
         move |run| -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
-            let planned = &plan.outputs[run[0]];
+            let planned = &outputs[run[0]];
             let to = layout.offset(run[0]);
             match &planned.what {
                 Source::Copy(tensor) if run.len() == 1 => Box::new(
@@ -261,7 +292,7 @@ fn tasks<'a>(
                 Source::Copy(_) => Box::new(std::iter::once(Task::Copy {
                     from: run
                         .iter()
-                        .filter_map(|&i| copied(&plan.outputs[i]))
+                        .filter_map(|&i| copied(&outputs[i]))
                         .map(|tensor| (tensor, 0..tensor.byte_len()))
                         .collect(),
                     to,
@@ -277,7 +308,7 @@ fn tasks<'a>(
                     }))
                 }
                 Source::Weight(b, f) => {
-                    let fused = &plan.blocks[*b].fused[*f];
+                    let fused = &blocks[*b].fused[*f];
                     let job = Arc::new(Job {
                         fused,
                         weight_at: to,
@@ -302,12 +333,15 @@ fn tasks<'a>(
 /// Cuts the outputs, in the order of the file, into runs that one task writes: small copies together, all else alone.
 ///
 /// (In a file of a million small tensors each would cost a write.)
-fn runs<'a>(plan: &'a Plan, order: &'a [usize]) -> impl Iterator<Item = &'a [usize]> + Send {
+fn runs<'a>(
+    outputs: &'a [Planned],
+    order: &'a [usize],
+) -> impl Iterator<Item = &'a [usize]> + Send {
     let mut rest = order;
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |&&i: &&usize| {
-            copied(&plan.outputs[i]).is_some_and(|tensor| {
+            copied(&outputs[i]).is_some_and(|tensor| {
                 bytes += tensor.byte_len();
                 bytes <= SLAB_BYTES as u64
             })

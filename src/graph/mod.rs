@@ -3,7 +3,13 @@
 //! A weight file does not say what is added to what, so a recipe has to. A graph says it, and eps, groups, strides and
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
+mod cost;
+mod form;
 pub mod model;
+pub mod onnx;
+pub mod plan;
 pub mod pt2;
+pub mod region;
+mod tree;
 
 pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};

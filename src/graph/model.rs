@@ -292,3 +292,10 @@ impl Value {
         &self.users
     }
 }
+
+impl Dim {
+    /// Whether two dimensions are certainly the same number.
+    pub fn same(&self, other: &Dim) -> bool {
+        *self != Dim::Any && self == other
+    }
+}

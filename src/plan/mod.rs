@@ -3,7 +3,7 @@
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
 mod idle;
-mod select;
+pub(crate) mod select;
 
 pub use idle::idle;
 pub use select::glob;
@@ -511,7 +511,7 @@ impl<'a> Ledger<'a> {
 }
 
 /// A block is stored in the type of its conv weights, the widest if they differ.
-fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
+pub(crate) fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
     let mut found: Option<Float> = None;
     for leaf in expr.leaves() {
         if leaf.dtype().float().is_none() {
@@ -531,7 +531,7 @@ fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
     Ok(found.unwrap_or(Float::F32))
 }
 
-fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Source) -> Planned {
+pub(crate) fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Source) -> Planned {
     let byte_len = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
     Planned {
         output: Output {
@@ -544,7 +544,7 @@ fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Source) -> Plann
     }
 }
 
-fn copy(tensor: &Tensor, name: String) -> Planned {
+pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
     let output = Output {
         name,
         dtype: tensor.dtype().clone(),

@@ -13,13 +13,13 @@ pub fn glob(text: &str) -> Result<GlobSet, globset::Error> {
 }
 
 /// The blocks that `--only` and `--skip` leave.
-pub(super) struct Select {
+pub(crate) struct Select {
     only: Vec<GlobSet>,
     skip: Vec<GlobSet>,
 }
 
 impl Select {
-    pub(super) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
+    pub(crate) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
         let compile = |globs: &[String]| {
             let one = |text: &String| {
                 glob(text).map_err(|source| Error::Glob {
@@ -35,7 +35,7 @@ impl Select {
         })
     }
 
-    pub(super) fn takes(&self, name: &str) -> bool {
+    pub(crate) fn takes(&self, name: &str) -> bool {
         let any = |globs: &[GlobSet]| globs.iter().any(|glob| glob.is_match(name));
         (self.only.is_empty() || any(&self.only)) && !any(&self.skip)
     }

@@ -221,7 +221,7 @@ impl Checkpoint {
                 header::in_bytes(file_len)
             )));
         }
-        read_exact_at(&file, &mut prefix, 0).map_err(|e| unreadable(&path, e))?;
+        read_exact_at(&file, &mut prefix, 0).map_err(|e| Error::unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
         if let Some(form) = pytorch::form(&file, prefix, file_len) {
             let contents = pytorch::open(&path, &file, file_len, form, key)?;
@@ -246,7 +246,7 @@ impl Checkpoint {
             )));
         }
         let mut json = vec![0; header_len as usize];
-        read_exact_at(&file, &mut json, 8).map_err(|e| unreadable(&path, e))?;
+        read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
         let tensors = entries.into_iter().map(|e| {
@@ -281,7 +281,7 @@ impl Checkpoint {
     pub fn of_parts(files: Vec<(PathBuf, File)>, parts: Vec<Part>) -> Result<Checkpoint, Error> {
         let mut lengths = Vec::with_capacity(files.len());
         for (path, file) in &files {
-            let metadata = file.metadata().map_err(|e| unreadable(path, e))?;
+            let metadata = file.metadata().map_err(|e| Error::unreadable(path, e))?;
             lengths.push(metadata.len());
         }
         let (Some((path, _)), Some(&file_len)) = (files.first(), lengths.first()) else {
@@ -419,7 +419,7 @@ impl Checkpoint {
             // The bytes behind a tensor are another's.
             let beyond = format!("{tensor} ends before that");
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
-            return Err(unreadable(&self.path, beyond));
+            return Err(Error::unreadable(&self.path, beyond));
         }
         let number = match &tensor.0.place {
             Place::InFile { file, .. } => *file,
@@ -428,7 +428,7 @@ impl Checkpoint {
         let Some((path, file)) = self.files.get(number) else {
             let elsewhere = format!("{tensor} is of another file");
             let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
-            return Err(unreadable(&self.path, elsewhere));
+            return Err(Error::unreadable(&self.path, elsewhere));
         };
         match &tensor.0.place {
             Place::InMemory(bytes) => {
@@ -438,7 +438,7 @@ impl Checkpoint {
             Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
             Place::View(view) => view.read(file, at, out),
         }
-        .map_err(|e| unreadable(path, e))
+        .map_err(|e| Error::unreadable(path, e))
     }
 
     /// Whether `path` leads to this very file, by whatever name.
@@ -447,17 +447,6 @@ impl Checkpoint {
             (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
             _ => false,
         }
-    }
-}
-
-fn unreadable(path: &Path, source: std::io::Error) -> Error {
-    match source.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::Truncated(path.to_owned()),
-        _ => Error::Io {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        },
     }
 }
 

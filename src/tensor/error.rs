@@ -1,7 +1,7 @@
 //! What can go wrong with a file of tensors, and how names are shown.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A file that cannot be read, is not what it says it is, or cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,20 @@ pub enum Error {
     NoKeys { path: PathBuf, key: String },
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+impl Error {
+    /// What went wrong where a file that was open could not be read.
+    pub(crate) fn unreadable(path: &Path, source: std::io::Error) -> Error {
+        match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::Truncated(path.to_owned()),
+            _ => Error::Io {
+                what: "read",
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
 }
 
 /// A name from a file, in backticks and with its control characters spelled out.

@@ -60,7 +60,7 @@ fn name_of(kind: FileType) -> Option<&'static str> {
     Some("something else")
 }
 
-/// Fills `out` with the bytes of a file from position `at` on.
+/// Fills `out` with the bytes from position `at` on.
 #[cfg(unix)]
 pub(crate) fn read_exact_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, at)

@@ -82,6 +82,21 @@ impl Layout {
         }
     }
 
+    /// Lays outputs of so many bytes out one behind the other, with nothing before or between them.
+    pub fn in_order(lengths: impl IntoIterator<Item = u64>) -> Layout {
+        let mut at = 0;
+        let mut offsets = Vec::new();
+        for len in lengths {
+            offsets.push(at);
+            at += len;
+        }
+        Layout {
+            prefix: Vec::new(),
+            offsets,
+            file_len: at,
+        }
+    }
+
     /// The position in the file of the first byte of the `i`-th output.
     pub fn offset(&self, i: usize) -> u64 {
         self.offsets[i]
@@ -106,7 +121,7 @@ impl Writer {
     /// # Errors
     /// When the destination's directory cannot be written to, or the header is longer than the format allows.
     pub fn create(destination: Destination, layout: &Layout) -> Result<Writer, Error> {
-        let header_len = layout.prefix.len() as u64 - 8;
+        let header_len = (layout.prefix.len() as u64).saturating_sub(8);
         if header_len > header::MAX_HEADER {
             return Err(Error::LongHeader {
                 path: destination.path().to_owned(),

@@ -171,27 +171,7 @@ pub fn verify(
     deployed: Deployed<'_>,
     options: &Options,
 ) -> Result<Verdict, diagnose::Error> {
-    let allowance = allowance_of(deployed);
-    let convs: Vec<_> = plan
-        .blocks
-        .iter()
-        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
-        .collect();
-    let share = impulse_share(convs.iter().map(|(_, fused)| *fused));
-    let blocks = convs
-        .par_iter()
-        .map(|(block, fused)| {
-            let check = Check {
-                checkpoint,
-                deployed,
-                fused,
-                allowance,
-                share,
-                options,
-            };
-            check.run(&block.name)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let blocks = verify_blocks(checkpoint, plan, deployed, options)?;
     let (copied, failures) = match deployed {
         Deployed::File(file) => compare_copies(checkpoint, plan, file, options)?,
         Deployed::InMemory => (
@@ -206,7 +186,40 @@ pub fn verify(
         blocks,
         copied,
         failures,
-        allowance,
+        allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })
+}
+
+/// Compares the fused convs, and nothing else.
+///
+/// # Errors
+/// As for [`verify`].
+pub fn verify_blocks(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    options: &Options,
+) -> Result<Vec<BlockVerdict>, diagnose::Error> {
+    let allowance = allowance_of(deployed);
+    let convs: Vec<_> = plan
+        .blocks
+        .iter()
+        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
+        .collect();
+    let share = impulse_share(convs.iter().map(|(_, fused)| *fused));
+    convs
+        .par_iter()
+        .map(|(block, fused)| {
+            let check = Check {
+                checkpoint,
+                deployed,
+                fused,
+                allowance,
+                share,
+                options,
+            };
+            check.run(&block.name)
+        })
+        .collect()
 }

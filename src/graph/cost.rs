@@ -1,0 +1,123 @@
+//! What operators cost: stored numbers, and multiply-adds for each output of the value at their end.
+
+use std::collections::BTreeSet;
+
+use super::form::{Form, Lanes};
+use super::model::{Graph, NodeId, Op, ValueId};
+use super::region::Forms;
+use crate::algebra::{Operand, Resolved};
+use crate::tensor::Tensor;
+
+/// What some operators cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cost {
+    /// Numbers that are stored.
+    pub parameters: u64,
+    /// Multiply-adds for each position of the last output.
+    pub macs: u64,
+}
+
+impl Cost {
+    pub fn no_more_than(&self, other: &Cost) -> bool {
+        self.parameters <= other.parameters && self.macs <= other.macs
+    }
+}
+
+/// The cost of the one operator that an expression becomes.
+pub(super) fn cost_of_one(expr: &Resolved<Tensor>, bias: bool) -> Cost {
+    let g = expr.geometry();
+    let kernel = g.weight_shape().iter().map(|d| *d as u64).product();
+    Cost {
+        parameters: kernel + if bias { g.out as u64 } else { 0 },
+        macs: kernel,
+    }
+}
+
+/// The cost of some nodes between a source and a value.
+pub(super) fn cost_of(
+    graph: &Graph,
+    forms: &Forms,
+    source: ValueId,
+    value: ValueId,
+    nodes: &BTreeSet<NodeId>,
+) -> Cost {
+    let last = form_of(forms, source, value);
+    let mut total = Cost::default();
+    for id in nodes {
+        let node = graph.node(*id);
+        let Some(&output) = node.outputs.first() else {
+            continue;
+        };
+        let form = form_of(forms, source, output);
+        let times = form.zip(last).map_or(1, |(form, last)| often(form, last));
+        let channels = form
+            .and_then(|form| form.channels.or(form.inputs))
+            .unwrap_or(0) as u64;
+        let one = cost_of_op(&node.op, channels);
+        total.parameters = total.parameters.saturating_add(one.parameters);
+        total.macs = total.macs.saturating_add(one.macs.saturating_mul(times));
+    }
+    total
+}
+
+fn form_of(forms: &Forms, source: ValueId, value: ValueId) -> Option<&Form> {
+    let mut of = forms[value.0].iter();
+    of.find(|(from, _)| *from == source).map(|(_, form)| form)
+}
+
+/// How often an operator runs for one position of the last output: a stride behind it skips most of what it makes.
+fn often(form: &Form, last: &Form) -> u64 {
+    match (&form.lanes, &last.lanes) {
+        (Lanes::Maps(axes), Lanes::Maps(of_last)) => of_last
+            .iter()
+            .enumerate()
+            .map(|(i, last)| (last.stride / axes.get(i).map_or(1, |axis| axis.stride)) as u64)
+            .product(),
+        (_, Lanes::Maps(of_last)) => of_last.iter().map(|axis| axis.stride as u64).product(),
+        _ => 1,
+    }
+}
+
+fn cost_of_op(op: &Op, channels: u64) -> Cost {
+    let stored = |tensors: &[&Tensor]| tensors.iter().map(|t| Operand::len(*t) as u64).sum::<u64>();
+    match op {
+        Op::Conv(conv) => Cost {
+            parameters: stored(&[&conv.weight])
+                + conv.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
+            macs: stored(&[&conv.weight]),
+        },
+        Op::Linear(linear) => Cost {
+            parameters: stored(&[&linear.weight])
+                + linear.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
+            macs: stored(&[&linear.weight]),
+        },
+        Op::Norm(norm) => Cost {
+            parameters: stored(&[&norm.mean, &norm.var])
+                + norm
+                    .affine
+                    .iter()
+                    .flatten()
+                    .map(|t| stored(&[t]))
+                    .sum::<u64>(),
+            macs: channels,
+        },
+        Op::WithConstant(_, constant) => Cost {
+            parameters: stored(&[constant]),
+            macs: channels,
+        },
+        Op::AvgPool(window) => Cost {
+            parameters: 0,
+            macs: channels * window.kernel.iter().map(|k| *k as u64).product::<u64>(),
+        },
+        Op::Add | Op::Sub | Op::Neg | Op::Pad(_) => Cost {
+            parameters: 0,
+            macs: channels,
+        },
+        Op::Concat(_)
+        | Op::Slice { .. }
+        | Op::Reshape
+        | Op::Transpose(_)
+        | Op::Identity
+        | Op::Opaque(_) => Cost::default(),
+    }
+}

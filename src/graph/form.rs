@@ -1,0 +1,453 @@
+//! How a value depends on another one: the shape of the linear map, worked out operator by operator without a number of it.
+
+use super::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Value, Window};
+use crate::tensor::Tensor;
+
+/// A value as a linear map of a source, plus a constant for each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Form {
+    /// Which axis holds the channels, and how the others are walked over.
+    pub lanes: Lanes,
+    /// Channels of the source, once an operator has told.
+    pub inputs: Option<usize>,
+    /// Channels of the value, likewise.
+    pub channels: Option<usize>,
+    /// Whether anything adds a constant: then the map of zeros is not zero.
+    pub constant: bool,
+    /// The operators in the tree.
+    pub operators: usize,
+    /// The convs and linear layers among them, one behind another.
+    pub depth: usize,
+}
+
+/// Where the channels are.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Lanes {
+    /// Nothing has told yet: the source itself, or times a number.
+    Untouched,
+    /// On axis 1, with spatial axes behind it; none where no operator has told how many there are.
+    Maps(Vec<Axis>),
+    /// On axis 1, and spread over a finer grid by a transposed conv, with what that adds at the end of each axis.
+    Spread(Vec<Axis>, Vec<usize>),
+    /// On the last axis. `reshaped`: the axes before it may be others than those of the source.
+    Rows { reshaped: bool },
+}
+
+/// One spatial axis: `v[p] = Σ_t K[t] · s[p·stride − before + t]`, with zeros around the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Axis {
+    pub stride: usize,
+    pub before: usize,
+    pub after: usize,
+    /// From the first tap to the last.
+    pub extent: usize,
+    /// What divides the distances of all taps; 0 where there is one tap.
+    pub step: usize,
+}
+
+impl Axis {
+    const POINT: Axis = Axis {
+        stride: 1,
+        before: 0,
+        after: 0,
+        extent: 1,
+        step: 0,
+    };
+}
+
+/// More operators than this no block has; expressions are trees, and a graph may name one value often.
+const MOST_OPERATORS: usize = 1024;
+
+/// More convs than this, one behind another, no block has.
+const DEEPEST: usize = 32;
+
+/// Why an operator cannot join what stands before it.
+pub(super) type Why = String;
+
+fn why<T>(text: &str) -> Result<T, Why> {
+    Err(text.to_owned())
+}
+
+impl Form {
+    /// A source as a map of itself.
+    pub fn identity() -> Form {
+        Form {
+            lanes: Lanes::Untouched,
+            inputs: None,
+            channels: None,
+            constant: false,
+            operators: 1,
+            depth: 0,
+        }
+    }
+
+    /// What an operator with one input makes of it; `input` is the value that has this form, `output` what it makes.
+    pub fn then(&self, op: &Op, input: &Value, output: &Value) -> Result<Form, Why> {
+        let mut form = match op {
+            Op::Conv(conv) => self.conv(conv)?,
+            Op::Linear(linear) => self.linear(linear, input)?,
+            Op::Norm(norm) => self.norm(norm, input)?,
+            Op::WithConstant(how, constant) => self.with_constant(*how, constant, input)?,
+            Op::Neg => self.clone(),
+            Op::AvgPool(window) => self.average(window)?,
+            Op::Pad(pads) => self.pad(pads)?,
+            Op::Reshape => self.reshape(input, output)?,
+            Op::Identity => self.clone(),
+            Op::Add | Op::Sub | Op::Concat(_) => return why("it has several inputs"),
+            Op::Slice { .. } | Op::Transpose(_) | Op::Opaque(_) => return why("it is not folded"),
+        };
+        form.operators += 1;
+        if form.operators > MOST_OPERATORS || form.depth > DEEPEST {
+            return why("too many operators would become one");
+        }
+        Ok(form)
+    }
+
+    fn conv(&self, conv: &Conv) -> Result<Form, Why> {
+        let shape = conv.weight.shape();
+        let (Some(&first), Some(&second)) = (shape.first(), shape.get(1)) else {
+            return why("its weight is none of a conv");
+        };
+        let [inputs, channels] = match &conv.transposed {
+            None => [second.checked_mul(conv.groups), Some(first)],
+            Some(_) => [Some(first), second.checked_mul(conv.groups)],
+        };
+        let (Some(inputs), Some(channels)) = (inputs, channels) else {
+            return why("its channels overflow");
+        };
+        self.expect_channels(inputs)?;
+        let mut windows = Vec::new();
+        for (i, &taps) in shape[2..].iter().enumerate() {
+            let extent = taps
+                .checked_sub(1)
+                .and_then(|steps| steps.checked_mul(conv.dilation[i])?.checked_add(1));
+            let Some(extent) = extent else {
+                return why("its kernel has no taps");
+            };
+            windows.push(Axis {
+                stride: conv.stride[i],
+                before: conv.pads.before[i],
+                after: conv.pads.after[i],
+                extent,
+                step: if taps > 1 { conv.dilation[i] } else { 0 },
+            });
+        }
+        let lanes = match (&conv.transposed, &self.lanes) {
+            (Some(_), _) if self.operators > 1 => {
+                return why("a transposed conv stays at the head of what is folded");
+            }
+            (Some(added), _) => {
+                if conv.dilation.iter().any(|d| *d != 1) {
+                    return why("a dilated transposed conv is not folded");
+                }
+                Lanes::Spread(windows, added.clone())
+            }
+            (None, _) => Lanes::Maps(self.slide(&windows)?),
+        };
+        Ok(Form {
+            lanes,
+            inputs: self.inputs.or(Some(inputs)),
+            channels: Some(channels),
+            constant: self.constant || conv.bias.is_some(),
+            operators: self.operators,
+            depth: self.depth + 1,
+        })
+    }
+
+    fn average(&self, window: &Window) -> Result<Form, Why> {
+        let windows: Vec<Axis> = (0..window.kernel.len())
+            .map(|i| Axis {
+                stride: window.stride[i],
+                before: window.pads.before[i],
+                after: window.pads.after[i],
+                extent: window.kernel[i],
+                step: usize::from(window.kernel[i] > 1),
+            })
+            .collect();
+        Ok(Form {
+            lanes: Lanes::Maps(self.slide(&windows)?),
+            ..self.clone()
+        })
+    }
+
+    fn pad(&self, pads: &Pads) -> Result<Form, Why> {
+        let padded: Vec<Axis> = pads
+            .before
+            .iter()
+            .zip(&pads.after)
+            .map(|(&before, &after)| Axis {
+                before,
+                after,
+                ..Axis::POINT
+            })
+            .collect();
+        Ok(Form {
+            lanes: Lanes::Maps(self.slide(&padded)?),
+            ..self.clone()
+        })
+    }
+
+    /// A window of the given axes that slides over this form. The seam is exact, or it is no form.
+    fn slide(&self, windows: &[Axis]) -> Result<Vec<Axis>, Why> {
+        let axes = match &self.lanes {
+            Lanes::Untouched => &vec![Axis::POINT; windows.len()],
+            Lanes::Maps(axes) if axes.is_empty() => &vec![Axis::POINT; windows.len()],
+            Lanes::Maps(axes) if axes.len() == windows.len() => axes,
+            Lanes::Maps(_) => return why("it has another number of spatial axes"),
+            Lanes::Spread(..) => return why("a transposed conv stands before it"),
+            Lanes::Rows { .. } => return why("a linear layer stands before it"),
+        };
+        let slide = |(inner, outer): (&Axis, &Axis)| {
+            if outer.before + outer.after > 0 {
+                if self.constant {
+                    return why("it pads with zeros where a constant has been added");
+                }
+                // Outside its map, the inner kernel must see nothing but zeros.
+                if inner.stride != 1
+                    || inner.before + 1 < inner.extent
+                    || inner.after + 1 < inner.extent
+                {
+                    return why("it pads what a larger kernel has made");
+                }
+            }
+            if inner.stride > 1 && outer.extent > 1 {
+                return why("what stands before it has a stride");
+            }
+            let grown = |a: usize, b: usize| a.checked_add(b).ok_or("its size overflows");
+            let axis = || {
+                Ok::<_, &str>(Axis {
+                    stride: inner
+                        .stride
+                        .checked_mul(outer.stride)
+                        .ok_or("its stride overflows")?,
+                    before: grown(inner.before, outer.before)?,
+                    after: grown(inner.after, outer.after)?,
+                    extent: grown(inner.extent, outer.extent - 1)?,
+                    step: gcd(inner.step, outer.step),
+                })
+            };
+            axis().map_err(str::to_owned)
+        };
+        axes.iter().zip(windows).map(slide).collect()
+    }
+
+    fn linear(&self, linear: &Linear, input: &Value) -> Result<Form, Why> {
+        let [inputs, channels] = linear.sizes();
+        self.expect_channels(inputs)?;
+        let reshaped = match &self.lanes {
+            Lanes::Untouched => false,
+            Lanes::Rows { reshaped } => *reshaped,
+            Lanes::Maps(axes) if axes.is_empty() && rank(input) == Some(2) => false,
+            _ => return why("its channels are on the last axis, and those before it are not"),
+        };
+        Ok(Form {
+            lanes: Lanes::Rows { reshaped },
+            inputs: self.inputs.or(Some(inputs)),
+            channels: Some(channels),
+            constant: self.constant || linear.bias.is_some(),
+            operators: self.operators,
+            depth: self.depth + 1,
+        })
+    }
+
+    fn norm(&self, norm: &Norm, input: &Value) -> Result<Form, Why> {
+        let channels = norm.mean.len();
+        self.expect_channels(channels)?;
+        let lanes = match &self.lanes {
+            Lanes::Untouched if rank(input) == Some(2) => Lanes::Rows { reshaped: false },
+            Lanes::Untouched => Lanes::Maps(Vec::new()),
+            Lanes::Rows { .. } if rank(input) != Some(2) => {
+                return why("its channels are on axis 1, and those before it are on the last");
+            }
+            lanes => lanes.clone(),
+        };
+        Ok(Form {
+            lanes,
+            inputs: self.inputs.or(Some(channels)),
+            channels: Some(channels),
+            constant: true,
+            ..self.clone()
+        })
+    }
+
+    fn with_constant(
+        &self,
+        how: Arithmetic,
+        constant: &Tensor,
+        input: &Value,
+    ) -> Result<Form, Why> {
+        let adds = matches!(how, Arithmetic::Add | Arithmetic::Sub | Arithmetic::SubFrom);
+        let mut form = self.clone();
+        form.constant |= adds;
+        if constant.len() == 1 {
+            // One that has more axes would add them to the result.
+            if constant.shape().len() > rank(input).unwrap_or(1) {
+                return why("its constant may have more axes than what it is combined with");
+            }
+            return Ok(form);
+        }
+        let rank = match &self.lanes {
+            Lanes::Maps(axes) | Lanes::Spread(axes, _) if !axes.is_empty() => Some(axes.len() + 2),
+            _ => rank(input),
+        };
+        let Some(rank) = rank else {
+            return why("how many axes it has is not known");
+        };
+        let of_axis = |axis: usize| {
+            let channels = self.channels.or_else(|| known(input, axis))?;
+            let shape = constant.shape();
+            let first = rank.checked_sub(shape.len())?;
+            let fits =
+                |(i, dim): (usize, &usize)| *dim == if i + first == axis { channels } else { 1 };
+            (axis >= first && shape.iter().enumerate().all(fits)).then_some(channels)
+        };
+        let (lanes, channels) = match &self.lanes {
+            Lanes::Rows { .. } => (self.lanes.clone(), of_axis(rank - 1)),
+            Lanes::Maps(_) | Lanes::Spread(..) => (self.lanes.clone(), of_axis(1)),
+            Lanes::Untouched => match (of_axis(1), rank.checked_sub(1).and_then(of_axis)) {
+                (None, Some(channels)) => (Lanes::Rows { reshaped: false }, Some(channels)),
+                (channels, _) if rank == 2 => (Lanes::Rows { reshaped: false }, channels),
+                (channels, _) => (Lanes::Maps(Vec::new()), channels),
+            },
+        };
+        let Some(channels) = channels else {
+            return why("its constant is none for each channel");
+        };
+        form.lanes = lanes;
+        form.inputs = form.inputs.or(Some(channels));
+        form.channels = Some(channels);
+        Ok(form)
+    }
+
+    fn reshape(&self, input: &Value, output: &Value) -> Result<Form, Why> {
+        let last = |value: &Value| value.shape.as_ref().and_then(|shape| shape.last().cloned());
+        let kept = match (last(input), last(output)) {
+            (Some(a), Some(b)) => a.same(&b),
+            _ => false,
+        };
+        match self.lanes {
+            Lanes::Untouched | Lanes::Rows { .. } if kept => Ok(Form {
+                lanes: Lanes::Rows { reshaped: true },
+                ..self.clone()
+            }),
+            _ => why("it does not keep the axis of the channels"),
+        }
+    }
+
+    fn expect_channels(&self, wanted: usize) -> Result<(), Why> {
+        match self.channels {
+            Some(found) if found != wanted => Err(format!(
+                "it takes {wanted} channels, and what stands before it has {found}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The sum of two maps of one source.
+    pub fn plus(&self, other: &Form) -> Result<Form, Why> {
+        let one = |a: Option<usize>, b: Option<usize>| match (a, b) {
+            (Some(a), Some(b)) if a != b => why("its inputs have different numbers of channels"),
+            (a, b) => Ok(a.or(b)),
+        };
+        let inputs = one(self.inputs, other.inputs)?;
+        // A source that no operator has touched has as many channels as the other map's source.
+        let of = |form: &Form| form.channels.or(inputs);
+        let channels = one(of(self), of(other))?;
+        let operators = self.operators + other.operators + 1;
+        if operators > MOST_OPERATORS {
+            return why("too many operators would become one");
+        }
+        Ok(Form {
+            lanes: self.lanes.aligned(&other.lanes)?,
+            inputs,
+            channels,
+            constant: self.constant || other.constant,
+            operators,
+            depth: self.depth.max(other.depth),
+        })
+    }
+}
+
+impl Lanes {
+    fn aligned(&self, other: &Lanes) -> Result<Lanes, Why> {
+        let pairs = |a: &[Axis], b: &[Axis]| -> Result<Vec<Axis>, Why> {
+            let n = a.len().max(b.len());
+            let points = vec![Axis::POINT; n];
+            let [a, b] = [a, b].map(|axes| if axes.is_empty() { &points[..] } else { axes });
+            if a.len() != b.len() {
+                return why("its inputs have different numbers of spatial axes");
+            }
+            a.iter().zip(b).map(|(a, b)| a.aligned(b)).collect()
+        };
+        Ok(match (self, other) {
+            (Lanes::Untouched, Lanes::Untouched) => Lanes::Untouched,
+            (Lanes::Untouched, Lanes::Maps(axes)) | (Lanes::Maps(axes), Lanes::Untouched) => {
+                Lanes::Maps(pairs(&[], axes)?)
+            }
+            (Lanes::Maps(a), Lanes::Maps(b)) => Lanes::Maps(pairs(a, b)?),
+            (Lanes::Spread(a, x), Lanes::Spread(b, y)) if x == y => {
+                Lanes::Spread(pairs(a, b)?, x.clone())
+            }
+            (
+                Lanes::Untouched | Lanes::Rows { reshaped: false },
+                Lanes::Untouched | Lanes::Rows { reshaped: false },
+            ) => Lanes::Rows { reshaped: false },
+            _ => return why("its inputs are laid out in different ways"),
+        })
+    }
+}
+
+impl Axis {
+    /// The axis of a sum, where the smaller kernel lies in the middle of the larger one.
+    fn aligned(&self, other: &Axis) -> Result<Axis, Why> {
+        if self.stride != other.stride {
+            return why("its inputs have different strides");
+        }
+        let (large, small) = if self.extent >= other.extent {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        let beyond = large.extent - small.extent;
+        let middle = beyond / 2;
+        if beyond % 2 != 0
+            || small.before.checked_add(middle) != Some(large.before)
+            || small.after.checked_add(middle) != Some(large.after)
+        {
+            return why("the paddings of its inputs do not line up");
+        }
+        Ok(Axis {
+            step: gcd(gcd(large.step, small.step), middle),
+            ..*large
+        })
+    }
+}
+
+impl Linear {
+    /// Input and output channels.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        let dim = |i: usize| self.weight.shape().get(i).copied();
+        match (dim(0), dim(1), self.in_first) {
+            (Some(a), Some(b), true) => [a, b],
+            (Some(a), Some(b), false) => [b, a],
+            _ => [0, 0],
+        }
+    }
+}
+
+/// The number of axes of a value, where it is known.
+pub(super) fn rank(value: &Value) -> Option<usize> {
+    value.shape.as_ref().map(Vec::len)
+}
+
+fn known(value: &Value, axis: usize) -> Option<usize> {
+    match value.shape.as_ref()?.get(axis)? {
+        Dim::Known(n) => Some(*n),
+        Dim::Named(_) | Dim::Any => None,
+    }
+}
+
+/// The greatest common divisor; `gcd(0, n) = n`.
+fn gcd(a: usize, b: usize) -> usize {
+    crate::algebra::shape::gcd(a, b)
+}

@@ -1,0 +1,493 @@
+//! The shapes of values, as far as they follow from what the file says. What is not worked out is not known, which is never wrong.
+
+use super::ops::Reading;
+use super::proto::{Attribute, Node, is_onnx};
+use crate::graph::model::Dim;
+
+type Shape = Vec<Dim>;
+
+/// A dimension of a shape that a network is asked for: −1 stands for what is left over.
+pub(super) fn dim_of(int: i64) -> Dim {
+    usize::try_from(int).map_or(Dim::Any, Dim::Known)
+}
+
+/// All dimensions, if all are known.
+pub(super) fn known(shape: &[Dim]) -> Option<Vec<usize>> {
+    let known = |dim: &Dim| match dim {
+        Dim::Known(n) => Some(*n),
+        Dim::Named(_) | Dim::Any => None,
+    };
+    shape.iter().map(known).collect()
+}
+
+fn product(shape: &[Dim]) -> Option<usize> {
+    known(shape)?
+        .iter()
+        .try_fold(1usize, |n, d| n.checked_mul(*d))
+}
+
+/// What `shape` becomes when `wanted` is asked for: 0 keeps a dimension, and one that is not known is what is left over.
+pub(super) fn reshaped(shape: &[Dim], wanted: &[Dim]) -> Option<Shape> {
+    let mut out: Shape = Vec::with_capacity(wanted.len());
+    for (i, dim) in wanted.iter().enumerate() {
+        out.push(match dim {
+            Dim::Known(0) => shape.get(i)?.clone(),
+            dim => dim.clone(),
+        });
+    }
+    let open: Vec<usize> = (0..out.len()).filter(|i| out[*i] == Dim::Any).collect();
+    if let [at] = open[..] {
+        let others: Shape = out
+            .iter()
+            .filter(|dim| **dim != Dim::Any)
+            .cloned()
+            .collect();
+        if let (Some(all), Some(others)) = (product(shape), product(&others))
+            && others > 0
+            && all.is_multiple_of(others)
+        {
+            out[at] = Dim::Known(all / others);
+        }
+    }
+    Some(out)
+}
+
+fn axis_of(axis: i64, rank: usize) -> Option<usize> {
+    let axis = if axis < 0 {
+        axis.checked_add(rank as i64)?
+    } else {
+        axis
+    };
+    usize::try_from(axis).ok().filter(|axis| *axis < rank)
+}
+
+/// A shape with axes of one element put in.
+pub(super) fn unsqueezed<T: Clone + From<One>>(shape: &[T], axes: &[i64]) -> Option<Vec<T>> {
+    let rank = shape.len() + axes.len();
+    let mut at = axes
+        .iter()
+        .map(|axis| axis_of(*axis, rank))
+        .collect::<Option<Vec<_>>>()?;
+    at.sort_unstable();
+    at.dedup();
+    if at.len() != axes.len() {
+        return None;
+    }
+    let mut rest = shape.iter().cloned();
+    (0..rank)
+        .map(|i| {
+            if at.contains(&i) {
+                Some(T::from(One))
+            } else {
+                rest.next()
+            }
+        })
+        .collect()
+}
+
+/// A shape without some axes, each of one element.
+pub(super) fn squeezed<T: Clone>(shape: &[T], axes: &[i64]) -> Option<Vec<T>> {
+    let at = axes
+        .iter()
+        .map(|axis| axis_of(*axis, shape.len()))
+        .collect::<Option<Vec<_>>>()?;
+    let kept = shape.iter().enumerate().filter(|(i, _)| !at.contains(i));
+    Some(kept.map(|(_, dim)| dim.clone()).collect())
+}
+
+/// One element.
+pub(super) struct One;
+
+impl From<One> for usize {
+    fn from(_: One) -> usize {
+        1
+    }
+}
+
+impl From<One> for Dim {
+    fn from(_: One) -> Dim {
+        Dim::Known(1)
+    }
+}
+
+/// Paddings of some axes as paddings of all.
+pub(super) fn on_axes(pads: &[i64], axes: &[i64], rank: usize) -> Option<Vec<i64>> {
+    if pads.len() != 2 * axes.len() {
+        return None;
+    }
+    let mut all = vec![0; 2 * rank];
+    for (i, axis) in axes.iter().enumerate() {
+        let axis = axis_of(*axis, rank)?;
+        all[axis] = pads[i];
+        all[rank + axis] = pads[axes.len() + i];
+    }
+    Some(all)
+}
+
+/// Operators that keep the shape of their first input.
+const KEEP: &[&str] = &[
+    "Abs",
+    "BatchNormalization",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "LogSoftmax",
+    "Mish",
+    "Neg",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tanh",
+    "ThresholdedRelu",
+    "GroupNormalization",
+    "LRN",
+];
+
+/// The shapes of what a node computes; and what its output holds, where that is a shape.
+pub(super) fn infer(reading: &mut Reading<'_>, node: &Node) -> Vec<Option<Shape>> {
+    if !is_onnx(&node.domain) {
+        return Vec::new();
+    }
+    if let Some(held) = held(reading, node)
+        && let [Some(output)] = node.outputs[..]
+    {
+        reading.shapes.insert(output, held);
+    }
+    if node.op == "Split" {
+        return split(reading, node).unwrap_or_default();
+    }
+    vec![one(reading, node)]
+}
+
+fn shape_of(reading: &Reading<'_>, node: &Node, index: usize) -> Option<Shape> {
+    if let Some(tensor) = reading.constant(node.inputs.get(index).copied().flatten()) {
+        return Some(tensor.shape().iter().map(|d| Dim::Known(*d)).collect());
+    }
+    let id = reading.value(node, index)?;
+    reading.values.values[id.0].shape.clone()
+}
+
+/// The dimensions that an input holds, if it holds a shape.
+fn dims(reading: &Reading<'_>, node: &Node, index: usize) -> Option<Shape> {
+    let name = (*node.inputs.get(index)?)?;
+    if let Some(held) = reading.shapes.get(&name) {
+        return Some(held.clone());
+    }
+    Some(reading.ints(name)?.into_iter().map(dim_of).collect())
+}
+
+fn ints(reading: &Reading<'_>, node: &Node, index: usize, key: &str) -> Option<Vec<i64>> {
+    match (node.inputs.get(index), node.attributes.get(key)) {
+        (Some(Some(name)), _) => reading.ints(*name),
+        (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
+        _ => None,
+    }
+}
+
+/// What the output holds, for the operators that shapes are made with.
+fn held(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
+    const LONGEST: usize = 64;
+    let held = match &*node.op {
+        "Shape" => {
+            let shape = shape_of(reading, node, 0)?;
+            let rank = shape.len() as i64;
+            let bound =
+                |axis: i64| if axis < 0 { axis + rank } else { axis }.clamp(0, rank) as usize;
+            let start = bound(reading.attribute_int(node, "start", 0));
+            let end = bound(reading.attribute_int(node, "end", rank));
+            shape.get(start..end)?.to_vec()
+        }
+        "Concat" => {
+            let parts = (0..node.inputs.len()).map(|i| dims(reading, node, i));
+            parts.collect::<Option<Vec<_>>>()?.concat()
+        }
+        "Slice" => {
+            let from = dims(reading, node, 0)?;
+            let bounds = |i| reading.ints(node.inputs.get(i).copied().flatten()?);
+            let ([start], [end]) = (&bounds(1)?[..], &bounds(2)?[..]) else {
+                return None;
+            };
+            if node.inputs.get(4).copied().flatten().is_some() && bounds(4)? != [1] {
+                return None;
+            }
+            let rank = from.len() as i64;
+            let bound =
+                |i: i64| if i < 0 { i.saturating_add(rank) } else { i }.clamp(0, rank) as usize;
+            from.get(bound(*start)..bound(*end))?.to_vec()
+        }
+        "Gather" => {
+            let from = dims(reading, node, 0)?;
+            let indices = reading.ints(node.inputs.get(1).copied().flatten()?)?;
+            let at = indices
+                .iter()
+                .map(|i| axis_of(*i, from.len()).map(|i| from[i].clone()));
+            at.collect::<Option<Vec<_>>>()?
+        }
+        "Unsqueeze" | "Squeeze" | "Cast" | "Identity" => dims(reading, node, 0)?,
+        _ => return None,
+    };
+    (held.len() <= LONGEST).then_some(held)
+}
+
+fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
+    let shape = |i| shape_of(reading, node, i);
+    match &*node.op {
+        op if KEEP.contains(&op) => shape(0),
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" => {
+            let shapes = (0..node.inputs.len())
+                .map(shape)
+                .collect::<Option<Vec<_>>>()?;
+            shapes.into_iter().reduce(|a, b| broadcast(&a, &b))
+        }
+        "Conv" => windows(reading, node, Some(shape(1)?)),
+        "AveragePool" | "MaxPool" | "LpPool" => windows(reading, node, None),
+        "GlobalAveragePool" | "GlobalMaxPool" => {
+            let shape = shape(0)?;
+            let ones = std::iter::repeat_n(Dim::Known(1), shape.len().checked_sub(2)?);
+            Some(shape[..2].iter().cloned().chain(ones).collect())
+        }
+        "ConvTranspose" => {
+            let (input, weight) = (shape(0)?, shape(1)?);
+            let groups = usize::try_from(reading.attribute_int(node, "group", 1)).ok()?;
+            let channels = match weight.get(1)? {
+                Dim::Known(n) => Dim::Known(n.checked_mul(groups)?),
+                _ => Dim::Any,
+            };
+            let rest = std::iter::repeat_n(Dim::Any, input.len().checked_sub(2)?);
+            Some(
+                [input[0].clone(), channels]
+                    .into_iter()
+                    .chain(rest)
+                    .collect(),
+            )
+        }
+        "MatMul" => {
+            let (a, b) = (shape(0)?, shape(1)?);
+            let [.., _, columns] = &b[..] else {
+                return None;
+            };
+            let (_, rows) = a.split_last()?;
+            if a.len() < 2 {
+                return None;
+            }
+            if b.len() == 2 {
+                return Some(rows.iter().cloned().chain([columns.clone()]).collect());
+            }
+            let batch = broadcast(&a[..a.len() - 2], &b[..b.len() - 2]);
+            Some(
+                batch
+                    .into_iter()
+                    .chain([rows.last()?.clone(), columns.clone()])
+                    .collect(),
+            )
+        }
+        "Gemm" => {
+            let (a, b) = (shape(0), shape(1)?);
+            let of_a = usize::from(reading.attribute_int(node, "transA", 0) != 0);
+            let of_b = usize::from(reading.attribute_int(node, "transB", 0) == 0);
+            let rows = a.and_then(|a| a.get(of_a).cloned()).unwrap_or(Dim::Any);
+            Some(vec![rows, b.get(of_b)?.clone()])
+        }
+        "Flatten" => {
+            let shape = shape(0);
+            let Some(shape) = shape else {
+                return Some(vec![Dim::Any, Dim::Any]);
+            };
+            let axis = reading.attribute_int(node, "axis", 1);
+            let axis = if axis < 0 {
+                axis.checked_add(shape.len() as i64)?
+            } else {
+                axis
+            };
+            let (a, b) = shape.split_at_checked(usize::try_from(axis).ok()?)?;
+            let join = |dims: &[Dim]| match dims {
+                [one] => one.clone(),
+                dims => product(dims).map_or(Dim::Any, Dim::Known),
+            };
+            Some(vec![join(a), join(b)])
+        }
+        "Reshape" => {
+            let wanted = dims(reading, node, 1)?;
+            match shape(0) {
+                Some(shape) => reshaped(&shape, &wanted),
+                None => Some(
+                    wanted
+                        .iter()
+                        .map(|dim| match dim {
+                            Dim::Known(0) => Dim::Any,
+                            dim => dim.clone(),
+                        })
+                        .collect(),
+                ),
+            }
+        }
+        "Transpose" => {
+            let shape = shape(0)?;
+            let order: Vec<usize> = match node.attributes.get("perm") {
+                Some(Attribute::Ints(perm)) => perm
+                    .iter()
+                    .map(|p| axis_of(*p, shape.len()))
+                    .collect::<Option<_>>()?,
+                _ => (0..shape.len()).rev().collect(),
+            };
+            (order.len() == shape.len()).then(|| order.iter().map(|i| shape[*i].clone()).collect())
+        }
+        "Unsqueeze" => unsqueezed(&shape(0)?, &ints(reading, node, 1, "axes")?),
+        "Squeeze" => squeezed(&shape(0)?, &ints(reading, node, 1, "axes")?),
+        "Concat" => {
+            let shapes = (0..node.inputs.len())
+                .map(shape)
+                .collect::<Option<Vec<_>>>()?;
+            let mut out = shapes.first()?.clone();
+            let axis = axis_of(reading.attribute_int(node, "axis", 0), out.len())?;
+            let along: Vec<Dim> = shapes
+                .iter()
+                .map(|s| s.get(axis).cloned())
+                .collect::<Option<_>>()?;
+            let sum =
+                known(&along).and_then(|n| n.iter().try_fold(0usize, |a, b| a.checked_add(*b)));
+            out[axis] = sum.map_or(Dim::Any, Dim::Known);
+            Some(out)
+        }
+        "ReduceMean" | "ReduceSum" | "ReduceMax" => {
+            let mut shape = shape(0)?;
+            let axes = ints(reading, node, 1, "axes")?;
+            for axis in &axes {
+                let axis = axis_of(*axis, shape.len())?;
+                shape[axis] = Dim::Known(1);
+            }
+            match reading.attribute_int(node, "keepdims", 1) {
+                1 => Some(shape),
+                _ => squeezed(&shape, &axes),
+            }
+        }
+        _ => None,
+    }
+}
+
+fn broadcast(a: &[Dim], b: &[Dim]) -> Shape {
+    let rank = a.len().max(b.len());
+    let at = |shape: &[Dim], i: usize| match (i + shape.len()).checked_sub(rank) {
+        Some(i) => shape[i].clone(),
+        None => Dim::Known(1),
+    };
+    let one = Dim::Known(1);
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (a, b) if a == b => a,
+            (a, b) if b == one => a,
+            (a, b) if a == one => b,
+            // Whatever the other is, it can only be this or 1.
+            (Dim::Known(n), _) | (_, Dim::Known(n)) if n > 1 => Dim::Known(n),
+            _ => Dim::Any,
+        })
+        .collect()
+}
+
+/// The shape behind a conv of this weight, or behind a pooling.
+fn windows(reading: &Reading<'_>, node: &Node, weight: Option<Shape>) -> Option<Shape> {
+    let input = shape_of(reading, node, 0);
+    let axes = match (&input, &weight) {
+        (Some(shape), _) | (None, Some(shape)) => shape.len().checked_sub(2)?,
+        (None, None) => return None,
+    };
+    let ints = |key: &str, default: i64, n: usize| match node.attributes.get(key) {
+        Some(Attribute::Ints(ints)) => (ints.len() == n).then(|| ints.clone()),
+        _ => Some(vec![default; n]),
+    };
+    let (stride, dilation) = (ints("strides", 1, axes)?, ints("dilations", 1, axes)?);
+    let pads = ints("pads", 0, 2 * axes)?;
+    let kernel = match &weight {
+        Some(weight) => known(weight.get(2..)?)?,
+        None => {
+            let kernel = ints("kernel_shape", 0, axes)?;
+            kernel
+                .iter()
+                .map(|k| usize::try_from(*k))
+                .collect::<Result<_, _>>()
+                .ok()?
+        }
+    };
+    let same = match node.attributes.get("auto_pad") {
+        Some(Attribute::Text(text)) if text.starts_with(b"SAME") => true,
+        Some(Attribute::Text(text)) => text != b"NOTSET" && text != b"VALID",
+        _ => false,
+    };
+    let ceil = reading.attribute_int(node, "ceil_mode", 0) != 0;
+    let along = |i: usize| {
+        let Dim::Known(size) = input.as_ref()?.get(i + 2)? else {
+            return None;
+        };
+        let stride = usize::try_from(stride[i]).ok().filter(|s| *s > 0)?;
+        if same {
+            return Some(size.div_ceil(stride));
+        }
+        let number = |i: i64| usize::try_from(i).ok();
+        let extent = kernel[i]
+            .checked_sub(1)?
+            .checked_mul(number(dilation[i])?)?
+            .checked_add(1)?;
+        let padded = size
+            .checked_add(number(pads[i])?)?
+            .checked_add(number(pads[axes + i])?)?;
+        let moves = padded.checked_sub(extent)?;
+        match ceil {
+            true => None,
+            false => Some(moves / stride + 1),
+        }
+    };
+    let batch = input.as_ref().map_or(Dim::Any, |shape| shape[0].clone());
+    let channels = match &weight {
+        Some(weight) => weight[0].clone(),
+        None => input.as_ref()?.get(1)?.clone(),
+    };
+    let spatial = (0..axes).map(|i| along(i).map_or(Dim::Any, Dim::Known));
+    Some([batch, channels].into_iter().chain(spatial).collect())
+}
+
+fn split(reading: &Reading<'_>, node: &Node) -> Option<Vec<Option<Shape>>> {
+    let shape = shape_of(reading, node, 0)?;
+    let axis = axis_of(reading.attribute_int(node, "axis", 0), shape.len())?;
+    let sizes = match ints(reading, node, 1, "split") {
+        Some(sizes) => sizes.into_iter().map(dim_of).collect(),
+        None => {
+            let Dim::Known(n) = shape[axis] else {
+                return None;
+            };
+            let parts = node.outputs.len();
+            let size = n.div_ceil(parts.max(1));
+            (0..parts)
+                .map(|i| Dim::Known(size.min(n.saturating_sub(i * size))))
+                .collect::<Vec<_>>()
+        }
+    };
+    let part = |size: Dim| {
+        let mut shape = shape.clone();
+        shape[axis] = size;
+        Some(shape)
+    };
+    Some(sizes.into_iter().map(part).collect())
+}

@@ -1,0 +1,186 @@
+//! From regions to blocks: what each is called, and what it is stored as.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::model::{Graph, NodeId};
+use super::region::{Region, Regions, regions};
+use crate::algebra::Operand as _;
+use crate::plan::select::Select;
+use crate::plan::{Block, Options, PlannedConv, stored_type};
+use crate::recipe;
+use crate::tensor::Tensor;
+
+/// What of a graph is folded.
+#[derive(Debug)]
+pub struct Folding {
+    /// The regions, one for each block.
+    pub regions: Regions,
+    /// What each becomes; one conv in each.
+    pub blocks: Vec<Block>,
+    /// The names of the blocks that are left as they are, by the user's wish.
+    pub skipped: Vec<String>,
+}
+
+/// A graph of which nothing is folded.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum Error {
+    #[error(
+        "nothing to fuse: no two operators of the graph can become one{}",
+        because(left)
+    )]
+    Nothing { left: usize },
+    #[error(
+        "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
+    )]
+    NoneSelected { blocks: usize },
+    #[error(transparent)]
+    Options(#[from] recipe::Error),
+    #[error("block {block}: {message}")]
+    Block { block: String, message: String },
+}
+
+fn because(left: &usize) -> String {
+    match left {
+        0 => String::new(),
+        n => format!("; `repfuse inspect` says what stopped {n} of them"),
+    }
+}
+
+/// Chooses what to fold. `taken` says which names the file will still have; `bytes` are of the constants.
+///
+/// # Errors
+/// When nothing is left to fold, or a glob is none.
+pub fn fold(
+    graph: &Graph,
+    options: &Options,
+    even_if_dearer: bool,
+    kept_names: &mut dyn FnMut(&Regions) -> HashSet<String>,
+) -> Result<Folding, Error> {
+    let select = Select::new(&options.only, &options.skip)?;
+    let mut skipped: BTreeMap<String, ()> = BTreeMap::new();
+    let mut frozen: HashSet<NodeId> = HashSet::new();
+    let mut takes = |region: &Region| {
+        if region.nodes.iter().any(|node| frozen.contains(node)) {
+            return false;
+        }
+        let name = base_name(graph, region);
+        let takes = select.takes(&name);
+        if !takes {
+            frozen.extend(&region.nodes);
+            skipped.insert(name, ());
+        }
+        takes
+    };
+    let regions = regions(graph, even_if_dearer, &mut takes);
+    if regions.folded.is_empty() {
+        return Err(match skipped.len() {
+            0 => Error::Nothing {
+                left: regions.left.len(),
+            },
+            blocks => Error::NoneSelected { blocks },
+        });
+    }
+    let mut taken = kept_names(&regions);
+    let mut blocks = Vec::with_capacity(regions.folded.len());
+    for region in &regions.folded {
+        blocks.push(block(graph, region, options, &mut taken)?);
+    }
+    Ok(Folding {
+        regions,
+        blocks,
+        skipped: skipped.into_keys().collect(),
+    })
+}
+
+fn block(
+    graph: &Graph,
+    region: &Region,
+    options: &Options,
+    taken: &mut HashSet<String>,
+) -> Result<Block, Error> {
+    let name = free_name(base_name(graph, region), taken);
+    let expr = region.expr.expr();
+    let stored = stored_type(expr).map_err(|message| Error::Block {
+        block: name.clone(),
+        message,
+    })?;
+    let mut consumed: Vec<Tensor> = expr.leaves().into_iter().cloned().collect();
+    consumed.sort_by(|a, b| a.name().cmp(b.name()));
+    consumed.dedup_by(|a, b| a.name() == b.name());
+    Ok(Block {
+        fused: vec![PlannedConv {
+            module: name.clone(),
+            expr: region.expr.clone(),
+            bias: expr.constant().is_some(),
+            dtype: options.dtype.unwrap_or(stored),
+        }],
+        name,
+        consumed,
+        assumes_identity: false,
+    })
+}
+
+/// What is written for a block of this name.
+const ENDS: [&str; 2] = ["weight", "bias"];
+
+fn free_name(base: String, taken: &mut HashSet<String>) -> String {
+    let is_free = |name: &String| {
+        !ENDS
+            .iter()
+            .any(|end| taken.contains(&format!("{name}.{end}")))
+    };
+    let mut name = base.clone();
+    let mut n = 1;
+    while !is_free(&name) {
+        n += 1;
+        name = format!("{base}.fused{n}");
+    }
+    taken.extend(ENDS.map(|end| format!("{name}.{end}")));
+    name
+}
+
+/// The name of a region: its conv's module if it has one conv, else the path that its tensors share, else that of its nodes.
+fn base_name(graph: &Graph, region: &Region) -> String {
+    let expr = region.expr.expr();
+    let convs = expr.convs();
+    let of_nodes = || {
+        let modules = region
+            .nodes
+            .iter()
+            .filter_map(|id| graph.node(*id).module.as_deref());
+        common(modules.map(str::to_owned))
+    };
+    let of_tensors = match convs[..] {
+        [conv] => module_of(conv.weight.name()).map(str::to_owned),
+        _ => {
+            let named = expr.leaves().into_iter().filter(|leaf| leaf.len() > 1);
+            common(
+                named
+                    .filter_map(|leaf| module_of(leaf.name()))
+                    .map(str::to_owned),
+            )
+        }
+    };
+    of_tensors.or_else(of_nodes).unwrap_or_else(|| {
+        let name = &graph.value(region.value).name;
+        name.trim_matches('/').replace('/', ".")
+    })
+}
+
+/// The module of a parameter's name. Names that an exporter made up have none.
+fn module_of(name: &str) -> Option<&str> {
+    let (module, _) = name.rsplit_once('.')?;
+    let path = !name.contains("::") && !name.contains('/');
+    (path && !module.is_empty()).then_some(module)
+}
+
+/// The dotted path that names share.
+fn common(names: impl Iterator<Item = String>) -> Option<String> {
+    let shared = names.reduce(|a, b| {
+        let both = a.split('.').zip(b.split('.'));
+        let same: Vec<&str> = both.take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+        same.join(".")
+    });
+    shared.filter(|name| !name.is_empty())
+}

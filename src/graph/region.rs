@@ -1,0 +1,393 @@
+//! Which parts of a graph become one operator: the largest that are linear, exact, and no dearer than what they replace.
+//!
+//! Values are looked at twice. Forwards, each learns of which sources it is a linear map. Backwards, from what the network has to
+//! give, each value that is wanted takes the farthest source that pays, and from then on only that source is wanted.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::cost::{Cost, cost_of, cost_of_one};
+use super::form::{Form, Lanes};
+use super::model::{Graph, NodeId, Op, ValueId};
+use super::tree::tree;
+use crate::algebra::shape::resolve;
+use crate::algebra::{Expr, Resolved};
+use crate::tensor::Tensor;
+
+/// A part of a graph that one operator computes as well.
+#[derive(Debug)]
+pub struct Region {
+    /// What the operator reads.
+    pub source: ValueId,
+    /// What it computes.
+    pub value: ValueId,
+    /// The nodes that compute it now, in their order. Some of them may be wanted by others too.
+    pub nodes: Vec<NodeId>,
+    /// What they compute.
+    pub expr: Resolved<Tensor>,
+    /// How the one operator walks over its input.
+    pub walk: Walk,
+}
+
+/// How an operator walks over the axes of its input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// A conv, with what belongs to each spatial axis.
+    Conv(Vec<Step>),
+    /// A transposed conv, with what it adds at the end of each spatial axis.
+    Transposed(Vec<Step>, Vec<usize>),
+    /// A linear layer over the last axis; of a matrix if there are two axes.
+    Linear,
+}
+
+/// How a conv walks along one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The distance of windows.
+    pub stride: usize,
+    /// Zeros before the first element.
+    pub before: usize,
+    /// Zeros behind the last one.
+    pub after: usize,
+    /// The distance of taps.
+    pub dilation: usize,
+}
+
+/// What is folded, and what stays although it nearly could be.
+#[derive(Debug, Default)]
+pub struct Regions {
+    /// What is folded, in the order of the nodes.
+    pub folded: Vec<Region>,
+    /// Whether each node stays.
+    pub stays: Vec<bool>,
+    /// Nodes that stay, and what stopped each.
+    pub left: Vec<(NodeId, String)>,
+}
+
+/// A value remembers no more sources than this: the nearest ones.
+const MOST_SOURCES: usize = 8;
+
+/// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
+pub fn regions(
+    graph: &Graph,
+    even_if_dearer: bool,
+    takes: &mut dyn FnMut(&Region) -> bool,
+) -> Regions {
+    let mut search = Search::new(graph);
+    search.forwards();
+    search.backwards(even_if_dearer, takes)
+}
+
+/// The forms of each value by their sources, the nearest first.
+pub(super) type Forms = Vec<Vec<(ValueId, Form)>>;
+
+struct Search<'a> {
+    graph: &'a Graph,
+    forms: Forms,
+    /// For each node, what kept it from joining what stands before it.
+    stopped: HashMap<NodeId, String>,
+}
+
+impl<'a> Search<'a> {
+    fn new(graph: &'a Graph) -> Search<'a> {
+        Search {
+            graph,
+            forms: vec![Vec::new(); graph.values().len()],
+            stopped: HashMap::new(),
+        }
+    }
+
+    fn forwards(&mut self) {
+        for (i, node) in self.graph.nodes().iter().enumerate() {
+            let id = NodeId(i);
+            if let Op::Opaque(Some(why)) = &node.op {
+                self.stopped.insert(id, why.clone());
+            }
+            let (Some(&input), &[output]) = (node.inputs.first(), &node.outputs[..]) else {
+                continue;
+            };
+            let found = match &node.op {
+                Op::Opaque(_) | Op::Slice { .. } | Op::Concat(_) | Op::Transpose(_) => continue,
+                Op::Add | Op::Sub => match node.inputs[..] {
+                    [a, b] => self.sums(id, a, b),
+                    _ => continue,
+                },
+                op => self.joined(id, op, input, output),
+            };
+            self.forms[output.0] = nearest(found);
+        }
+    }
+
+    /// The value's forms, and the value as a source of its own.
+    fn all(&self, value: ValueId) -> impl Iterator<Item = (ValueId, Form)> {
+        let own = (value, Form::identity());
+        std::iter::once(own).chain(self.forms[value.0].iter().cloned())
+    }
+
+    fn joined(
+        &mut self,
+        id: NodeId,
+        op: &Op,
+        input: ValueId,
+        output: ValueId,
+    ) -> Vec<(ValueId, Form)> {
+        let [from, to] = [input, output].map(|value| self.graph.value(value));
+        let mut found = Vec::new();
+        for (source, form) in self.all(input).collect::<Vec<_>>() {
+            match form.then(op, from, to) {
+                Ok(form) => found.push((source, form)),
+                // The nearest trouble is the one to tell.
+                Err(why) => drop(self.stopped.entry(id).or_insert(why)),
+            }
+        }
+        found
+    }
+
+    fn sums(&mut self, id: NodeId, a: ValueId, b: ValueId) -> Vec<(ValueId, Form)> {
+        let mut found = Vec::new();
+        let others: HashMap<ValueId, Form> = self.all(b).collect();
+        for (source, form) in self.all(a).collect::<Vec<_>>() {
+            let Some(other) = others.get(&source) else {
+                continue;
+            };
+            match form.plus(other) {
+                Ok(form) => found.push((source, form)),
+                Err(why) => drop(self.stopped.entry(id).or_insert(why)),
+            }
+        }
+        found
+    }
+
+    fn backwards(
+        mut self,
+        even_if_dearer: bool,
+        takes: &mut dyn FnMut(&Region) -> bool,
+    ) -> Regions {
+        let graph = self.graph;
+        let mut wanted: Vec<bool> = graph
+            .values()
+            .iter()
+            .map(|value| value.is_output || value.users().is_empty())
+            .collect();
+        let mut stays = vec![false; graph.nodes().len()];
+        let mut folded = Vec::new();
+        for (i, node) in graph.nodes().iter().enumerate().rev() {
+            if !node.outputs.is_empty() && !node.outputs.iter().any(|output| wanted[output.0]) {
+                continue;
+            }
+            let region = match node.outputs[..] {
+                [value] => self.best(value, &wanted, even_if_dearer, takes),
+                _ => None,
+            };
+            match region {
+                Some(region) => {
+                    wanted[region.source.0] = true;
+                    folded.push(region);
+                }
+                None => {
+                    stays[i] = true;
+                    node.inputs.iter().for_each(|input| wanted[input.0] = true);
+                }
+            }
+        }
+        folded.reverse();
+        let mut left: Vec<(NodeId, String)> = self
+            .stopped
+            .into_iter()
+            .filter(|(node, _)| stays[node.0])
+            .collect();
+        left.sort();
+        Regions {
+            folded,
+            stays,
+            left,
+        }
+    }
+
+    /// The largest region that ends in a value, is exact, and pays.
+    fn best(
+        &mut self,
+        value: ValueId,
+        wanted: &[bool],
+        even_if_dearer: bool,
+        takes: &mut dyn FnMut(&Region) -> bool,
+    ) -> Option<Region> {
+        let producer = self.graph.value(value).producer()?;
+        for (source, form) in self.forms[value.0].iter().rev() {
+            let (source, form) = (*source, form);
+            if form.depth == 0 || !self.keeps_shape(source, value, form) {
+                continue;
+            }
+            let nodes = between(self.graph, source, value);
+            let saved = saved(self.graph, &nodes, value, wanted);
+            if saved
+                .iter()
+                .filter(|id| computes(&self.graph.node(**id).op))
+                .count()
+                < 2
+            {
+                continue;
+            }
+            let stopped = match self.region(source, value, form, nodes) {
+                Ok(region) => {
+                    let new = cost_of_one(&region.expr, region.expr.expr().constant().is_some());
+                    let old = cost_of(self.graph, &self.forms, source, value, &saved);
+                    if even_if_dearer || new.no_more_than(&old) {
+                        if takes(&region) {
+                            return Some(region);
+                        }
+                        continue;
+                    }
+                    dearer(&new, &old)
+                }
+                Err(why) => why,
+            };
+            self.stopped.insert(producer, stopped);
+        }
+        None
+    }
+
+    fn region(
+        &self,
+        source: ValueId,
+        value: ValueId,
+        form: &Form,
+        nodes: BTreeSet<NodeId>,
+    ) -> Result<Region, String> {
+        let steps = |axes: &[super::form::Axis]| {
+            let step = |axis: &super::form::Axis| Step {
+                stride: axis.stride,
+                before: axis.before,
+                after: axis.after,
+                dilation: axis.step.max(1),
+            };
+            axes.iter().map(step).collect::<Vec<_>>()
+        };
+        let walk = match &form.lanes {
+            Lanes::Maps(axes) => Walk::Conv(steps(axes)),
+            Lanes::Spread(axes, added) => {
+                let step = |step: Step| Step {
+                    dilation: 1,
+                    ..step
+                };
+                Walk::Transposed(steps(axes).into_iter().map(step).collect(), added.clone())
+            }
+            Lanes::Rows { .. } => Walk::Linear,
+            Lanes::Untouched => return Err("nothing in it is a conv".to_owned()),
+        };
+        let dilation: Vec<usize> = match &walk {
+            Walk::Conv(steps) | Walk::Transposed(steps, _) => {
+                steps.iter().map(|step| step.dilation).collect()
+            }
+            Walk::Linear => Vec::new(),
+        };
+        let expr: Expr<Tensor> = tree(self.graph, source, value, &dilation)?;
+        let expr = resolve(expr).map_err(|error| error.to_string())?;
+        Ok(Region {
+            source,
+            value,
+            nodes: nodes.into_iter().collect(),
+            expr,
+            walk,
+        })
+    }
+
+    /// Whether the axes of a linear layer's output are those of its input, the last one apart.
+    fn keeps_shape(&self, source: ValueId, value: ValueId, form: &Form) -> bool {
+        if form.lanes != (Lanes::Rows { reshaped: true }) {
+            return true;
+        }
+        let [from, to] = [source, value].map(|id| self.graph.value(id).shape.as_ref());
+        let (Some(from), Some(to)) = (from, to) else {
+            return false;
+        };
+        from.len() == to.len()
+            && from
+                .iter()
+                .zip(to)
+                .take(from.len() - 1)
+                .all(|(a, b)| a.same(b))
+    }
+}
+
+/// The nearest sources are those that were computed last.
+fn nearest(mut found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
+    found.sort_by_key(|(source, _)| std::cmp::Reverse(*source));
+    found.truncate(MOST_SOURCES);
+    found
+}
+
+fn dearer(new: &Cost, old: &Cost) -> String {
+    format!(
+        "one conv would be dearer: {} parameters for {}, {} multiply-adds per output for {}",
+        new.parameters, old.parameters, new.macs, old.macs
+    )
+}
+
+/// Whether an operator does anything to numbers, or has a kernel take over what it does.
+fn computes(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Identity | Op::Reshape | Op::Transpose(_) | Op::Opaque(_)
+    )
+}
+
+/// The nodes on the way from a source to a value, and those that only tell them shapes.
+fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
+    let mut nodes = BTreeSet::new();
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        let producer = graph.value(value).producer().filter(|_| value != source);
+        let Some(id) = producer.filter(|id| nodes.insert(*id)) else {
+            continue;
+        };
+        let node = graph.node(id);
+        match node.op {
+            Op::Add | Op::Sub | Op::Concat(_) => open.extend(&node.inputs),
+            _ => open.extend(node.inputs.first()),
+        }
+    }
+    // From the last to the first: what only these read.
+    let mut helpers: BTreeSet<NodeId> = nodes
+        .iter()
+        .flat_map(|id| graph.node(*id).inputs.iter().skip(1))
+        .filter_map(|input| graph.value(*input).producer())
+        .filter(|id| !nodes.contains(id))
+        .collect();
+    while let Some(id) = helpers.pop_last() {
+        let node = graph.node(id);
+        let only_here = |output: &ValueId| {
+            let value = graph.value(*output);
+            !value.is_output && value.users().iter().all(|user| nodes.contains(user))
+        };
+        if node.outputs.iter().all(only_here) && !node.inputs.is_empty() {
+            nodes.insert(id);
+            let before = node.inputs.iter().filter(|input| **input != source);
+            let producers = before.filter_map(|input| graph.value(*input).producer());
+            helpers.extend(producers.filter(|id| !nodes.contains(id)));
+        }
+    }
+    nodes
+}
+
+/// The nodes that need not run any more: those that nothing reads but nodes that need not run, and the last one.
+fn saved(
+    graph: &Graph,
+    nodes: &BTreeSet<NodeId>,
+    value: ValueId,
+    wanted: &[bool],
+) -> BTreeSet<NodeId> {
+    let mut saved = BTreeSet::new();
+    for id in nodes.iter().rev() {
+        let unread = |output: &ValueId| {
+            let read = graph.value(*output);
+            *output == value
+                || !wanted[output.0]
+                    && !read.is_output
+                    && read.users().iter().all(|user| saved.contains(user))
+        };
+        if graph.node(*id).outputs.iter().all(unread) {
+            saved.insert(*id);
+        }
+    }
+    saved
+}

@@ -1,0 +1,158 @@
+//! The expression of a part of a graph: its nodes as the algebra's operators.
+
+use super::model::{Arithmetic, Conv, Graph, Linear, NodeId, Op, ValueId, Window};
+use crate::algebra::{self, Bn, Expr, Factor, expr::Vector};
+use crate::tensor::Tensor;
+
+/// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
+/// each axis: the expression is that of the kernel without the zeros between.
+///
+/// # Errors
+/// Says which operator has no expression.
+pub(super) fn tree(
+    graph: &Graph,
+    source: ValueId,
+    value: ValueId,
+    dilation: &[usize],
+) -> Result<Expr<Tensor>, String> {
+    let mut steps = Vec::new();
+    push(graph, source, value, dilation, &mut steps)?;
+    Ok(one(steps))
+}
+
+fn one(mut steps: Vec<Expr<Tensor>>) -> Expr<Tensor> {
+    match (steps.pop(), steps.is_empty()) {
+        (None, _) => Expr::Identity,
+        (Some(only), true) => only,
+        (Some(last), false) => {
+            steps.push(last);
+            Expr::Seq(steps)
+        }
+    }
+}
+
+/// Appends what leads from `source` to `value`, the first operator first. The depth is bound by the operators that a form may have.
+fn push(
+    graph: &Graph,
+    source: ValueId,
+    value: ValueId,
+    dilation: &[usize],
+    steps: &mut Vec<Expr<Tensor>>,
+) -> Result<(), String> {
+    if value == source {
+        return Ok(());
+    }
+    let Some(NodeId(producer)) = graph.value(value).producer() else {
+        return Err("it does not come from its source".to_owned());
+    };
+    let node = &graph.nodes()[producer];
+    match (&node.op, &node.inputs[..]) {
+        (op @ (Op::Add | Op::Sub), &[a, b]) => {
+            let mut summands = Vec::new();
+            for (i, input) in [a, b].into_iter().enumerate() {
+                let mut branch = Vec::new();
+                push(graph, source, input, dilation, &mut branch)?;
+                if i == 1 && *op == Op::Sub {
+                    branch.push(Expr::Scale(Factor::Number(-1.0)));
+                }
+                match one(branch) {
+                    Expr::Sum(xs) => summands.extend(xs),
+                    x => summands.push(x),
+                }
+            }
+            steps.push(Expr::Sum(summands));
+            Ok(())
+        }
+        (op, &[input, ..]) => {
+            push(graph, source, input, dilation, steps)?;
+            operator(op, dilation, steps)
+        }
+        _ => Err("it reads nothing".to_owned()),
+    }
+}
+
+fn operator(op: &Op, dilation: &[usize], steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
+    match op {
+        Op::Conv(conv) => steps.push(of_conv(conv, dilation)?),
+        Op::Linear(linear) => steps.push(of_linear(linear)),
+        Op::Norm(norm) => steps.push(Expr::Bn(Bn {
+            mean: norm.mean.clone(),
+            var: norm.var.clone(),
+            affine: norm.affine.clone(),
+            eps: norm.eps,
+        })),
+        Op::WithConstant(how, constant) => with_constant(*how, constant, steps),
+        Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
+        Op::AvgPool(window) => steps.push(Expr::Mean(of_window(window, dilation)?)),
+        Op::Pad(_) | Op::Reshape | Op::Identity => {}
+        Op::Add | Op::Sub | Op::Concat(_) | Op::Slice { .. } | Op::Transpose(_) | Op::Opaque(_) => {
+            return Err("it is not folded".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// `[height, width]` of as many axes as there are.
+fn two<T: Copy>(axes: &[T], missing: T) -> Result<[T; 2], String> {
+    match *axes {
+        [] => Ok([missing; 2]),
+        [width] => Ok([missing, width]),
+        [height, width] => Ok([height, width]),
+        _ => Err("it has three spatial axes".to_owned()),
+    }
+}
+
+fn of_window(window: &Window, dilation: &[usize]) -> Result<[usize; 2], String> {
+    // A window of several taps lies on every grid point.
+    debug_assert!(
+        window
+            .kernel
+            .iter()
+            .zip(dilation)
+            .all(|(k, d)| *k == 1 || *d == 1)
+    );
+    two(&window.kernel, 1)
+}
+
+fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
+    let taps = conv.weight.shape().iter().skip(2);
+    let between: Vec<usize> = taps
+        .zip(&conv.dilation)
+        .zip(dilation)
+        .map(|((taps, own), whole)| if *taps > 1 { own / whole } else { 1 })
+        .collect();
+    Ok(Expr::Conv(algebra::Conv {
+        weight: conv.weight.clone(),
+        bias: conv.bias.clone(),
+        dilation: two(&between, 1)?,
+        groups: Some(conv.groups),
+        transposed: conv.transposed.is_some(),
+        flipped: false,
+        shared: false,
+    }))
+}
+
+/// A matrix that has its inputs first is the weight of a transposed conv of one tap.
+fn of_linear(linear: &Linear) -> Expr<Tensor> {
+    Expr::Conv(algebra::Conv {
+        weight: linear.weight.clone(),
+        bias: linear.bias.clone(),
+        dilation: [1, 1],
+        groups: Some(1),
+        transposed: linear.in_first,
+        flipped: false,
+        shared: false,
+    })
+}
+
+fn with_constant(how: Arithmetic, constant: &Tensor, steps: &mut Vec<Expr<Tensor>>) {
+    let negated = || Expr::Scale(Factor::Number(-1.0));
+    let flat = constant.reshaped(vec![constant.len()]);
+    match how {
+        Arithmetic::Add => steps.push(Expr::Shift(flat)),
+        Arithmetic::Sub => steps.extend([negated(), Expr::Shift(flat), negated()]),
+        Arithmetic::SubFrom => steps.extend([negated(), Expr::Shift(flat)]),
+        Arithmetic::Mul => steps.push(Expr::Scale(Factor::Tensor(Vector::of(flat)))),
+        Arithmetic::Div => steps.push(Expr::Scale(Factor::Tensor(Vector::of(flat)))),
+    }
+}
