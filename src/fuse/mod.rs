@@ -5,6 +5,7 @@
 //! on the number of workers.
 
 pub mod diagnose;
+mod sums;
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -20,6 +21,7 @@ use crate::tensor::{
     Checkpoint, Destination, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
 };
 use diagnose::explain;
+pub use sums::Sums;
 
 /// The bytes that a worker reads, folds and writes at a time.
 ///
@@ -61,6 +63,14 @@ impl Unfinished {
     /// How many fused numbers are not zero and became zero in the element type they are stored in.
     pub fn vanished(&self) -> u64 {
         self.vanished
+    }
+
+    /// Writes bytes at a position of it: what is known only when all else has been written.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(crate) fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), TensorError> {
+        self.writer.write_at(bytes, at)
     }
 
     /// Syncs the file and gives it its name.
@@ -122,6 +132,32 @@ pub fn write(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    write_with(checkpoint, contents, place, options, None, progress)
+}
+
+/// The same, and takes the checksum of all that is written.
+///
+/// # Errors
+/// As for [`fuse`].
+pub fn write_summed(
+    checkpoint: &Checkpoint,
+    contents: &Contents<'_>,
+    place: Destination,
+    options: &Options,
+    sums: &Sums,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
+    write_with(checkpoint, contents, place, options, Some(sums), progress)
+}
+
+fn write_with(
+    checkpoint: &Checkpoint,
+    contents: &Contents<'_>,
+    place: Destination,
+    options: &Options,
+    sums: Option<&Sums>,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
     let layout = contents.layout;
     let writer = Writer::create(place, layout)?;
     let vanished = AtomicU64::new(0);
@@ -137,7 +173,7 @@ pub fn write(
         }
     });
     let work = || {
-        let mut worker = Worker::new(checkpoint, &writes, &vanished);
+        let mut worker = Worker::new(checkpoint, &writes, sums, &vanished);
         loop {
             let task = lock(&tasks).next();
             let Some(task) = task.filter(|_| lock(&failure).is_none()) else {
@@ -278,7 +314,7 @@ fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item =
             _ => None,
         })
         .collect();
-    runs(outputs, order).flat_map(
+    runs(outputs, layout, order).flat_map(
         move |run| -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
             let planned = &outputs[run[0]];
             let to = layout.offset(run[0]);
@@ -335,15 +371,18 @@ fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item =
 /// (In a file of a million small tensors each would cost a write.)
 fn runs<'a>(
     outputs: &'a [Planned],
+    layout: &'a Layout,
     order: &'a [usize],
 ) -> impl Iterator<Item = &'a [usize]> + Send {
     let mut rest = order;
     std::iter::from_fn(move || {
+        let start = layout.offset(*rest.first()?);
         let mut bytes = 0;
         let fits = |&&i: &&usize| {
+            let follows = layout.offset(i) == start + bytes;
             copied(&outputs[i]).is_some_and(|tensor| {
                 bytes += tensor.byte_len();
-                bytes <= SLAB_BYTES as u64
+                follows && bytes <= SLAB_BYTES as u64
             })
         };
         let len = rest.iter().take_while(fits).count().max(1);
@@ -369,6 +408,7 @@ fn slabs(len: u64, step: u64) -> impl Iterator<Item = Range<u64>> + Send {
 struct Worker<'a> {
     checkpoint: &'a Checkpoint,
     writes: &'a WriteQueue<'a>,
+    sums: Option<&'a Sums>,
     vanished: &'a AtomicU64,
     reader: Reader<'a>,
     scratch: Scratch,
@@ -381,11 +421,13 @@ impl<'a> Worker<'a> {
     fn new(
         checkpoint: &'a Checkpoint,
         writes: &'a WriteQueue<'a>,
+        sums: Option<&'a Sums>,
         vanished: &'a AtomicU64,
     ) -> Worker<'a> {
         Worker {
             checkpoint,
             writes,
+            sums,
             vanished,
             reader: Reader::new(checkpoint, SLAB_BYTES),
             scratch: Scratch::default(),
@@ -500,6 +542,9 @@ impl<'a> Worker<'a> {
     fn write(&mut self, at: u64) -> Result<u64, diagnose::Error> {
         let bytes = std::mem::take(&mut self.bytes);
         let len = bytes.len() as u64;
+        if let Some(sums) = self.sums {
+            sums.add(at, &bytes);
+        }
         self.bytes = self.writes.put(bytes, at)?;
         Ok(len)
     }

@@ -20,6 +20,7 @@ mod strided;
 pub mod windows;
 pub mod write;
 pub(crate) mod zip;
+pub(crate) mod zip_layout;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::Destination;

@@ -97,6 +97,15 @@ impl Layout {
         }
     }
 
+    /// Outputs at these positions of a file of this size, whatever stands between them.
+    pub fn at(offsets: Vec<u64>, file_len: u64) -> Layout {
+        Layout {
+            prefix: Vec::new(),
+            offsets,
+            file_len,
+        }
+    }
+
     /// The position in the file of the first byte of the `i`-th output.
     pub fn offset(&self, i: usize) -> u64 {
         self.offsets[i]

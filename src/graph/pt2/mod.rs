@@ -2,32 +2,22 @@
 //!
 //! The archive is read by its directory ([`zip`](crate::tensor::zip)), the graph by [`schema`] and [`json`], the weights by
 //! [`weights`]; [`call`], [`ops`] and [`views`] say what an operator computes, [`alias`] where values change in place, and
-//! [`read`] puts the graph together.
+//! [`read`] puts the graph together. [`edit`](mod@edit) and [`nodes`] give the texts of the new archive, [`write`](mod@write) the file.
 
 mod alias;
 mod call;
+mod edit;
 mod error;
 mod json;
+mod nodes;
 mod ops;
 mod read;
 mod schema;
 mod views;
 mod weights;
+mod write;
 
-use std::path::Path;
-
+pub use edit::{Edit, edit};
 pub use error::Error;
-pub use read::Program;
-
-/// Whether a file that begins like this may be one: a zip archive.
-pub fn may_be_one(prefix: &[u8]) -> bool {
-    prefix.starts_with(crate::tensor::zip::MAGIC)
-}
-
-/// Opens a program: its graph is read, of its weights where they lie.
-///
-/// # Errors
-/// When it cannot be read, or is not what PyTorch writes, or holds norms in training mode.
-pub fn open(path: &Path) -> Result<Program, Error> {
-    read::open(path)
-}
+pub use read::{Pt2, is_one};
+pub use write::{Failure, file_len, fuse};

@@ -15,18 +15,18 @@ use super::{ops, views};
 use crate::graph::model::{Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
-use crate::tensor::{Checkpoint, Part, Tensor, quoted};
+use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
 
 /// The longest text of a graph or a configuration that is read. (A network of ten thousand nodes has 10 MB.)
 const LONGEST_TEXT: u64 = 1 << 28;
 
 /// An exported program, opened.
 #[derive(Debug)]
-pub struct Program {
-    /// What it computes.
-    pub graph: Graph,
-    /// Its weights, buffers and constants, by the names that the program gives them.
-    pub checkpoint: Checkpoint,
+pub struct Pt2 {
+    pub(super) graph: Graph,
+    pub(super) checkpoint: Checkpoint,
+    /// The element types of the values.
+    pub(super) dtypes: HashMap<String, Dtype>,
     /// For each node of the graph, its number among the nodes of the file.
     pub(super) positions: Vec<usize>,
     pub(super) texts: Texts,
@@ -57,7 +57,62 @@ pub(super) struct Entry {
     pub(super) crc: u32,
 }
 
-pub(super) fn open(path: &Path) -> Result<Program, Error> {
+/// Whether a file is an archive with a program in it, and no other archive of PyTorch.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_one(path: &Path) -> Result<bool, Error> {
+    let (file, metadata) = crate::tensor::open::regular(path)?;
+    let mut magic = [0; 4];
+    if metadata.len() < 4 {
+        return Ok(false);
+    }
+    crate::tensor::open::read_exact_at(&file, &mut magic, 0)
+        .map_err(|e| crate::tensor::Error::unreadable(path, e))?;
+    if magic != *crate::tensor::zip::MAGIC {
+        return Ok(false);
+    }
+    let archive = Archive::open(&file, metadata.len());
+    // An archive of torch.save has the one, and a program of any age one of the others.
+    Ok(archive.is_ok_and(|archive| {
+        !archive.has("data.pkl")
+            && (archive.has_any("models/")
+                || archive.has("serialized_exported_program.json")
+                || archive.has_any("data/aotinductor/"))
+    }))
+}
+
+impl Pt2 {
+    /// Opens a program: its graph is read, of its weights where they lie.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not what PyTorch writes, or holds norms in training mode.
+    pub fn open(path: impl AsRef<Path>) -> Result<Pt2, Error> {
+        open(path.as_ref())
+    }
+
+    /// What it computes.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Its weights, buffers and constants, by the names that the program gives them.
+    pub fn constants(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The size of the file in bytes.
+    pub fn len(&self) -> u64 {
+        self.checkpoint.file_len()
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        self.checkpoint.path()
+    }
+}
+
+fn open(path: &Path) -> Result<Pt2, Error> {
     let (file, metadata) = crate::tensor::open::regular(path)?;
     let wrong = |reason: String| Error::Format {
         path: path.to_owned(),
@@ -85,8 +140,8 @@ pub(super) fn open(path: &Path) -> Result<Program, Error> {
     tensors.add("data/constants/", &constants, &entries).map_err(wrong)?;
     let Tensors { parts, unread } = tensors;
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts)?;
-    let (graph, positions) = graph(path, &texts.program, &checkpoint, &unread)?;
-    Ok(Program { graph, checkpoint, positions, texts, entries, root, unread })
+    let (graph, positions, dtypes) = graph(path, &texts.program, &checkpoint, &unread)?;
+    Ok(Pt2 { graph, checkpoint, dtypes, positions, texts, entries, root, unread })
 }
 
 /// Every entry of the archive; all must be stored as they are.
@@ -186,7 +241,7 @@ fn graph(
     text: &str,
     checkpoint: &Checkpoint,
     unread: &HashMap<String, String>,
-) -> Result<(Graph, Vec<usize>), Error> {
+) -> Result<(Graph, Vec<usize>, HashMap<String, Dtype>), Error> {
     let wrong = |reason: String| Error::Format {
         path: path.to_owned(),
         reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
@@ -232,7 +287,10 @@ fn graph(
     }
     let graph = Graph::new(builder.values, builder.nodes);
     let graph = graph.map_err(|source| Error::Graph { path: path.to_owned(), source })?;
-    Ok((graph, builder.positions))
+    let context = &builder.context;
+    let dtypes = graph.values().iter().filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
+    let dtypes = dtypes.collect();
+    Ok((graph, builder.positions, dtypes))
 }
 
 /// The names of all inputs of the graph: weights first, then what the user gives.

@@ -12,9 +12,9 @@ use crate::tensor::{Dtype, Part, Place, View, quoted};
 
 /// The configuration of a folder of raw tensors.
 #[derive(Deserialize)]
-pub(super) struct Config<'a> {
+struct Config<'a> {
     #[serde(borrow)]
-    pub(super) config: Members<'a, Raw<'a>>,
+    config: Raw<'a>,
 }
 
 /// What it says of a tensor.
@@ -118,17 +118,28 @@ const TYPES: [(u64, &str); 16] = [
     (35, "U64"),
 ];
 
-/// The text of a configuration, parsed.
+/// What a configuration says of each tensor.
 ///
 /// # Errors
 /// When it is not what a configuration is.
 pub(super) fn config(text: &str) -> Result<Vec<(Cow<'_, str>, Payload<'_>)>, String> {
-    let Config { config } = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let members = config.0.into_iter();
+    let (_, members) = members(text).map_err(|e| e.to_string())?;
+    let members = members.into_iter();
     members
         .map(|(name, raw)| {
             let payload = read(raw).map_err(|e| format!("{}: {e}", quoted(&name)))?;
             Ok((name, payload))
         })
         .collect()
+}
+
+/// The object of a configuration as its text, and as its members.
+///
+/// # Errors
+/// When it is not what a configuration is.
+#[expect(clippy::type_complexity, reason = "a name and a text, many times")]
+pub(super) fn members(text: &str) -> Result<(Raw<'_>, Vec<(Cow<'_, str>, Raw<'_>)>), serde_json::Error> {
+    let Config { config } = serde_json::from_str(text)?;
+    let Members(members) = read(config)?;
+    Ok((config, members))
 }
