@@ -31,6 +31,8 @@ pub(super) struct NewTexts {
     pub(super) weights: String,
     /// Entries below `data/weights/` that nothing refers to any more.
     pub(super) gone: HashSet<String>,
+    /// The tensors that the new program does not have.
+    pub(super) dropped: Vec<String>,
     /// For each block the entries below `data/weights/` that hold its weight and its bias.
     pub(super) fused: Vec<[Option<String>; 2]>,
 }
@@ -256,7 +258,9 @@ impl Writer<'_> {
             })),
         ];
         let (weights, gone, fused) = self.weights(&news, config)?;
-        Ok(NewTexts { program: splice(&pt2.texts.program, edits), weights, gone, fused })
+        let stored = text.stored.iter().flatten().map(|(name, _)| name);
+        let dropped = stored.filter(|name| !self.kept.tensors.contains(*name)).cloned().collect();
+        Ok(NewTexts { program: splice(&pt2.texts.program, edits), weights, gone, dropped, fused })
     }
 
     fn nodes(&self, news: &[New]) -> String {

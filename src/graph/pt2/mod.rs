@@ -2,10 +2,12 @@
 //!
 //! The archive is read by its directory ([`zip`](crate::tensor::zip)), the graph by [`schema`] and [`json`], the weights by
 //! [`weights`]; [`call`], [`ops`] and [`views`] say what an operator computes, [`alias`] where values change in place, and
-//! [`read`] puts the graph together. [`edit`](mod@edit) and [`nodes`] give the texts of the new archive, [`write`](mod@write) the file.
+//! [`read`] puts the graph together. [`edit`](mod@edit) and [`nodes`] give the texts of the new archive, [`write`](mod@write)
+//! the file; [`compare`] proves it.
 
 mod alias;
 mod call;
+mod compare;
 mod edit;
 mod error;
 mod json;
@@ -17,6 +19,7 @@ mod views;
 mod weights;
 mod write;
 
+pub use compare::{Failure as VerifyFailure, verify};
 pub use edit::{Edit, edit};
 pub use error::Error;
 pub use read::{Pt2, is_one};
