@@ -5,6 +5,7 @@
 //! file or a recipe: operands are whatever has a shape and a label ([`Operand`]).
 
 pub mod branches;
+pub mod canonical;
 pub mod describe;
 pub mod expr;
 pub mod fold;
