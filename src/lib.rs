@@ -50,6 +50,7 @@ pub mod graph;
 pub mod network;
 pub mod plan;
 pub mod recipe;
+#[cfg(feature = "report")]
 pub mod report;
 pub mod summary;
 pub mod tensor;

@@ -639,14 +639,12 @@ fn recipes_check_shows_what_matches() {
     assert_eq!(text, "repfuse: no block of recipe `own` is in this file\n");
 }
 
-/// The recipe of README: its branches have the numbers of their dilations, which begin where they like.
+/// The recipe of `docs/recipes.md`: its branches have the numbers of their dilations, which begin where they like.
 #[test]
-fn the_recipe_of_readme_does_what_it_says() {
-    let readme = include_str!("../README.md");
-    let begin = readme
-        .find("{\n  \"name\": \"my-net\"")
-        .expect("the recipe");
-    let text = &readme[begin..];
+fn the_recipe_of_the_page_does_what_it_says() {
+    let page = include_str!("../docs/recipes.md");
+    let begin = page.find("{\n  \"name\": \"my-net\"").expect("the recipe");
+    let text = &page[begin..];
     let text = &text[..text.find("\n```").expect("its end")];
     let mut bench = Bench::new();
     bench.tensor("stem.0.main.conv.weight", &[4, 4, 3, 3]);

@@ -1,7 +1,7 @@
 //! An expression in a line of text, as in `bn(3×3) + bn(1×1) + bn`.
 
 use crate::algebra::shape::four_dims;
-use crate::algebra::{Conv, Expr, Factor, Operand};
+use crate::algebra::{Conv, Expr, Factor, Operand, Through};
 
 /// Describes an expression: convs by their kernels, everything else by its name.
 pub fn expression<T: Operand>(expr: &Expr<T>) -> String {
@@ -10,7 +10,7 @@ pub fn expression<T: Operand>(expr: &Expr<T>) -> String {
         Expr::Bn(_) => "bn".to_owned(),
         Expr::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
         Expr::Scale(Factor::Number(n)) => n.to_string(),
-        Expr::Scale(Factor::Tensor(v)) if v.sigmoid => "gate".to_owned(),
+        Expr::Scale(Factor::Tensor(v)) if v.through == Through::Sigmoid => "gate".to_owned(),
         Expr::Scale(Factor::Tensor(_)) => "scale".to_owned(),
         Expr::Shift(_) => "shift".to_owned(),
         Expr::Mean([kh, kw]) => format!("mean {kh}×{kw}"),

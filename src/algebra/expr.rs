@@ -70,15 +70,26 @@ pub enum Factor<T> {
     Tensor(Vector<T>),
 }
 
-/// A vector of factors: a tensor, or a row of one, as it is or behind a sigmoid, as gates are stored.
+/// How factors follow from what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// They are stored.
+    Itself,
+    /// `1 / (1 + exp(−x))`, as gates are stored.
+    Sigmoid,
+    /// `1 / x`, where a network divides.
+    Reciprocal,
+}
+
+/// A vector of factors: a tensor, or a row of one, or what follows from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector<T> {
     /// `[channels]` or one value, whatever its dimensions; `[rows, channels]` if a row is chosen.
     pub tensor: T,
     /// Which row of a matrix.
     pub row: Option<usize>,
-    /// Whether the factors are `1 / (1 + exp(−x))` of what is stored.
-    pub sigmoid: bool,
+    /// How the factors follow from what is stored.
+    pub through: Through,
 }
 
 impl<T> Vector<T> {
@@ -87,7 +98,7 @@ impl<T> Vector<T> {
         Vector {
             tensor,
             row: None,
-            sigmoid: false,
+            through: Through::Itself,
         }
     }
 }
@@ -166,7 +177,7 @@ impl<T> Expr<T> {
             Expr::Scale(Factor::Tensor(v)) => Expr::Scale(Factor::Tensor(Vector {
                 tensor: f(&v.tensor)?,
                 row: v.row,
-                sigmoid: v.sigmoid,
+                through: v.through,
             })),
             Expr::Shift(t) => Expr::Shift(f(t)?),
             Expr::Mean(k) => Expr::Mean(*k),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
-use super::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
+use super::expr::{Bn, Conv, Expr, Factor, Operand, Through, Values, Vector};
 use super::shape::transposed;
 use super::shape::{Geometry, channels, dilated, extent_of, first_input, four_dims, outputs};
 
@@ -352,8 +352,10 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
             false => f64::NAN,
         }
     };
-    if vector.sigmoid {
-        factors.iter_mut().for_each(|x| *x = squashed(*x));
+    match vector.through {
+        Through::Itself => {}
+        Through::Sigmoid => factors.iter_mut().for_each(|x| *x = squashed(*x)),
+        Through::Reciprocal => factors.iter_mut().for_each(|x| *x = x.recip()),
     }
     Ok(factors)
 }

@@ -13,6 +13,6 @@ pub mod forward;
 pub mod shape;
 
 pub use branches::{Branch, branches};
-pub use expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
+pub use expr::{Bn, Conv, Expr, Factor, Operand, Through, Values, Vector};
 pub use fold::{Affine, fold};
 pub use shape::{Geometry, GeometryError, Resolved};

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::graph;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::select::{self, Key, Select};
@@ -16,6 +17,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
+use crate::graph::onnx::{self, Edit, Onnx};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, quoted};
@@ -150,19 +152,62 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // Source cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
+    if let Some(onnx) = graph::open(&args.input)? {
+        args.key.refuse_for_a_graph()?;
+        fuse::place_for(onnx.constants(), &args.output, args.force)?;
+        let edit = args.select.edit(&onnx, args.dtype.float())?;
+        diagnose::check_norms(onnx.constants(), &edit.plan)?;
+        let input = Input {
+            checkpoint: onnx.constants(),
+            plan: &edit.plan,
+            weight: None,
+            // Its weights alone can be written, too.
+            graph: (!graph::names_weights(&args.output)).then_some((&onnx, &edit)),
+        };
+        return fuse_it(args, &input, begin);
+    }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     // A dry run says it, too.
     fuse::place_for(&checkpoint, &args.output, args.force)?;
     let plan = args.select.plan(&checkpoint, args.dtype.float())?;
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let input = Input {
+        checkpoint: &checkpoint,
+        plan: &plan,
+        weight: weight.as_ref(),
+        graph: None,
+    };
+    fuse_it(args, &input, begin)
+}
+
+/// What is fused.
+struct Input<'a> {
+    /// Its tensors.
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    weight: Option<&'a EpsWeight>,
+    /// The graph that becomes another graph.
+    graph: Option<(&'a Onnx, &'a Edit)>,
+}
+
+fn fuse_it(args: &Args, input: &Input<'_>, begin: Instant) -> anyhow::Result<Answer> {
+    let Input {
+        checkpoint,
+        plan,
+        weight,
+        graph,
+    } = *input;
     let written = if args.dry_run {
         Written {
-            bytes: fuse::file_len(&checkpoint, &plan),
+            bytes: match graph {
+                Some((onnx, edit)) => onnx::file_len(onnx, edit, &args.output)?,
+                None => fuse::file_len(checkpoint, plan),
+            },
             verified: None,
             vanished: None,
         }
     } else {
-        match write(args, &checkpoint, &plan)? {
+        match write(args, input)? {
             Some(written) => written,
             // Source is wrong with it has been said; a script reads it here.
             None if args.json => {
@@ -178,9 +223,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let summary = summary(
         args,
-        &checkpoint,
-        &plan,
-        weight.as_ref(),
+        checkpoint,
+        plan,
+        weight,
         &written,
         begin.elapsed().as_secs_f64(),
     );
@@ -188,9 +233,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
-            output::result(&plan_table(&plan))?;
+            output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, &plan, weight.as_ref()))?;
+        output::result(&text(&summary, plan, weight))?;
     }
     Ok(Answer::Yes)
 }
@@ -203,21 +248,34 @@ struct Written {
 }
 
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
-fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Option<Written>> {
+fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
+    let Input {
+        checkpoint,
+        plan,
+        graph,
+        ..
+    } = *input;
     signals::watch()?;
-    let bytes = plan.outputs.iter().map(|p| p.output.byte_len).sum();
+    let bytes = match graph {
+        Some((onnx, edit)) => onnx::file_len(onnx, edit, &args.output)?,
+        None => plan.outputs.iter().map(|p| p.output.byte_len).sum(),
+    };
     let bar = progress::bar(bytes, args.quiet || args.json);
     let options = fuse::Options {
         replace: args.force,
         threads: args.threads.map(usize::from),
     };
-    let unfinished = fuse::fuse(checkpoint, plan, &args.output, &options, &|n| {
+    let progress = |n| {
         bar.inc(n);
         match signals::stopped() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    })?;
+    };
+    let unfinished = match graph {
+        Some((onnx, edit)) => onnx::fuse(onnx, edit, &args.output, &options, &progress)?,
+        None => fuse::fuse(checkpoint, plan, &args.output, &options, &progress)?.into(),
+    };
     bar.finish_and_clear();
     let mut verified = None;
     if args.verify {
@@ -225,9 +283,19 @@ fn write(args: &Args, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Op
             stop: Some(&signals::STOP),
             ..Default::default()
         };
-        let file = Checkpoint::open(unfinished.path())?;
-        let form = verify::Deployed::File(&file);
-        let verdict = with_workers(|| verify::verify(checkpoint, plan, form, &options))??;
+        let verdict = with_workers(|| -> anyhow::Result<_> {
+            Ok(match graph {
+                Some((onnx, edit)) => {
+                    let made = Onnx::open_written(&unfinished)?;
+                    onnx::verify(onnx, edit, Some(&made), &options)?
+                }
+                None => {
+                    let file = Checkpoint::open(unfinished.path())?;
+                    let form = verify::Deployed::File(&file);
+                    verify::verify(checkpoint, plan, form, &options)?
+                }
+            })
+        })??;
         if !args.quiet && !args.json {
             super::verify::sampled(&verdict);
         }

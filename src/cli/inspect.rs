@@ -7,11 +7,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::graph;
 use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
 use super::select::{self, Key};
 use crate::algebra::describe;
+use crate::graph::plan::Left;
 use crate::plan::{Block, EpsSource, Options, PlannedConv};
 use crate::report::Macs;
 use crate::summary::cost::{self, Change, macs_per_pixel};
@@ -85,6 +87,16 @@ pub(super) struct Document<'a> {
     elements: &'a BTreeMap<String, u64>,
     /// The file's own metadata.
     metadata: BTreeMap<&'a str, &'a str>,
+    /// Of a graph: the nodes that stay although they nearly could be folded.
+    left: Vec<LeftDocument<'a>>,
+}
+
+/// A node that stays.
+#[derive(Serialize, JsonSchema)]
+struct LeftDocument<'a> {
+    node: &'a str,
+    /// What stopped it.
+    why: &'a str,
 }
 
 /// One block.
@@ -141,9 +153,27 @@ struct ConvDocument<'a> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    if let Some(onnx) = graph::open(&args.file)? {
+        args.key.refuse_for_a_graph()?;
+        if args.recipe.is_some() {
+            anyhow::bail!("a graph says by itself what is folded; leave out --recipe");
+        }
+        let (found, left) = graph::inspect(&onnx)?;
+        return tell(args, onnx.constants(), found, &left);
+    }
     let checkpoint = args.key.open(&args.file, args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
-    let mut found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    let found = inspect::inspect(&checkpoint, recipe.as_ref(), &Options::default())?;
+    tell(args, &checkpoint, found, &[])
+}
+
+/// Prints what was found; `left` is what of a graph could nearly be folded.
+fn tell(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    mut found: Inspection,
+    left: &[Left],
+) -> anyhow::Result<Answer> {
     let wanted = match (&args.kernels, &found.plan) {
         (None, _) => None,
         (Some(wanted), Some(plan)) => Some(kernels::chosen(plan, wanted)?),
@@ -154,17 +184,44 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         },
     };
     if args.json {
-        output::json(&document(args, &checkpoint, &found, wanted.as_deref())?)?;
+        output::json(&document(
+            args,
+            checkpoint,
+            &found,
+            wanted.as_deref(),
+            left,
+        )?)?;
     } else if let Some(blocks) = wanted {
         for block in blocks {
-            let maps = kernels::maps(&checkpoint, block)?;
+            let maps = kernels::maps(checkpoint, block)?;
             output::result(&kernels::text(block, &maps, output::width()))?;
         }
     } else {
-        output::result(&text(args, &checkpoint, &found))?;
+        output::result(&(text(args, checkpoint, &found) + &left_lines(args, left)))?;
     }
     Ok(Answer::Yes)
 }
+
+/// What of a graph stays, and why: one line for a reason, with the nodes that it holds for.
+fn left_lines(args: &Args, left: &[Left]) -> String {
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for Left { node, why } in left {
+        by_reason.entry(why).or_default().push(node);
+    }
+    let mut out = String::new();
+    for (why, nodes) in by_reason {
+        let shown = if args.all { nodes.len() } else { MOST_SHOWN };
+        let mut names: Vec<String> = nodes.iter().take(shown).map(|name| plain(name)).collect();
+        if nodes.len() > shown {
+            names.push(format!("{} more", nodes.len() - shown));
+        }
+        out += &line("left", &format!("{}: {why}", names.join(", ")));
+    }
+    out
+}
+
+/// Nodes that are named for one reason, without `--all`.
+const MOST_SHOWN: usize = 3;
 
 fn form(form: Form) -> &'static str {
     match form {
@@ -361,6 +418,7 @@ fn document<'a>(
     checkpoint: &'a Checkpoint,
     found: &'a Inspection,
     wanted: Option<&[&Block]>,
+    left: &'a [Left],
 ) -> anyhow::Result<Document<'a>> {
     let plan = found.plan.as_ref();
     let mut blocks = Vec::new();
@@ -405,6 +463,13 @@ fn document<'a>(
         bytes: checkpoint.file_len(),
         elements: &found.dtypes,
         metadata: metadata.map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        left: left
+            .iter()
+            .map(|left| LeftDocument {
+                node: &left.node,
+                why: &left.why,
+            })
+            .collect(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The command: the only place that prints, shows progress, or decides an exit code.
 
 mod fuse;
+mod graph;
 mod inspect;
 mod kernels;
 mod output;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::fuse::diagnose;
+use crate::graph::plan;
 use crate::recipe;
 use crate::tensor;
 
@@ -150,6 +152,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let is_answer = |e: &(dyn std::error::Error + 'static)| {
         e.downcast_ref::<recipe::Error>()
             .is_some_and(recipe::Error::is_nothing_to_fuse)
+            || e.downcast_ref::<plan::Error>()
+                .is_some_and(plan::Error::is_nothing_to_fuse)
     };
     if error.chain().any(is_answer) { 1 } else { 2 }
 }

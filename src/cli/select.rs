@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::output;
 use crate::fuse::diagnose::EpsWeight;
+use crate::graph::onnx::{self, Edit, Onnx};
 use crate::plan::{self, EpsSource, Options, Plan};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
@@ -24,6 +25,9 @@ pub(super) struct Select {
     /// Leave blocks as they are whose name matches; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) skip: Vec<String>,
+    /// Of a graph: fold also what has more parameters or multiply-adds as one operator
+    #[arg(long, hide_short_help = true)]
+    pub(super) even_if_dearer: bool,
 }
 
 fn eps(text: &str) -> Result<f64, String> {
@@ -34,18 +38,38 @@ fn eps(text: &str) -> Result<f64, String> {
 }
 
 impl Select {
+    fn options(&self, dtype: Option<Float>) -> Options {
+        Options {
+            bn_eps: self.bn_eps,
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            dtype,
+        }
+    }
+
+    /// Plans what to fold of a graph, which needs no recipe.
+    pub(super) fn edit(&self, onnx: &Onnx, dtype: Option<Float>) -> anyhow::Result<Edit> {
+        for (flag, given) in [
+            ("--recipe", self.recipe.is_some()),
+            ("--bn-eps", self.bn_eps.is_some()),
+        ] {
+            if given {
+                anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
+            }
+        }
+        Ok(onnx::edit(onnx, &self.options(dtype), self.even_if_dearer)?)
+    }
+
     /// Plans a file by the chosen recipe, or by the one that is detected.
     pub(super) fn plan(
         &self,
         checkpoint: &Checkpoint,
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
-        let options = Options {
-            bn_eps: self.bn_eps,
-            only: self.only.clone(),
-            skip: self.skip.clone(),
-            dtype,
-        };
+        if self.even_if_dearer {
+            anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");
+        }
+        let options = self.options(dtype);
         let plan = match &self.recipe {
             Some(name) => plan::plan(checkpoint.tensors(), &named(name)?, &options)?,
             None => {
@@ -133,6 +157,13 @@ pub(super) struct Key {
 }
 
 impl Key {
+    pub(super) fn refuse_for_a_graph(&self) -> anyhow::Result<()> {
+        match &self.key {
+            Some(key) => anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key)),
+            None => Ok(()),
+        }
+    }
+
     /// Opens a checkpoint; unless quiet, says which state dict was found.
     pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;

@@ -9,11 +9,14 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::graph;
 use super::output::{self, Cut, plural};
 use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
-use crate::fuse::diagnose;
+use crate::fuse::diagnose::{self, EpsWeight};
+use crate::graph::onnx::Onnx;
+use crate::plan::Plan;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, plain, quoted};
 use crate::verify::{self, Allowance, Deployed, Verdict};
@@ -159,17 +162,20 @@ struct Block<'a> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
+    if let Some(graph) = graph::open(&args.input)? {
+        args.key.refuse_for_a_graph()?;
+        if args.whole.is_asked_for() {
+            anyhow::bail!(
+                "--input and --end-to-end run the blocks of weight files; leave them out for a graph"
+            );
+        }
+        return verify_graph(args, &graph, begin);
+    }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.output.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
-    let options = verify::Options {
-        probes: args.probes,
-        seed: args.seed,
-        exhaustive: args.exhaustive,
-        tolerance: args.tolerance,
-        stop: None,
-    };
+    let options = options(args);
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
@@ -183,8 +189,65 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
+    let answer = tell(args, begin, &plan, weight.as_ref(), &verdict, findings)?;
+    let accepted = matches!(answer, Answer::Yes);
+    let otherwise = deployed
+        .as_ref()
+        .and_then(|file| select::made_otherwise(file, &plan));
+    if let Some(hint) = otherwise.filter(|_| !accepted) {
+        output::note(&hint);
+    }
+    let untouched = |file: &Checkpoint| {
+        verdict.blocks.iter().all(|b| b.failure.is_some()) && args.select.plan(file, None).is_ok()
+    };
+    if let Some((path, file)) = args.output.as_ref().zip(deployed.as_ref())
+        && untouched(file)
+    {
+        let path = quoted(&path.display().to_string());
+        output::note(&format!(
+            "repfuse: {path} is in training form, too; `fuse` makes a deploy form of it"
+        ));
+    }
+    Ok(answer)
+}
+
+fn options(args: &Args) -> verify::Options {
+    verify::Options {
+        probes: args.probes,
+        seed: args.seed,
+        exhaustive: args.exhaustive,
+        tolerance: args.tolerance,
+        stop: None,
+    }
+}
+
+/// A graph, and another one or a file of weights that was made of it.
+fn verify_graph(args: &Args, onnx: &Onnx, begin: Instant) -> anyhow::Result<Answer> {
+    let edit = args.select.edit(onnx, None)?;
+    diagnose::check_norms(onnx.constants(), &edit.plan)?;
+    let made = args.output.as_deref().map(graph::made).transpose()?;
+    let verdict = with_workers(|| graph::verify(onnx, &edit, made.as_ref(), &options(args)))??;
+    tell(
+        args,
+        begin,
+        &edit.plan,
+        None,
+        &verdict,
+        whole::Findings::default(),
+    )
+}
+
+/// Prints the verdict.
+fn tell(
+    args: &Args,
+    begin: Instant,
+    plan: &Plan,
+    weight: Option<&EpsWeight>,
+    verdict: &Verdict,
+    findings: whole::Findings,
+) -> anyhow::Result<Answer> {
     if !args.quiet && !args.json {
-        sampled(&verdict);
+        sampled(verdict);
     }
     let accepted = verdict.accepted() && findings.accepted();
     if args.json {
@@ -195,12 +258,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             output: args.output.as_ref().map(|p| p.display().to_string()),
             accepted,
             recipe: &plan.recipe,
-            bn_eps: weight.as_ref().and(plan.eps),
+            bn_eps: weight.and(plan.eps),
             bn_eps_source: match plan.eps_source {
                 crate::plan::EpsSource::Recipe => "recipe",
                 crate::plan::EpsSource::User => "user",
             },
-            bn_eps_weight: weight.as_ref().map(|w| w.largest),
+            bn_eps_weight: weight.map(|w| w.largest),
             allowance: match verdict.allowance {
                 Allowance::OneRounding => "one-rounding",
                 Allowance::Arithmetic => "arithmetic",
@@ -234,8 +297,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             seconds: begin.elapsed().as_secs_f64(),
         })?;
     } else if !args.quiet {
-        let mut text = blocks(&verdict);
-        text += &failures(&verdict);
+        let mut text = blocks(verdict);
+        text += &failures(verdict);
         text += &whole::text(&findings);
         let allowed = match verdict.allowance {
             Allowance::OneRounding => "rounding once allows",
@@ -268,28 +331,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
         text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
         text += &output::line("recipe", &plan.recipe);
-        if let Some(types) = other_types(&verdict) {
+        if let Some(types) = other_types(verdict) {
             text += &output::line("types", &types);
         }
-        text += &select::eps_line(&plan, weight.as_ref()).unwrap_or_default();
+        text += &select::eps_line(plan, weight).unwrap_or_default();
         output::result(&text)?;
-    }
-    let otherwise = deployed
-        .as_ref()
-        .and_then(|file| select::made_otherwise(file, &plan));
-    if let Some(hint) = otherwise.filter(|_| !accepted) {
-        output::note(&hint);
-    }
-    let untouched = |file: &Checkpoint| {
-        verdict.blocks.iter().all(|b| b.failure.is_some()) && args.select.plan(file, None).is_ok()
-    };
-    if let Some((path, file)) = args.output.as_ref().zip(deployed.as_ref())
-        && untouched(file)
-    {
-        let path = quoted(&path.display().to_string());
-        output::note(&format!(
-            "repfuse: {path} is in training form, too; `fuse` makes a deploy form of it"
-        ));
     }
     Ok(if accepted { Answer::Yes } else { Answer::No })
 }

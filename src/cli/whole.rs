@@ -62,6 +62,13 @@ pub(super) struct Whole {
     dropout: f64,
 }
 
+impl Whole {
+    /// Whether anything is to be run.
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.end_to_end || self.maps.is_some()
+    }
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Mode {
     Zeros,

@@ -3,8 +3,10 @@
 //! A weight file does not say what is added to what, so a recipe has to. A graph says it, and eps, groups, strides and
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
+mod agree;
 mod cost;
 mod form;
+pub mod learn;
 pub mod model;
 pub mod onnx;
 pub mod plan;

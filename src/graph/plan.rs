@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::model::{Graph, NodeId};
 use super::region::{Region, Regions, regions};
-use crate::algebra::Operand as _;
 use crate::plan::select::Select;
 use crate::plan::{Block, Options, PlannedConv, stored_type};
 use crate::recipe;
@@ -29,7 +28,7 @@ pub enum Error {
         "nothing to fuse: no two operators of the graph can become one{}",
         because(left)
     )]
-    Nothing { left: usize },
+    Nothing { left: Vec<Left> },
     #[error(
         "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
     )]
@@ -40,11 +39,41 @@ pub enum Error {
     Block { block: String, message: String },
 }
 
-fn because(left: &usize) -> String {
-    match left {
+impl Error {
+    /// Whether the file is all right, and the answer is that nothing is left to do.
+    pub fn is_nothing_to_fuse(&self) -> bool {
+        matches!(self, Error::Nothing { .. } | Error::NoneSelected { .. })
+    }
+}
+
+fn because(left: &[Left]) -> String {
+    match left.len() {
         0 => String::new(),
         n => format!("; `repfuse inspect` says what stopped {n} of them"),
     }
+}
+
+/// A node that stays although it nearly could be folded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its name, or that of what it computes.
+    pub node: String,
+    /// What stopped it.
+    pub why: String,
+}
+
+/// What stays, by name.
+pub fn left(graph: &Graph, regions: &Regions) -> Vec<Left> {
+    let one = |(id, why): &(NodeId, String)| {
+        let node = graph.node(*id);
+        let output = node.outputs.first().map(|id| &*graph.value(*id).name);
+        let name = Some(&*node.name).filter(|name| !name.is_empty()).or(output);
+        Left {
+            node: name.map_or_else(|| format!("node {}", id.0), str::to_owned),
+            why: why.clone(),
+        }
+    };
+    regions.left.iter().map(one).collect()
 }
 
 /// Chooses what to fold. `taken` says which names the file will still have; `bytes` are of the constants.
@@ -76,7 +105,7 @@ pub fn fold(
     if regions.folded.is_empty() {
         return Err(match skipped.len() {
             0 => Error::Nothing {
-                left: regions.left.len(),
+                left: left(graph, &regions),
             },
             blocks => Error::NoneSelected { blocks },
         });

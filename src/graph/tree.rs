@@ -1,7 +1,7 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
 use super::model::{Arithmetic, Conv, Graph, Linear, NodeId, Op, ValueId, Window};
-use crate::algebra::{self, Bn, Expr, Factor, expr::Vector};
+use crate::algebra::{self, Bn, Expr, Factor, Through, Vector};
 use crate::tensor::Tensor;
 
 /// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
@@ -153,6 +153,9 @@ fn with_constant(how: Arithmetic, constant: &Tensor, steps: &mut Vec<Expr<Tensor
         Arithmetic::Sub => steps.extend([negated(), Expr::Shift(flat), negated()]),
         Arithmetic::SubFrom => steps.extend([negated(), Expr::Shift(flat)]),
         Arithmetic::Mul => steps.push(Expr::Scale(Factor::Tensor(Vector::of(flat)))),
-        Arithmetic::Div => steps.push(Expr::Scale(Factor::Tensor(Vector::of(flat)))),
+        Arithmetic::Div => steps.push(Expr::Scale(Factor::Tensor(Vector {
+            through: Through::Reciprocal,
+            ..Vector::of(flat)
+        }))),
     }
 }

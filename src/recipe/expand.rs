@@ -322,7 +322,7 @@ impl Expander<'_> {
                 Expr::Scale(Factor::Tensor(Vector {
                     tensor,
                     row: t.row,
-                    sigmoid: t.sigmoid,
+                    through: t.through,
                 }))
             }
             Template::Shift(t) => Expr::Shift(self.claim(t, captures)?),

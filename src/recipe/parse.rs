@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::error::Error;
 use super::model::{Axes, BlockRule, Dim, Groups, Network, Recipe, Size, Template, Window};
 use super::pattern::Pattern;
-use crate::algebra::{Factor, Vector};
+use crate::algebra::{Factor, Through, Vector};
 
 /// What is wrong at which place of the JSON.
 struct Mistake {
@@ -622,7 +622,10 @@ fn parse_vector(at: &At<'_>) -> Parsed<Vector<Pattern>> {
     Ok(Vector {
         tensor: at.need("tensor")?.pattern()?,
         row: at.get("row").map(row).transpose()?,
-        sigmoid: at.flag("sigmoid")?,
+        through: match at.flag("sigmoid")? {
+            true => Through::Sigmoid,
+            false => Through::Itself,
+        },
     })
 }
 

@@ -1,7 +1,6 @@
 //! What a report says, as plain data.
 
 use rayon::prelude::*;
-use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::fuse::diagnose;
@@ -38,7 +37,8 @@ impl Default for Options {
 }
 
 /// What fusing did to a file.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Report {
     /// The training form's path.
     pub input: String,
@@ -66,7 +66,8 @@ pub struct Report {
 pub type Totals = Change;
 
 /// The eps of the batch norms, and how much it matters.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Eps {
     /// The eps that was used.
     pub value: f64,
@@ -83,7 +84,8 @@ pub struct Eps {
 }
 
 /// Multiply-adds of the fused convs of the whole network.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Macs {
     /// Height and width of the image.
     pub input_size: usize,
@@ -92,7 +94,8 @@ pub struct Macs {
 }
 
 /// The verdict on the file.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Verified {
     /// Whether both forms are the same network.
     pub accepted: bool,
@@ -109,7 +112,8 @@ pub struct Verified {
 }
 
 /// One block.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Block {
     /// Its name.
     pub name: String,
@@ -124,7 +128,8 @@ pub struct Block {
 }
 
 /// One fused conv.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Conv {
     /// Its module: its tensors are `<module>.weight` and `<module>.bias`.
     pub module: String,

@@ -7,7 +7,8 @@ use crate::plan::{Plan, PlannedConv};
 use crate::tensor::{Checkpoint, Tensor};
 
 /// A number before and after fusing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Change {
     /// In the training form.
     pub before: u64,

@@ -77,15 +77,21 @@ pub fn inspect(
         (Err(_), true) => Form::Deploy,
         (Err(_), false) => Form::Unknown,
     };
-    let in_blocks: HashSet<&str> = match &planned {
-        Ok(plan) => plan
-            .blocks
-            .iter()
-            .flat_map(|b| &b.consumed)
-            .map(Tensor::name)
-            .collect(),
-        Err(_) => HashSet::new(),
-    };
+    let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
+    Ok(Inspection {
+        trouble,
+        ..of_plan(checkpoint, plan, form)
+    })
+}
+
+/// What is known about a file of which the plan is known.
+pub fn of_plan(checkpoint: &Checkpoint, plan: Option<Plan>, form: Form) -> Inspection {
+    let index = checkpoint.tensors();
+    let blocks = plan.iter().flat_map(|plan| &plan.blocks);
+    let in_blocks: HashSet<&str> = blocks
+        .flat_map(|block| &block.consumed)
+        .map(Tensor::name)
+        .collect();
     let outside = index.values().filter(|t| !in_blocks.contains(t.name()));
     let convs = outside
         .filter_map(|t| Some((t.clone(), class_of(t)?)))
@@ -96,16 +102,14 @@ pub fn inspect(
         let count: &mut u64 = dtypes.entry(tensor.dtype().to_string()).or_default();
         *count = count.saturating_add(tensor.len() as u64);
     }
-    let parameters = crate::summary::cost::parameters(index.values());
-    let (plan, trouble) = planned.map_or_else(|e| (None, Some(e)), |plan| (Some(plan), None));
-    Ok(Inspection {
+    Inspection {
         form,
         plan,
-        trouble,
+        trouble: None,
         convs,
         dtypes,
-        parameters,
-    })
+        parameters: crate::summary::cost::parameters(index.values()),
+    }
 }
 
 /// The class of a conv weight, or `None` for what is none.

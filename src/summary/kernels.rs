@@ -10,11 +10,11 @@ use crate::plan::PlannedConv;
 use crate::tensor::Checkpoint;
 use crate::tensor::Reader;
 use crate::verify::{Deployed, deployed_rows};
-use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A kernel seen from above.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Kernel {
     /// What it is, as in `bn(3×3)`.
     pub label: String,

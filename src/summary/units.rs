@@ -57,16 +57,7 @@ pub fn change(before: u64, after: u64) -> String {
     }
 }
 
-/// A ratio to the rounding bound: `0.42`, `5.3e4`, `NaN`.
-pub fn ratio(x: f64) -> String {
-    if x < 1000.0 {
-        format!("{x:.2}")
-    } else if x.is_finite() {
-        format!("{x:.1e}")
-    } else {
-        x.to_string()
-    }
-}
+pub use crate::verify::shown::ratio;
 
 /// A weight's size to three digits: `0.205`, `3.1e-5`.
 pub fn magnitude(x: f64) -> String {

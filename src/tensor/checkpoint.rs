@@ -278,7 +278,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a tensor has no element type of a fixed size, does not lie in its file as a whole, or has another's name.
-    pub fn of_parts(files: Vec<(PathBuf, File)>, parts: Vec<Part>) -> Result<Checkpoint, Error> {
+    pub fn of_parts(
+        files: Vec<(PathBuf, File)>,
+        parts: Vec<Part>,
+        metadata: Vec<(String, String)>,
+    ) -> Result<Checkpoint, Error> {
         let mut lengths = Vec::with_capacity(files.len());
         for (path, file) in &files {
             let metadata = file.metadata().map_err(|e| Error::unreadable(path, e))?;
@@ -319,7 +323,7 @@ impl Checkpoint {
         }
         Ok(Checkpoint {
             tensors,
-            metadata: Vec::new(),
+            metadata,
             path: path.clone(),
             files,
             file_len,

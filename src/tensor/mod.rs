@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a convolution.
 
+#[cfg(feature = "cli")]
 pub mod arrays;
 pub(crate) mod bytes;
 pub mod checkpoint;

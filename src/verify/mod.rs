@@ -18,6 +18,7 @@ mod copies;
 mod deployed;
 mod probes;
 pub mod random;
+pub mod shown;
 mod tally;
 
 use std::num::NonZeroU16;
@@ -27,7 +28,6 @@ use rayon::prelude::*;
 
 use crate::fuse::diagnose;
 use crate::plan::{Plan, Source};
-use crate::summary::units;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, quoted};
 
 use block::{Check, impulse_share};
@@ -54,7 +54,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn go_on(&self) -> Result<(), TensorError> {
+    pub(crate) fn go_on(&self) -> Result<(), TensorError> {
         match self.stop {
             Some(stop) if stop.load(Relaxed) => Err(TensorError::Interrupted),
             _ => Ok(()),
@@ -133,7 +133,7 @@ impl BlockVerdict {
             (None, Some((tensor, index))) => format!(
                 "{} at {index:?} is off by {} times what rounding allows",
                 quoted(tensor),
-                units::ratio(self.ratio)
+                shown::ratio(self.ratio)
             ),
             (None, None) => "nothing was compared".to_owned(),
         })

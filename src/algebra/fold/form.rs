@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Affine, Folded};
-use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Values, Vector};
+use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Through, Values, Vector};
 use crate::algebra::shape;
 
 /// Terms and a bias `[out]`.
@@ -107,15 +107,14 @@ fn factors<T: Operand, V: Values<T>>(
 ) -> Result<Vec<f64>, V::Error> {
     let first = vector.row.unwrap_or(0) * vector.len();
     let mut factors = values.vector(&vector.tensor, first, vector.len())?;
-    if vector.sigmoid {
-        for x in &mut factors {
+    for x in &mut factors {
+        *x = match vector.through {
+            Through::Itself => *x,
             // An infinite gate is no number to fold with, though its sigmoid is one.
-            *x = if x.is_finite() {
-                1.0 / (1.0 + (-*x).exp())
-            } else {
-                f64::NAN
-            };
-        }
+            Through::Sigmoid if !x.is_finite() => f64::NAN,
+            Through::Sigmoid => 1.0 / (1.0 + (-*x).exp()),
+            Through::Reciprocal => 1.0 / *x,
+        };
     }
     if let [one] = factors[..] {
         factors = vec![one; channels];

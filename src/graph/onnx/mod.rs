@@ -1,11 +1,18 @@
 //! ONNX files, read and written.
 
+mod compare;
+mod edit;
+mod encode;
 mod error;
 mod open;
 mod ops;
 mod proto;
 mod shapes;
 mod wire;
+mod write;
 
+pub use compare::{Failure as VerifyFailure, verify};
+pub use edit::{Edit, edit};
 pub use error::Error;
 pub use open::{Onnx, is_one};
+pub use write::{Failure, Written, file_len, fuse};

@@ -9,6 +9,7 @@ use super::error::Error;
 use super::ops::Reading;
 use super::proto::{self, Data, InfoDim, Model, Name, Part as Piece, is_onnx};
 use super::wire::Wire;
+use super::write::Written;
 use crate::graph::model::{self, Dim, Graph, Node, Value, ValueId};
 use crate::tensor::{Checkpoint, Dtype, Part, Place, Tensor, open, quoted};
 
@@ -33,7 +34,19 @@ impl Onnx {
     /// # Errors
     /// When it cannot be read, is cut short, or contradicts itself.
     pub fn open(path: impl Into<PathBuf>) -> Result<Onnx, Error> {
-        let path = path.into();
+        Onnx::open_with(path.into(), None)
+    }
+
+    /// Opens a model that has not become its destination yet.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_written(written: &Written) -> Result<Onnx, Error> {
+        Onnx::open_with(written.path().to_owned(), written.data())
+    }
+
+    /// `elsewhere`: a location of external data, and the path at which it is instead.
+    fn open_with(path: PathBuf, elsewhere: Option<(&str, &Path)>) -> Result<Onnx, Error> {
         let (file, metadata) = open::regular(&path)?;
         let mut wire = Wire::new(&file, &path, metadata.len());
         let mut model = proto::model(&mut wire)?;
@@ -42,6 +55,9 @@ impl Onnx {
             reason,
         };
         let mut constants = Constants::new(&path, &file)?;
+        if let Some((location, path)) = elsewhere {
+            constants.file_at(location, path.to_owned())?;
+        }
         constants.initializers(&mut model)?;
         constants.nodes(&mut model)?;
         let Constants {
@@ -51,7 +67,7 @@ impl Onnx {
             mut made,
             ..
         } = constants;
-        let checkpoint = Checkpoint::of_parts(files, parts)?;
+        let checkpoint = Checkpoint::of_parts(files, parts, model.metadata.clone())?;
         let mut tensors: HashMap<Name, Tensor> = HashMap::new();
         for (number, name) in by_name.drain() {
             if let Some(tensor) = checkpoint.get(&name) {
@@ -90,6 +106,11 @@ impl Onnx {
     /// Its constant tensors, by the names of the values that they are.
     pub fn constants(&self) -> &Checkpoint {
         &self.constants
+    }
+
+    /// The size of the file in bytes, weights in other files left out.
+    pub fn len(&self) -> u64 {
+        self.constants.file_len()
     }
 
     /// The path it was opened from.
@@ -326,7 +347,6 @@ impl<'a> Constants<'a> {
             _ => PathBuf::from("."),
         };
         let path = folder.join(relative);
-        let (file, _) = open::regular(&path)?;
         // Links inside the folder may lead to where the file itself leads, as in a cache of downloads.
         let real = path
             .canonicalize()
@@ -343,6 +363,11 @@ impl<'a> Constants<'a> {
         {
             return Err(outside());
         }
+        self.file_at(location, path)
+    }
+
+    fn file_at(&mut self, location: &str, path: PathBuf) -> Result<usize, Error> {
+        let (file, _) = open::regular(&path)?;
         self.files.push((path, file));
         let number = self.files.len() - 1;
         self.external.insert(location.to_owned(), number);

@@ -28,10 +28,6 @@ impl Names {
         number
     }
 
-    pub fn find(&self, name: &str) -> Option<Name> {
-        self.numbers.get(name).copied()
-    }
-
     pub fn get(&self, number: Name) -> &Arc<str> {
         &self.names[number as usize]
     }
@@ -54,8 +50,15 @@ pub(super) struct Model {
     pub before_graph: usize,
     /// Whether the file says how to train it.
     pub trains: bool,
+    /// Metadata of the file.
+    pub metadata: Vec<(String, String)>,
+    /// Where metadata is that an earlier run has written.
+    pub ours: Vec<Range<u64>>,
     pub graph: Graph,
 }
+
+/// What the metadata that repfuse adds begins with.
+const OURS: &str = "repfuse.";
 
 /// The graph.
 #[derive(Debug, Default)]
@@ -141,8 +144,7 @@ pub(super) enum Data {
 #[derive(Debug)]
 pub(super) struct Info {
     pub name: Name,
-    /// The element type and the dimensions, where it is a tensor and has some.
-    pub kind: i64,
+    /// Its dimensions, where it is a tensor and has some.
     pub dims: Option<Vec<InfoDim>>,
 }
 
@@ -170,6 +172,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
     let mut names = Names::default();
     let (mut fields, mut graphs) = (Vec::new(), Vec::new());
     let (mut ir_version, mut opset, mut trains) = (0, None, false);
+    let (mut metadata, mut ours) = (Vec::new(), Vec::new());
     wire.fields(0..wire.len(), |wire, field| {
         match field.number {
             1 => ir_version = wire.number(&field)?,
@@ -186,6 +189,15 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
                 })?;
                 if is_onnx(&domain) {
                     opset = version;
+                }
+            }
+            14 => {
+                let range = wire.range(&field)?;
+                if let Some((key, value)) = entry(wire, range)? {
+                    if key.starts_with(OURS) {
+                        ours.push(field.whole.clone());
+                    }
+                    metadata.push((key, value));
                 }
             }
             20 => trains = true,
@@ -213,6 +225,8 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
         fields,
         before_graph,
         trains,
+        metadata,
+        ours,
         graph,
     })
 }
@@ -483,7 +497,7 @@ fn sparse(
 }
 
 fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Info, Error> {
-    let (mut name, mut kind, mut dims) = (String::new(), 0, None);
+    let (mut name, mut dims) = (String::new(), None);
     // ValueInfoProto → TypeProto → Tensor → TensorShapeProto → Dimension
     let inner =
         |wire: &Wire<'_>, field: &Field, number: u32| -> Result<Option<Range<u64>>, Error> {
@@ -504,9 +518,6 @@ fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Inf
                 return Ok(());
             };
             wire.fields(of_tensor, |wire, field| {
-                if field.number == 1 {
-                    kind = wire.number(&field)?;
-                }
                 let Some(of_shape) = inner(wire, &field, 2)? else {
                     return Ok(());
                 };
@@ -537,7 +548,6 @@ fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Inf
     })?;
     Ok(Info {
         name: names.number(&name),
-        kind,
         dims,
     })
 }

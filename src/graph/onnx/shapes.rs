@@ -372,6 +372,7 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
             out[axis] = sum.map_or(Dim::Any, Dim::Known);
             Some(out)
         }
+        "Slice" => sliced(reading, node),
         "ReduceMean" | "ReduceSum" | "ReduceMax" => {
             let mut shape = shape(0)?;
             let axes = ints(reading, node, 1, "axes")?;
@@ -386,6 +387,41 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
         }
         _ => None,
     }
+}
+
+/// The shape that is left of an input when parts of some axes are cut out.
+fn sliced(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
+    let mut shape = shape_of(reading, node, 0)?;
+    let list = |index: usize, key: &str| ints(reading, node, index, key);
+    let starts = list(1, "starts")?;
+    let ends = list(2, "ends")?;
+    let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = match node.inputs.get(4) {
+        Some(Some(name)) => reading.ints(*name)?,
+        _ => vec![1; starts.len()],
+    };
+    for (i, axis) in axes.iter().enumerate() {
+        let axis = axis_of(*axis, shape.len())?;
+        let Dim::Known(n) = shape[axis] else {
+            shape[axis] = Dim::Any;
+            continue;
+        };
+        let bound = |at: i64| {
+            if at < 0 {
+                at.saturating_add(n as i64)
+            } else {
+                at
+            }
+            .clamp(0, n as i64)
+        };
+        let (start, end) = (bound(*starts.get(i)?), bound(*ends.get(i)?));
+        let step = *steps.get(i)?;
+        shape[axis] = match step {
+            1.. => Dim::Known(((end - start).max(0) as usize).div_ceil(step as usize)),
+            _ => Dim::Any,
+        };
+    }
+    Some(shape)
 }
 
 fn broadcast(a: &[Dim], b: &[Dim]) -> Shape {

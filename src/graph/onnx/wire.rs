@@ -37,7 +37,7 @@ pub(super) enum Payload {
     /// A number that takes as many bytes as it needs.
     Varint(u64),
     /// Eight bytes.
-    Fixed64(u64),
+    Fixed64,
     /// Four bytes.
     Fixed32(u32),
     /// A string, a message, or numbers side by side: where they are in the file.
@@ -94,6 +94,23 @@ impl<'a> Wire<'a> {
         Ok(())
     }
 
+    /// The field that lies at a range.
+    pub fn field_at(&mut self, whole: Range<u64>) -> Result<Field, Error> {
+        self.field(whole.start, whole.end)
+    }
+
+    /// All fields of a field that is a message.
+    pub fn fields_of(&mut self, whole: Range<u64>) -> Result<Vec<Field>, Error> {
+        let field = self.field_at(whole)?;
+        let mut fields = Vec::new();
+        let range = self.range(&field)?;
+        self.fields(range, |_, field| {
+            fields.push(field);
+            Ok(())
+        })?;
+        Ok(fields)
+    }
+
     fn field(&mut self, start: u64, end: u64) -> Result<Field, Error> {
         let mut head = self.window_at(start..end.min(start + LONGEST))?;
         let before = head.len();
@@ -118,7 +135,7 @@ impl<'a> Wire<'a> {
         let at = start + (before - head.len()) as u64;
         let (payload, stop) = match wire {
             WireType::Varint => (Payload::Varint(value), Some(at)),
-            WireType::SixtyFourBit => (Payload::Fixed64(value), at.checked_add(8)),
+            WireType::SixtyFourBit => (Payload::Fixed64, at.checked_add(8)),
             WireType::ThirtyTwoBit => (Payload::Fixed32(value as u32), at.checked_add(4)),
             _ => {
                 let stop = at.checked_add(value);

@@ -1,0 +1,346 @@
+//! What becomes of every field of an ONNX file when regions of its graph are folded.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use super::encode::{Message, conv_attributes, int, kind, node};
+use super::open::Onnx;
+use super::proto::{Data, Name, Part};
+use crate::graph::plan::{self, Folding, Left};
+use crate::graph::region::{Regions, Walk};
+use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned, stored_type};
+use crate::tensor::Float;
+
+/// A plan for an ONNX file, and the file that it makes.
+#[derive(Debug)]
+pub struct Edit {
+    /// The blocks, and the tensors that are left: what a file of weights alone would hold.
+    pub plan: Plan,
+    /// Which nodes are folded.
+    pub regions: Regions,
+    /// Which others nearly could be.
+    pub left: Vec<Left>,
+    /// The fields of the new graph, in their order.
+    pub(super) graph: Vec<(u32, Piece)>,
+}
+
+/// A field of the new graph.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// A field of the old one, byte for byte.
+    Kept(Range<u64>),
+    /// A new one: its payload.
+    New(Message),
+    /// The weight of the conv of this block, or its bias.
+    Fused { block: usize, is_bias: bool },
+    /// An initializer whose numbers are in another file: which one of the old graph's.
+    Moved(usize),
+}
+
+/// Names after a block's.
+const PRODUCT: &str = "product";
+const CAST: &str = "cast";
+
+/// Plans what to fold.
+///
+/// # Errors
+/// When nothing is left to fold, or a glob is none.
+pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit, plan::Error> {
+    let mut kept = None;
+    let Folding {
+        regions,
+        blocks,
+        skipped,
+    } = plan::fold(&onnx.graph, options, even_if_dearer, &mut |regions| {
+        let found = Kept::new(onnx, regions);
+        let names = found.names(onnx);
+        kept = Some(found);
+        names
+    })?;
+    let kept = kept.unwrap_or_else(|| Kept::new(onnx, &regions));
+    let mut outputs: Vec<_> = (onnx.model.graph.tensors.iter())
+        .filter(|tensor| tensor.name.is_some_and(|name| kept.tensors.contains(&name)))
+        .filter_map(|tensor| onnx.constants().get(onnx.model.names.get(tensor.name?)))
+        .map(|tensor| copy(tensor, tensor.name().to_owned()))
+        .collect();
+    for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
+        let (weight, shape) = (
+            format!("{}.weight", fused.module),
+            fused.geometry().weight_shape(),
+        );
+        outputs.push(planned(weight, fused.dtype, shape, Source::Weight(b, 0)));
+        if fused.bias {
+            let bias = format!("{}.bias", fused.module);
+            outputs.push(planned(
+                bias,
+                fused.dtype,
+                vec![fused.geometry().out],
+                Source::Bias(b, 0),
+            ));
+        }
+    }
+    let left = plan::left(&onnx.graph, &regions);
+    let plan = Plan {
+        recipe: "graph".to_owned(),
+        eps: None,
+        eps_source: EpsSource::Recipe,
+        eps_note: None,
+        network: None,
+        blocks,
+        skipped,
+        outputs,
+        dropped: Vec::new(),
+    };
+    let graph = pieces(onnx, &plan, &regions, &kept);
+    Ok(Edit {
+        left,
+        plan,
+        regions,
+        graph,
+    })
+}
+
+/// What of the old graph is still there.
+struct Kept {
+    nodes: Vec<bool>,
+    tensors: HashSet<Name>,
+    /// Names that are gone.
+    gone: HashSet<Name>,
+}
+
+impl Kept {
+    fn new(onnx: &Onnx, regions: &Regions) -> Kept {
+        let graph = &onnx.model.graph;
+        let mut outputs: HashSet<Name> = HashSet::new();
+        for (part, _) in &graph.fields {
+            if let Part::Output(at) = part {
+                outputs.insert(graph.values[*at].name);
+            }
+        }
+        let everything_read = |node: &super::proto::Node| -> Vec<Name> {
+            node.inputs
+                .iter()
+                .flatten()
+                .chain(&node.captured)
+                .copied()
+                .collect()
+        };
+        // What nothing read from the start stays, whatever it is for.
+        let read_before: HashSet<Name> = graph
+            .nodes
+            .iter()
+            .flat_map(everything_read)
+            .chain(outputs.iter().copied())
+            .collect();
+        let mut replaced: HashMap<usize, Name> = HashMap::new();
+        for region in &regions.folded {
+            if let Some(producer) = onnx.graph.value(region.value).producer() {
+                replaced.insert(producer.0, onnx.value_names[region.source.0]);
+            }
+        }
+        let mut read = outputs;
+        let mut gone = HashSet::new();
+        let mut nodes = vec![false; graph.nodes.len()];
+        for (i, node) in graph.nodes.iter().enumerate().rev() {
+            if let Some(source) = replaced.get(&i) {
+                read.insert(*source);
+                continue;
+            }
+            let makes_constants = node
+                .outputs
+                .iter()
+                .flatten()
+                .all(|name| onnx.made.contains(name));
+            nodes[i] = match makes_constants {
+                true => node
+                    .outputs
+                    .iter()
+                    .flatten()
+                    .any(|name| read.contains(name) || !read_before.contains(name)),
+                false => regions.stays[i],
+            };
+            match nodes[i] {
+                true => read.extend(everything_read(node)),
+                false => gone.extend(node.outputs.iter().flatten()),
+            }
+        }
+        let mut tensors = HashSet::new();
+        for name in graph.tensors.iter().filter_map(|tensor| tensor.name) {
+            match read.contains(&name) || !read_before.contains(&name) || onnx.model.trains {
+                true => tensors.insert(name),
+                false => gone.insert(name),
+            };
+        }
+        Kept {
+            nodes,
+            tensors,
+            gone,
+        }
+    }
+
+    /// The names that are still there.
+    fn names(&self, onnx: &Onnx) -> HashSet<String> {
+        let names = &onnx.model.names;
+        let all = (0..names.len() as Name).filter(|name| !self.gone.contains(name));
+        all.map(|name| names.get(name).to_string()).collect()
+    }
+}
+
+fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32, Piece)> {
+    let graph = &onnx.model.graph;
+    let mut ends: HashMap<usize, usize> = HashMap::new();
+    for (block, region) in regions.folded.iter().enumerate() {
+        if let Some(producer) = onnx.graph.value(region.value).producer() {
+            ends.insert(producer.0, block);
+        }
+    }
+    let mut pieces = Vec::new();
+    for (part, whole) in &graph.fields {
+        let keep = Piece::Kept(whole.clone());
+        let there = |at: &usize| !kept.gone.contains(&graph.values[*at].name);
+        match part {
+            Part::Node(i) => match ends.get(i) {
+                Some(block) => {
+                    let new = new_nodes(onnx, plan, regions, *block);
+                    pieces.extend(new.into_iter().map(|node| (1, Piece::New(node))));
+                }
+                None if kept.nodes[*i] => pieces.push((1, keep)),
+                None => {}
+            },
+            Part::Tensor(i) => {
+                let tensor = &graph.tensors[*i];
+                if tensor.name.is_some_and(|name| kept.tensors.contains(&name)) {
+                    let moved = matches!(tensor.data, Data::External { .. });
+                    pieces.push((5, if moved { Piece::Moved(*i) } else { keep }));
+                }
+            }
+            Part::Input(at) if there(at) => pieces.push((11, keep)),
+            Part::Output(_) => pieces.push((12, keep)),
+            Part::ValueInfo(at) if there(at) => pieces.push((13, keep)),
+            Part::Input(_) | Part::ValueInfo(_) => {}
+            Part::Other(number) => pieces.push((*number, keep)),
+        }
+    }
+    for (block, of) in plan.blocks.iter().enumerate() {
+        let fused = &of.fused[0];
+        for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
+            if onnx.model.ir_version < 4 {
+                // Initializers had to be inputs, too.
+                pieces.push((11, Piece::New(input_of(fused, is_bias))));
+            }
+            pieces.push((5, Piece::Fused { block, is_bias }));
+        }
+    }
+    pieces
+}
+
+fn input_of(fused: &PlannedConv, is_bias: bool) -> Message {
+    let (name, shape) = tensor_of(fused, is_bias);
+    let mut dims = Message::default();
+    for dim in shape {
+        let mut one = Message::default();
+        one.int(1, dim as i64);
+        dims.message(1, &one);
+    }
+    let mut tensor = Message::default();
+    tensor.int(1, kind(fused.dtype));
+    tensor.message(2, &dims);
+    let mut of_type = Message::default();
+    of_type.message(1, &tensor);
+    let mut value = Message::default();
+    value.text(1, &name);
+    value.message(2, &of_type);
+    value
+}
+
+/// The name and the shape of a fused tensor.
+pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usize>) {
+    match is_bias {
+        false => (
+            format!("{}.weight", fused.module),
+            fused.geometry().weight_shape(),
+        ),
+        true => (format!("{}.bias", fused.module), vec![fused.geometry().out]),
+    }
+}
+
+/// The nodes that a region becomes.
+fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<Message> {
+    let (region, fused) = (&regions.folded[block], &plan.blocks[block].fused[0]);
+    let (g, module) = (fused.geometry(), &fused.module);
+    let name_of = |value: crate::graph::ValueId| &*onnx.graph.value(value).name;
+    let (source, value) = (name_of(region.source), name_of(region.value));
+    let mut nodes = Vec::new();
+    let computed: Float = stored_type(fused.expr.expr()).unwrap_or(fused.dtype);
+    let mut operand = |is_bias: bool| {
+        let (name, _) = tensor_of(fused, is_bias);
+        if fused.dtype == computed {
+            return name;
+        }
+        // Stored in another type than the network computes in.
+        let cast = format!("{name}.{CAST}");
+        nodes.push(node(
+            &cast,
+            "Cast",
+            &[&name],
+            &cast,
+            &[int("to", kind(computed))],
+        ));
+        cast
+    };
+    let weight = operand(false);
+    let bias = fused.bias.then(|| operand(true));
+    let mut inputs = vec![source, &weight];
+    match &region.walk {
+        Walk::Conv(_) | Walk::Transposed(..) => {
+            inputs.extend(bias.as_deref());
+            let (op, kernel) = (operator(&region.walk), &g.weight_shape()[2..]);
+            let attributes = conv_attributes(&region.walk, kernel, g.groups);
+            nodes.push(node(
+                &format!("{module}.{op}"),
+                op,
+                &inputs,
+                value,
+                &attributes,
+            ));
+        }
+        Walk::Linear => {
+            let is_matrix = onnx.graph.value(region.source).shape.as_ref().map(Vec::len) == Some(2);
+            if !g.transposed || is_matrix && bias.is_some() {
+                inputs.extend(bias.as_deref());
+                let turned = int("transB", i64::from(!g.transposed));
+                nodes.push(node(
+                    &format!("{module}.Gemm"),
+                    "Gemm",
+                    &inputs,
+                    value,
+                    &[turned],
+                ));
+                return nodes;
+            }
+            let name = format!("{module}.MatMul");
+            let Some(bias) = &bias else {
+                nodes.push(node(&name, "MatMul", &inputs, value, &[]));
+                return nodes;
+            };
+            let product = format!("{module}.{PRODUCT}");
+            nodes.push(node(&name, "MatMul", &inputs, &product, &[]));
+            nodes.push(node(
+                &format!("{module}.Add"),
+                "Add",
+                &[&product, bias],
+                value,
+                &[],
+            ));
+        }
+    }
+    nodes
+}
+
+fn operator(walk: &Walk) -> &'static str {
+    match walk {
+        Walk::Conv(_) => "Conv",
+        Walk::Transposed(..) => "ConvTranspose",
+        Walk::Linear => "Gemm",
+    }
+}
