@@ -18,13 +18,16 @@ fn open(name: &str) -> Pt2 {
 }
 
 fn planned(pt2: &Pt2) -> Edit {
-    edit(pt2, &Options::default(), false).unwrap_or_else(|e| panic!("{}: {e}", pt2.path().display()))
+    edit(pt2, &Options::default(), false)
+        .unwrap_or_else(|e| panic!("{}: {e}", pt2.path().display()))
 }
 
 /// Writes the fused program and opens it.
 fn fused(pt2: &Pt2, edit: &Edit, directory: &Path) -> Pt2 {
     let to = directory.join("out.pt2");
-    let written = fuse(pt2, edit, &to, &repfuse::fuse::Options::default(), &|_| ControlFlow::Continue(()));
+    let written = fuse(pt2, edit, &to, &repfuse::fuse::Options::default(), &|_| {
+        ControlFlow::Continue(())
+    });
     written.unwrap().finish().unwrap();
     Pt2::open(&to).unwrap()
 }
@@ -33,7 +36,9 @@ fn fused(pt2: &Pt2, edit: &Edit, directory: &Path) -> Pt2 {
 fn operators(pt2: &Pt2) -> Vec<String> {
     let word = |node: &repfuse::graph::Node| {
         let shown = format!("{:?}", node.op);
-        let end = shown.find(|c: char| !c.is_alphanumeric()).unwrap_or(shown.len());
+        let end = shown
+            .find(|c: char| !c.is_alphanumeric())
+            .unwrap_or(shown.len());
         shown[..end].to_owned()
     };
     pt2.graph().nodes().iter().map(word).collect()
@@ -53,14 +58,25 @@ fn every_program_is_read_and_fused() {
         match edit(&pt2, &Options::default(), false) {
             Ok(edit) => {
                 for (region, block) in edit.regions.folded.iter().zip(&edit.plan.blocks) {
-                    println!("   {} {:?} {:?}", block.name, region.walk, block.fused[0].geometry());
+                    println!(
+                        "   {} {:?} {:?}",
+                        block.name,
+                        region.walk,
+                        block.fused[0].geometry()
+                    );
                 }
                 for (node, why) in &edit.regions.left {
                     println!("   left {}: {why}", pt2.graph().node(*node).name);
                 }
                 let out = fused(&pt2, &edit, directory.path());
                 println!("   -> {}", operators(&out).join(" "));
-                fs::rename(directory.path().join("out.pt2"), std::env::temp_dir().join("pt2").join(format!("{name}.out.pt2"))).unwrap();
+                fs::rename(
+                    directory.path().join("out.pt2"),
+                    std::env::temp_dir()
+                        .join("pt2")
+                        .join(format!("{name}.out.pt2")),
+                )
+                .unwrap();
             }
             Err(e) => println!("   {e}"),
         }

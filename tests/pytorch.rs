@@ -342,7 +342,10 @@ fn names_are_as_long_as_they_may_be_written() {
         refused(&nested(200)),
         format!("{begin}the names in it are longer than 100000000 bytes in all")
     );
-    assert_eq!(refused(&nested(100)), format!("{begin}it has no tensor, where a dict is"));
+    assert_eq!(
+        refused(&nested(100)),
+        format!("{begin}it has no tensor, where a dict is")
+    );
 }
 
 /// A compressed part may become a thousand times as large as the file.

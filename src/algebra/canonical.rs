@@ -29,7 +29,10 @@ pub fn canonical<T: Operand>(expr: &Expr<T>) -> String {
             let spatial = conv.weight.shape().iter().skip(2);
             let taps = spatial.clone().count();
             // A distance between taps of which there is one says nothing.
-            let distance = |i: usize| match taps.checked_sub(i + 1).and_then(|at| conv.weight.shape().get(2 + at)) {
+            let distance = |i: usize| match taps
+                .checked_sub(i + 1)
+                .and_then(|at| conv.weight.shape().get(2 + at))
+            {
                 Some(n) if *n > 1 => conv.dilation[1 - i],
                 _ => 1,
             };
@@ -44,7 +47,11 @@ pub fn canonical<T: Operand>(expr: &Expr<T>) -> String {
             if let Some(groups) = conv.groups.filter(|groups| *groups != 1) {
                 let _ = write!(text, " groups {groups}");
             }
-            for (is, what) in [(conv.transposed, "transposed"), (conv.flipped, "flipped"), (conv.shared, "shared")] {
+            for (is, what) in [
+                (conv.transposed, "transposed"),
+                (conv.flipped, "flipped"),
+                (conv.shared, "shared"),
+            ] {
                 if is {
                     let _ = write!(text, " {what}");
                 }
@@ -52,13 +59,24 @@ pub fn canonical<T: Operand>(expr: &Expr<T>) -> String {
             text
         }
         Expr::Bn(bn) => {
-            let affine: Vec<String> = bn.affine.iter().flatten().map(ToString::to_string).collect();
-            format!("bn {} {} [{}] eps {:e}", bn.mean, bn.var, affine.join(" "), bn.eps)
+            let affine: Vec<String> = bn
+                .affine
+                .iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect();
+            format!(
+                "bn {} {} [{}] eps {:e}",
+                bn.mean,
+                bn.var,
+                affine.join(" "),
+                bn.eps
+            )
         }
         Expr::Scale(Factor::Number(n)) => format!("times {n:e}"),
         Expr::Scale(Factor::Tensor(v)) => {
             let row = v.row.map_or(String::new(), |row| format!(" row {row}"));
-            format!("times {}{row}{}", v.tensor, if v.sigmoid { " sigmoid" } else { "" })
+            format!("times {}{row} {:?}", v.tensor, v.through)
         }
         Expr::Shift(t) => format!("plus {t}"),
         Expr::Mean(k) => format!("mean {k:?}"),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::output;
 use crate::fuse::diagnose::EpsWeight;
-use crate::graph::onnx::{self, Edit, Onnx};
+use crate::graph::{Folded, GraphFile};
 use crate::plan::{self, EpsSource, Options, Plan};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
@@ -48,7 +48,11 @@ impl Select {
     }
 
     /// Plans what to fold of a graph, which needs no recipe.
-    pub(super) fn edit(&self, onnx: &Onnx, dtype: Option<Float>) -> anyhow::Result<Edit> {
+    pub(super) fn fold<'a>(
+        &self,
+        file: &'a GraphFile,
+        dtype: Option<Float>,
+    ) -> anyhow::Result<Folded<'a>> {
         for (flag, given) in [
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", self.bn_eps.is_some()),
@@ -57,7 +61,7 @@ impl Select {
                 anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
             }
         }
-        Ok(onnx::edit(onnx, &self.options(dtype), self.even_if_dearer)?)
+        Ok(file.fold(&self.options(dtype), self.even_if_dearer)?)
     }
 
     /// Plans a file by the chosen recipe, or by the one that is detected.

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::algebra::canonical::canonical;
 use crate::algebra::Expr;
+use crate::algebra::canonical::canonical;
 use crate::fuse::fold_rows;
 use crate::plan::{self, Block, Options, Plan, PlannedConv};
 use crate::recipe;
@@ -38,8 +38,14 @@ pub(super) fn agree(
     for conv in plan.blocks.iter().flat_map(|block| &block.fused) {
         known.insert(names(conv.expr.expr()), conv);
     }
-    let mut found = Agreement { recipe: Some(plan.recipe.clone()), ..Agreement::default() };
-    let mut modules: HashSet<String> = blocks.iter().map(|block| block.fused[0].module.clone()).collect();
+    let mut found = Agreement {
+        recipe: Some(plan.recipe.clone()),
+        ..Agreement::default()
+    };
+    let mut modules: HashSet<String> = blocks
+        .iter()
+        .map(|block| block.fused[0].module.clone())
+        .collect();
     let mut agreed: HashSet<String> = HashSet::new();
     for block in blocks.iter_mut() {
         let conv = &block.fused[0];
@@ -50,11 +56,15 @@ pub(super) fn agree(
         found.blocks += 1;
         agreed.insert(by_recipe.module.clone());
         if let Some(difference) = difference(checkpoint, &plan.recipe, conv, by_recipe) {
-            found.differences.push(format!("block {}: {difference}", quoted(&block.name)));
+            found
+                .differences
+                .push(format!("block {}: {difference}", quoted(&block.name)));
         }
         let module = &by_recipe.module;
         let is_free = !modules.contains(module)
-            && !["weight", "bias"].iter().any(|end| taken.contains(&format!("{module}.{end}")));
+            && !["weight", "bias"]
+                .iter()
+                .any(|end| taken.contains(&format!("{module}.{end}")));
         if is_free {
             modules.insert(module.clone());
             block.fused[0].module = module.clone();
@@ -111,7 +121,9 @@ fn difference(
         (other != eps).then_some((other, eps))
     });
     if let Some((says, eps)) = differing {
-        return Some(format!("recipe {recipe} says eps {says:e}, the graph {eps:e}"));
+        return Some(format!(
+            "recipe {recipe} says eps {says:e}, the graph {eps:e}"
+        ));
     }
     // Two trees can say the same in other words: then they fold to the same numbers.
     match same_numbers(checkpoint, graph, by_recipe) {
@@ -140,7 +152,10 @@ const ROUNDING: f64 = 1e-9;
 
 fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
     let (ga, gb) = (a.geometry(), b.geometry());
-    if ga.transposed || gb.transposed || (ga.out, ga.row_len(), ga.groups) != (gb.out, gb.row_len(), gb.groups) {
+    if ga.transposed
+        || gb.transposed
+        || (ga.out, ga.row_len(), ga.groups) != (gb.out, gb.row_len(), gb.groups)
+    {
         return false;
     }
     let fold = |conv: &PlannedConv| {
@@ -150,7 +165,10 @@ fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bo
     let (Some((kernel_a, bias_a)), Some((kernel_b, bias_b))) = (fold(a), fold(b)) else {
         return false;
     };
-    let largest = kernel_a.iter().chain(&bias_a).fold(0.0f64, |most, x| most.max(x.abs()));
+    let largest = kernel_a
+        .iter()
+        .chain(&bias_a)
+        .fold(0.0f64, |most, x| most.max(x.abs()));
     kernel_a
         .iter()
         .chain(&bias_a)

@@ -5,6 +5,7 @@
 
 mod agree;
 mod cost;
+pub mod file;
 mod form;
 pub mod learn;
 pub mod model;
@@ -14,4 +15,6 @@ pub mod pt2;
 pub mod region;
 mod tree;
 
+pub use agree::Agreement;
+pub use file::{Folded, GraphFile};
 pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};

@@ -92,7 +92,11 @@ impl<'a> Archive<'a> {
             .into_iter()
             .map(|(name, entry)| match name.strip_prefix(&self.root) {
                 Some(below) => Ok((below, entry.crc)),
-                None => Err(format!("{} in it is outside of {}", quoted(name), quoted(&self.root))),
+                None => Err(format!(
+                    "{} in it is outside of {}",
+                    quoted(name),
+                    quoted(&self.root)
+                )),
             })
             .collect()
     }

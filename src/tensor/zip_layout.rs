@@ -40,10 +40,17 @@ impl ZipLayout {
             // The field that fills the gap has four bytes at least.
             let start = (header_at + fixed + 4).next_multiple_of(ALIGNED);
             at = start + len;
-            Entry { name, header_at, data: start..at }
+            Entry {
+                name,
+                header_at,
+                data: start..at,
+            }
         });
         let entries = entries.collect();
-        ZipLayout { entries, directory_at: at }
+        ZipLayout {
+            entries,
+            directory_at: at,
+        }
     }
 
     /// Where the bytes of the `i`-th entry go.
@@ -91,7 +98,10 @@ impl ZipLayout {
             shorts(&mut out, [version(wide), version(wide), 1 << 11, 0, 0, 0]);
             longs(&mut out, [*crc, narrow(len), narrow(len)]);
             let extra_len = extra.len() + if wide { 4 } else { 0 };
-            shorts(&mut out, [entry.name.len() as u16, extra_len as u16, 0, 0, 0]);
+            shorts(
+                &mut out,
+                [entry.name.len() as u16, extra_len as u16, 0, 0, 0],
+            );
             longs(&mut out, [0, narrow(entry.header_at)]);
             out.extend_from_slice(entry.name.as_bytes());
             if wide {
@@ -105,14 +115,22 @@ impl ZipLayout {
 
     /// The records behind the directory.
     fn end(&self, out: &mut Vec<u8>) {
-        let (count, at, len) = (self.entries.len() as u64, self.directory_at, out.len() as u64);
+        let (count, at, len) = (
+            self.entries.len() as u64,
+            self.directory_at,
+            out.len() as u64,
+        );
         let wide = count >= u64::from(u16::MAX) || is_wide(at) || is_wide(len);
         if wide {
             out.extend_from_slice(END_64);
             out.extend(44u64.to_le_bytes());
             shorts(out, [version(true), version(true)]);
             longs(out, [0, 0]);
-            out.extend([count, count, len, at].into_iter().flat_map(u64::to_le_bytes));
+            out.extend(
+                [count, count, len, at]
+                    .into_iter()
+                    .flat_map(u64::to_le_bytes),
+            );
             out.extend_from_slice(LOCATOR_64);
             longs(out, [0]);
             out.extend((at + len).to_le_bytes());
@@ -164,11 +182,13 @@ mod tests {
 
     #[test]
     fn an_archive_is_read_by_this_reader_and_by_another() {
-        let contents: [(&str, &[u8]); 3] = [("a/b", b"one"), ("a/empty", b""), ("a/c/d", &[7; 1000])];
+        let contents: [(&str, &[u8]); 3] =
+            [("a/b", b"one"), ("a/empty", b""), ("a/c/d", &[7; 1000])];
         let named = contents.map(|(name, bytes)| (name.to_owned(), bytes.len() as u64));
         let layout = ZipLayout::new(named.to_vec());
         let mut file = vec![0; layout.file_len() as usize];
-        let mut put = |at: u64, bytes: &[u8]| file[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        let mut put =
+            |at: u64, bytes: &[u8]| file[at as usize..][..bytes.len()].copy_from_slice(bytes);
         let crcs = contents.map(|(_, bytes)| crc32fast::hash(bytes));
         for (i, (_, bytes)) in contents.iter().enumerate() {
             let (at, header) = layout.header(i, crcs[i]);
@@ -185,7 +205,10 @@ mod tests {
         let archive = Archive::open(&opened, file.len() as u64).unwrap();
         let mut other = zip::ZipArchive::new(std::io::Cursor::new(&file)).unwrap();
         for (i, (name, bytes)) in contents.iter().enumerate() {
-            assert_eq!(archive.range(name.strip_prefix("a/").unwrap()).unwrap(), layout.data(i));
+            assert_eq!(
+                archive.range(name.strip_prefix("a/").unwrap()).unwrap(),
+                layout.data(i)
+            );
             let mut read = Vec::new();
             other.by_name(name).unwrap().read_to_end(&mut read).unwrap();
             assert_eq!(read, *bytes);
@@ -194,7 +217,10 @@ mod tests {
 
     #[test]
     fn numbers_beyond_32_bits_are_kept() {
-        let layout = ZipLayout::new(vec![("a/large".to_owned(), 5 << 30), ("a/behind".to_owned(), 3)]);
+        let layout = ZipLayout::new(vec![
+            ("a/large".to_owned(), 5 << 30),
+            ("a/behind".to_owned(), 3),
+        ]);
         let (at, directory) = layout.directory(&[1, 2]);
         // The file is as long as it would be, and its large entry a hole.
         let file = tempfile::tempfile().unwrap();

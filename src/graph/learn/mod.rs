@@ -36,7 +36,13 @@ pub struct Learned {
 const ATTEMPTS: usize = 256;
 
 /// Learns a recipe from the blocks of a graph. `state` are the weights by the names that a file of them has.
-pub fn learn(checkpoint: &Checkpoint, state: &Index, blocks: &[Block], name: &str, about: &str) -> Learned {
+pub fn learn(
+    checkpoint: &Checkpoint,
+    state: &Index,
+    blocks: &[Block],
+    name: &str,
+    about: &str,
+) -> Learned {
     let mut unsaid = Vec::new();
     let mut said = Vec::new();
     for block in blocks {
@@ -46,13 +52,18 @@ pub fn learn(checkpoint: &Checkpoint, state: &Index, blocks: &[Block], name: &st
         }
     }
     let eps = usual(said.iter().flat_map(|words| &words.eps));
-    let expected: HashMap<String, &Block> =
-        blocks.iter().map(|block| (block.fused[0].module.clone(), block)).collect();
+    let expected: HashMap<String, &Block> = blocks
+        .iter()
+        .map(|block| (block.fused[0].module.clone(), block))
+        .collect();
     let mut rules = rules(said);
     let mut attempt = Attempt::default();
     for _ in 0..ATTEMPTS {
         attempt = attempted(state, &rules, eps, name, about, &expected);
-        let narrower = attempt.wrong.iter().filter_map(|rule| Some((*rule, rules[*rule].path.narrower()?)));
+        let narrower = attempt
+            .wrong
+            .iter()
+            .filter_map(|rule| Some((*rule, rules[*rule].path.narrower()?)));
         let Some((rule, path)) = narrower.min_by_key(|(rule, path)| (*path, *rule)) else {
             break;
         };
@@ -71,7 +82,10 @@ pub fn learn(checkpoint: &Checkpoint, state: &Index, blocks: &[Block], name: &st
 fn usual<'a>(eps: impl Iterator<Item = &'a f64>) -> Option<f64> {
     let mut counted: BTreeMap<u64, usize> = BTreeMap::new();
     eps.for_each(|eps| *counted.entry(eps.to_bits()).or_default() += 1);
-    counted.into_iter().max_by_key(|(_, n)| *n).map(|(bits, _)| f64::from_bits(bits))
+    counted
+        .into_iter()
+        .max_by_key(|(_, n)| *n)
+        .map(|(bits, _)| f64::from_bits(bits))
 }
 
 /// What came of applying a recipe to the weights that it was learned from.
@@ -108,9 +122,16 @@ fn attempted(
         Ok(plan) => plan,
         Err(error) => return everything(error.to_string()),
     };
-    let mut attempt = Attempt { recipe: recipe.clone(), ..Attempt::default() };
+    let mut attempt = Attempt {
+        recipe: recipe.clone(),
+        ..Attempt::default()
+    };
     let rule_of = |tensors: &[String]| {
-        let has = |rule: &Rule| rule.blocks.iter().any(|block| block.consumed.iter().any(|t| tensors.contains(t)));
+        let has = |rule: &Rule| {
+            rule.blocks
+                .iter()
+                .any(|block| block.consumed.iter().any(|t| tensors.contains(t)))
+        };
         rules.iter().position(has)
     };
     let mut found: HashMap<&str, bool> = HashMap::new();
@@ -125,22 +146,39 @@ fn attempted(
                 attempt.right += 1;
                 continue;
             }
-            let tensors: Vec<String> = block.consumed.iter().map(|tensor| tensor.name().to_owned()).collect();
+            let tensors: Vec<String> = block
+                .consumed
+                .iter()
+                .map(|tensor| tensor.name().to_owned())
+                .collect();
             // A rule that finds what the graph does not fold is too wide; which one is told by its anchor.
-            let rule = rule_of(&tensors).or_else(|| rules.iter().position(|rule| matches(rule, &tensors)));
+            let rule =
+                rule_of(&tensors).or_else(|| rules.iter().position(|rule| matches(rule, &tensors)));
             attempt.wrong.extend(rule);
             attempt.failures.push(match by_graph {
-                Some(_) => format!("block {}: names alone say something else than the graph", quoted(&block.name)),
-                None => format!("{} is found by its names, and is no block of the graph", quoted(&block.name)),
+                Some(_) => format!(
+                    "block {}: names alone say something else than the graph",
+                    quoted(&block.name)
+                ),
+                None => format!(
+                    "{} is found by its names, and is no block of the graph",
+                    quoted(&block.name)
+                ),
             });
         }
     }
     for (i, rule) in rules.iter().enumerate() {
         for block in &rule.blocks {
-            let module = expected.values().find(|of| of.name == block.block).map(|of| &*of.fused[0].module);
+            let module = expected
+                .values()
+                .find(|of| of.name == block.block)
+                .map(|of| &*of.fused[0].module);
             if module.is_some_and(|module| !found.contains_key(module)) {
                 attempt.wrong.push(i);
-                attempt.failures.push(format!("block {} is not found by its names", quoted(&block.block)));
+                attempt.failures.push(format!(
+                    "block {} is not found by its names",
+                    quoted(&block.block)
+                ));
             }
         }
     }
@@ -153,7 +191,9 @@ fn matches(rule: &Rule, tensors: &[String]) -> bool {
         return false;
     };
     let end = anchor.trim_start_matches("{p}");
-    tensors.iter().any(|name| name.ends_with(end) || format!(".{name}") == end)
+    tensors
+        .iter()
+        .any(|name| name.ends_with(end) || format!(".{name}") == end)
 }
 
 fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about: &str) -> Value {
@@ -163,8 +203,12 @@ fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about:
     for rule in rules {
         blocks.extend(rule.json(eps, &shape));
         // Several branches are evidence; one conv and its norm are in every network.
-        let several = rule.branches.len() > 1 || rule.blocks.iter().any(|block| block.summands.len() > 1);
-        if let Some(anchor) = rule.anchor().filter(|_| several && rule.path < Path::Digits) {
+        let several =
+            rule.branches.len() > 1 || rule.blocks.iter().any(|block| block.summands.len() > 1);
+        if let Some(anchor) = rule
+            .anchor()
+            .filter(|_| several && rule.path < Path::Digits)
+        {
             when.push(Value::from(anchor));
         }
     }

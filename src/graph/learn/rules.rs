@@ -71,7 +71,11 @@ pub(super) fn rules(blocks: Vec<Words>) -> Vec<Rule> {
                 rule.branches = branches;
                 rule.blocks.push(block);
             }
-            None => rules.push(Rule { blocks: vec![block], branches, path: Path::Any }),
+            None => rules.push(Rule {
+                blocks: vec![block],
+                branches,
+                path: Path::Any,
+            }),
         }
     }
     // A rule is tried before those whose blocks may stand inside of its own.
@@ -87,7 +91,11 @@ fn branches(summands: &[Value]) -> Vec<Branch> {
         if taken[i] {
             continue;
         }
-        let mut branch = Branch { word: word.clone(), list: None, optional: false };
+        let mut branch = Branch {
+            word: word.clone(),
+            list: None,
+            optional: false,
+        };
         for segment in counting(word) {
             // Elements 1, 2, 3… of the list, as far as there are some.
             let mut members = Vec::new();
@@ -117,7 +125,11 @@ fn counting(word: &Value) -> Vec<usize> {
     let Some(first) = names.first() else {
         return Vec::new();
     };
-    let is_zero = |at: &usize| names.iter().all(|name| name.split('.').nth(*at) == Some("0"));
+    let is_zero = |at: &usize| {
+        names
+            .iter()
+            .all(|name| name.split('.').nth(*at) == Some("0"))
+    };
     (1..first.split('.').count()).filter(is_zero).collect()
 }
 
@@ -135,7 +147,9 @@ fn renumbered(word: &Value, segment: usize, n: usize) -> Value {
     renamed(word, &|name| {
         let parts = name.split('.').enumerate();
         let n = n.to_string();
-        let parts: Vec<&str> = parts.map(|(i, part)| if i == segment { &n } else { part }).collect();
+        let parts: Vec<&str> = parts
+            .map(|(i, part)| if i == segment { &n } else { part })
+            .collect();
         parts.join(".")
     })
 }
@@ -145,9 +159,12 @@ pub(super) fn renamed(word: &Value, f: &dyn Fn(&str) -> String) -> Value {
     match word {
         Value::String(text) if text.starts_with("{p}") => f(text).into(),
         Value::Array(items) => items.iter().map(|item| renamed(item, f)).collect(),
-        Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, value)| (key.clone(), renamed(value, f))).collect())
-        }
+        Value::Object(members) => Value::Object(
+            members
+                .iter()
+                .map(|(key, value)| (key.clone(), renamed(value, f)))
+                .collect(),
+        ),
         other => other.clone(),
     }
 }
@@ -160,20 +177,35 @@ fn merge(a: &[Branch], b: &[Branch]) -> Option<Vec<Branch>> {
         return None;
     }
     // Branches of the same names that do different things are no two branches of one kind.
-    let other = |x: &Branch| b.iter().any(|y| !same(x, y) && names(&x.word) == names(&y.word) && !names(&x.word).is_empty());
+    let other = |x: &Branch| {
+        b.iter()
+            .any(|y| !same(x, y) && names(&x.word) == names(&y.word) && !names(&x.word).is_empty())
+    };
     if a.iter().any(other) {
         return None;
     }
-    let with = |x: &Branch, there: bool| Branch { optional: x.optional || !there, ..x.clone() };
-    let mut out: Vec<Branch> = a.iter().map(|x| with(x, b.iter().any(|y| same(x, y)))).collect();
-    out.extend(b.iter().filter(|y| !a.iter().any(|x| same(x, y))).map(|y| with(y, false)));
+    let with = |x: &Branch, there: bool| Branch {
+        optional: x.optional || !there,
+        ..x.clone()
+    };
+    let mut out: Vec<Branch> = a
+        .iter()
+        .map(|x| with(x, b.iter().any(|y| same(x, y))))
+        .collect();
+    out.extend(
+        b.iter()
+            .filter(|y| !a.iter().any(|x| same(x, y)))
+            .map(|y| with(y, false)),
+    );
     Some(out)
 }
 
 fn has_conv(word: &Value) -> bool {
     match word {
         Value::Array(items) => items.iter().any(has_conv),
-        Value::Object(members) => members.iter().any(|(key, value)| key == "conv" || has_conv(value)),
+        Value::Object(members) => members
+            .iter()
+            .any(|(key, value)| key == "conv" || has_conv(value)),
         _ => false,
     }
 }
@@ -182,11 +214,13 @@ fn has_conv(word: &Value) -> bool {
 fn weight(word: &Value) -> Option<String> {
     match word {
         Value::Array(items) => items.iter().find_map(weight),
-        Value::Object(members) => members.iter().find_map(|(key, value)| match (&**key, value) {
-            ("conv", Value::String(module)) => Some(format!("{module}.weight")),
-            ("conv", Value::Object(parts)) => parts.get("weight")?.as_str().map(str::to_owned),
-            _ => weight(value),
-        }),
+        Value::Object(members) => members
+            .iter()
+            .find_map(|(key, value)| match (&**key, value) {
+                ("conv", Value::String(module)) => Some(format!("{module}.weight")),
+                ("conv", Value::Object(parts)) => parts.get("weight")?.as_str().map(str::to_owned),
+                _ => weight(value),
+            }),
         _ => None,
     }
 }
@@ -196,7 +230,10 @@ impl Rule {
     pub fn anchor(&self) -> Option<String> {
         let required = self.branches.iter().filter(|branch| !branch.optional);
         let behind = &self.blocks[0].behind;
-        required.map(|branch| &branch.word).chain(behind).find_map(weight)
+        required
+            .map(|branch| &branch.word)
+            .chain(behind)
+            .find_map(weight)
     }
 
     /// The rule in JSON, for each path that it has. `shape` gives the kernel of a tensor, `eps` is the recipe's.
@@ -209,17 +246,29 @@ impl Rule {
                 Path::Literal => block.path.clone(),
             });
         }
-        paths.iter().filter_map(|path| self.at(path, eps, shape)).collect()
+        paths
+            .iter()
+            .filter_map(|path| self.at(path, eps, shape))
+            .collect()
     }
 
-    fn at(&self, path: &str, eps: Option<f64>, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<Value> {
+    fn at(
+        &self,
+        path: &str,
+        eps: Option<f64>,
+        shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Option<Value> {
         let below = |name: &str| match (name.strip_prefix("{p}"), path) {
             (Some(rest), "") => rest.trim_start_matches('.').to_owned(),
             (Some(rest), path) => format!("{path}{rest}"),
             (None, _) => name.to_owned(),
         };
         let first = &self.blocks[0];
-        let mut terms: Vec<Value> = self.branches.iter().map(|branch| self.term(branch)).collect();
+        let mut terms: Vec<Value> = self
+            .branches
+            .iter()
+            .map(|branch| self.term(branch))
+            .collect();
         let mut expr = match (terms.len(), terms.pop()) {
             (1, Some(only)) => only,
             (_, last) => {
@@ -228,7 +277,9 @@ impl Rule {
             }
         };
         if !first.behind.is_empty() {
-            let steps: Vec<Value> = std::iter::once(expr).chain(first.behind.iter().cloned()).collect();
+            let steps: Vec<Value> = std::iter::once(expr)
+                .chain(first.behind.iter().cloned())
+                .collect();
             expr = json!({"seq": steps});
         }
         let expr = without_eps(&renamed(&expr, &below), eps);
@@ -261,13 +312,17 @@ impl Rule {
         // A list of which no block has a second element is none.
         let longest = branch.list.filter(|segment| {
             let second = renumbered(&branch.word, *segment, 1);
-            self.blocks.iter().any(|block| block.summands.contains(&second))
+            self.blocks
+                .iter()
+                .any(|block| block.summands.contains(&second))
         });
         let mut term = match longest {
             Some(segment) => {
                 let numbered = renamed(&branch.word, &|name| {
                     let parts = name.split('.').enumerate();
-                    let parts: Vec<&str> = parts.map(|(i, part)| if i == segment { "{i}" } else { part }).collect();
+                    let parts: Vec<&str> = parts
+                        .map(|(i, part)| if i == segment { "{i}" } else { part })
+                        .collect();
                     parts.join(".")
                 });
                 json!({"each": numbered})
@@ -300,9 +355,15 @@ fn without_eps(word: &Value, eps: Option<f64>) -> Value {
     match word {
         Value::Array(items) => items.iter().map(|item| without_eps(item, eps)).collect(),
         Value::Object(members) => {
-            let is_default = |key: &str, value: &Value| key == "eps" && value.as_f64() == eps && eps.is_some();
-            let left = members.iter().filter(|(key, value)| !is_default(key, value));
-            Value::Object(left.map(|(key, value)| (key.clone(), without_eps(value, eps))).collect())
+            let is_default =
+                |key: &str, value: &Value| key == "eps" && value.as_f64() == eps && eps.is_some();
+            let left = members
+                .iter()
+                .filter(|(key, value)| !is_default(key, value));
+            Value::Object(
+                left.map(|(key, value)| (key.clone(), without_eps(value, eps)))
+                    .collect(),
+            )
         }
         other => other.clone(),
     }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::algebra::{Bn, Conv, Expr, Factor, Operand as _};
+use crate::algebra::expr::Through;
+use crate::algebra::{Bn, Conv, Expr, Factor};
 use crate::plan::Block;
 use crate::recipe::model::NORM;
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
@@ -40,9 +41,18 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
         (Some(""), false) => String::new(),
         (Some(rest), false) if rest.starts_with('.') => rest[1..].to_owned(),
         (_, true) => conv.module.clone(),
-        _ => return Err(format!("its output {} is outside of it", quoted(&conv.module))),
+        _ => {
+            return Err(format!(
+                "its output {} is outside of it",
+                quoted(&conv.module)
+            ));
+        }
     };
-    let mut speaker = Speaker { checkpoint, path: &path, eps: Vec::new() };
+    let mut speaker = Speaker {
+        checkpoint,
+        path: &path,
+        eps: Vec::new(),
+    };
     let (sum, behind) = match expr {
         Expr::Sum(xs) => (&xs[..], &[][..]),
         Expr::Seq(xs) => match xs.split_first() {
@@ -51,8 +61,14 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
         },
         _ => (std::slice::from_ref(expr), &[][..]),
     };
-    let summands = sum.iter().map(|x| speaker.say(x)).collect::<Result<_, _>>()?;
-    let behind = behind.iter().map(|x| speaker.say(x)).collect::<Result<_, _>>()?;
+    let summands = sum
+        .iter()
+        .map(|x| speaker.say(x))
+        .collect::<Result<_, _>>()?;
+    let behind = behind
+        .iter()
+        .map(|x| speaker.say(x))
+        .collect::<Result<_, _>>()?;
     Ok(Words {
         block: block.name.clone(),
         module,
@@ -60,16 +76,27 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
         behind,
         bias: conv.bias,
         eps: speaker.eps,
-        consumed: block.consumed.iter().map(|tensor| tensor.name().to_owned()).collect(),
+        consumed: block
+            .consumed
+            .iter()
+            .map(|tensor| tensor.name().to_owned())
+            .collect(),
         path,
     })
 }
 
 /// The path that the modules of all tensors share, at least one segment above each.
 fn path_of(expr: &Expr<Tensor>, checkpoint: &Checkpoint) -> Result<String, String> {
-    let stored = expr.leaves().into_iter().filter(|leaf| checkpoint.get(leaf.name()).is_some());
+    let stored = expr
+        .leaves()
+        .into_iter()
+        .filter(|leaf| checkpoint.get(leaf.name()).is_some());
     let modules: Vec<Vec<&str>> = stored
-        .map(|leaf| leaf.name().rsplit_once('.').map_or(Vec::new(), |(module, _)| module.split('.').collect()))
+        .map(|leaf| {
+            leaf.name()
+                .rsplit_once('.')
+                .map_or(Vec::new(), |(module, _)| module.split('.').collect())
+        })
         .collect();
     let Some(first) = modules.first() else {
         return Err("it has no tensor".to_owned());
@@ -98,12 +125,16 @@ impl Speaker<'_> {
             Expr::Bn(bn) => self.bn(bn)?,
             Expr::Scale(Factor::Number(n)) => json!({"scale": n}),
             Expr::Scale(Factor::Tensor(vector)) => {
-                if vector.row.is_some() || vector.sigmoid {
-                    return Err(format!("{} is a gate", vector.tensor));
-                }
-                match self.number(&vector.tensor) {
-                    Some(n) => json!({"scale": n}),
-                    None => json!({"scale": self.name(&vector.tensor)?}),
+                match (self.number(&vector.tensor), vector.through, vector.row) {
+                    (Some(n), Through::Itself, None) => json!({"scale": n}),
+                    (Some(n), Through::Reciprocal, None) => json!({"scale": 1.0 / n}),
+                    (None, Through::Itself, None) => json!({"scale": self.name(&vector.tensor)?}),
+                    _ => {
+                        return Err(format!(
+                            "{} does not stand for its factors itself",
+                            vector.tensor
+                        ));
+                    }
                 }
             }
             Expr::Shift(tensor) => json!({"shift": self.name(tensor)?}),
@@ -122,14 +153,19 @@ impl Speaker<'_> {
     /// A tensor's name as a pattern below the path of the block.
     fn name(&self, tensor: &Tensor) -> Result<String, String> {
         if self.checkpoint.get(tensor.name()).is_none() {
-            return Err(format!("{tensor} is a number of the graph and in no file of weights"));
+            return Err(format!(
+                "{tensor} is a number of the graph and in no file of weights"
+            ));
         }
         if tensor.name().contains(['{', '}']) {
             return Err(format!("{tensor} has braces in its name"));
         }
         let below = match self.path {
             "" => tensor.name(),
-            path => tensor.name().strip_prefix(path).map_or(tensor.name(), |rest| &rest[1..]),
+            path => tensor
+                .name()
+                .strip_prefix(path)
+                .map_or(tensor.name(), |rest| &rest[1..]),
         };
         Ok(format!("{{p}}.{below}"))
     }
@@ -140,7 +176,10 @@ impl Speaker<'_> {
             return None;
         }
         let mut reader = Reader::new(self.checkpoint, 8);
-        crate::algebra::Values::vector(&mut reader, tensor, 0, 1).ok()?.first().copied()
+        crate::algebra::Values::vector(&mut reader, tensor, 0, 1)
+            .ok()?
+            .first()
+            .copied()
     }
 
     fn conv(&self, conv: &Conv<Tensor>) -> Result<Value, String> {
@@ -149,7 +188,9 @@ impl Speaker<'_> {
         let module = weight.strip_suffix(".weight");
         let mut word = match (module, &bias) {
             (Some(module), None) => json!({"conv": module}),
-            (Some(module), Some(bias)) if *bias == format!("{module}.bias") => json!({"conv": module}),
+            (Some(module), Some(bias)) if *bias == format!("{module}.bias") => {
+                json!({"conv": module})
+            }
             (_, None) => json!({"conv": {"weight": weight}}),
             (_, Some(bias)) => json!({"conv": {"weight": weight, "bias": bias}}),
         };
@@ -172,9 +213,15 @@ impl Speaker<'_> {
 
     fn bn(&mut self, bn: &Bn<Tensor>) -> Result<Value, String> {
         let mean = self.name(&bn.mean)?;
-        let module = mean.strip_suffix(".running_mean").ok_or_else(|| format!("{} is not called running_mean", bn.mean))?;
+        let module = mean
+            .strip_suffix(".running_mean")
+            .ok_or_else(|| format!("{} is not called running_mean", bn.mean))?;
         let parts = bn.affine.iter().flatten().chain([&bn.mean, &bn.var]);
-        let ends = if bn.affine.is_some() { &NORM[..] } else { &NORM[2..] };
+        let ends = if bn.affine.is_some() {
+            &NORM[..]
+        } else {
+            &NORM[2..]
+        };
         for (part, end) in parts.zip(ends) {
             if self.name(part)? != format!("{module}.{end}") {
                 return Err(format!("{part} is not called {end}"));

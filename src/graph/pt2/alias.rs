@@ -37,7 +37,10 @@ pub(super) fn effect(node: &NodeText<'_>) -> Effect {
             false => Effect::Unknown,
         };
     };
-    let has_out = node.inputs.iter().any(|input| input.name.0.starts_with("out"));
+    let has_out = node
+        .inputs
+        .iter()
+        .any(|input| input.name.0.starts_with("out"));
     if node.overload().ends_with("out") || has_out {
         return Effect::Unknown;
     }
@@ -53,16 +56,68 @@ pub(super) fn effect(node: &NodeText<'_>) -> Effect {
 /// Operators whose results are new. All others are taken for views, which is never wrong.
 fn is_new(name: &str) -> bool {
     const NEW: [&str; 62] = [
-        "_adaptive_avg_pool2d", "_native_batch_norm_legit_no_training", "_softmax", "abs",
-        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-        "add", "addmm", "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm", "bmm", "cat",
-        "clamp", "clone", "concat", "constant_pad_nd", "conv1d", "conv2d", "conv3d",
-        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "div", "elu",
-        "embedding", "exp", "gelu", "group_norm", "hardsigmoid", "hardswish", "hardtanh",
-        "layer_norm", "leaky_relu", "lift_fresh_copy", "linear", "matmul", "max_pool2d", "mean",
-        "mish", "mm", "mul", "neg", "pow", "prelu", "relu", "relu6", "rsqrt", "rsub",
-        "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softplus", "sqrt", "stack",
-        "sub", "tanh",
+        "_adaptive_avg_pool2d",
+        "_native_batch_norm_legit_no_training",
+        "_softmax",
+        "abs",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool2d",
+        "add",
+        "addmm",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "batch_norm",
+        "bmm",
+        "cat",
+        "clamp",
+        "clone",
+        "concat",
+        "constant_pad_nd",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "div",
+        "elu",
+        "embedding",
+        "exp",
+        "gelu",
+        "group_norm",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "layer_norm",
+        "leaky_relu",
+        "lift_fresh_copy",
+        "linear",
+        "matmul",
+        "max_pool2d",
+        "mean",
+        "mish",
+        "mm",
+        "mul",
+        "neg",
+        "pow",
+        "prelu",
+        "relu",
+        "relu6",
+        "rsqrt",
+        "rsub",
+        "scaled_dot_product_attention",
+        "sigmoid",
+        "silu",
+        "softmax",
+        "softplus",
+        "sqrt",
+        "stack",
+        "sub",
+        "tanh",
     ];
     NEW.binary_search(&name).is_ok()
 }
@@ -133,7 +188,9 @@ pub(super) fn changed(
     let mut shared = Shared::default();
     for step in steps {
         for source in step.sources() {
-            step.writes.iter().for_each(|result| shared.join(source, result));
+            step.writes
+                .iter()
+                .for_each(|result| shared.join(source, result));
         }
     }
     // Moments are counted from 1: when a name was given, and when the memory of each root was changed.
@@ -146,9 +203,15 @@ pub(super) fn changed(
         }
     }
     let stored: HashSet<usize> = placeholders.iter().map(|name| shared.root(name)).collect();
-    let mut stale: HashSet<usize> = stored.into_iter().filter(|root| changes.contains_key(root)).collect();
+    let mut stale: HashSet<usize> = stored
+        .into_iter()
+        .filter(|root| changes.contains_key(root))
+        .collect();
     let results = std::iter::repeat(steps.len() + 1).zip(outputs);
-    let reads = steps.iter().enumerate().flat_map(|(i, step)| std::iter::repeat(i + 1).zip(&step.reads));
+    let reads = steps
+        .iter()
+        .enumerate()
+        .flat_map(|(i, step)| std::iter::repeat(i + 1).zip(&step.reads));
     for (moment, name) in reads.chain(results) {
         let root = shared.root(name);
         let Some(times) = changes.get(&root) else {
@@ -180,7 +243,11 @@ mod tests {
 
     fn step(effect: Effect, reads: &[&str], writes: &[&str]) -> Step {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Step { reads: names(reads), writes: names(writes), effect }
+        Step {
+            reads: names(reads),
+            writes: names(writes),
+            effect,
+        }
     }
 
     fn of(steps: &[Step]) -> Changed {

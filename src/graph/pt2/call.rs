@@ -50,17 +50,23 @@ pub(super) fn because<T>(why: impl Into<String>) -> Result<T, Opaque> {
 impl Context<'_> {
     /// The dimensions of a value.
     pub(super) fn shape(&self, name: &str) -> Option<Vec<Dim>> {
-        self.metas.get(name).map(|meta| meta.sizes.iter().map(dim).collect())
+        self.metas
+            .get(name)
+            .map(|meta| meta.sizes.iter().map(dim).collect())
     }
 
     /// The strides of a value, as text.
     pub(super) fn strides(&self, name: &str) -> Option<Vec<Dim>> {
-        self.metas.get(name).map(|meta| meta.strides.iter().map(dim).collect())
+        self.metas
+            .get(name)
+            .map(|meta| meta.strides.iter().map(dim).collect())
     }
 
     /// The element type of a value.
     pub(super) fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.metas.get(name).and_then(|meta| weights::dtype(meta.dtype))
+        self.metas
+            .get(name)
+            .and_then(|meta| weights::dtype(meta.dtype))
     }
 }
 
@@ -70,7 +76,10 @@ fn dim(size: &Tagged<'_>) -> Dim {
         return Dim::Known(n);
     }
     let symbol = read::<serde_json::Value>(size.value).ok();
-    match symbol.as_ref().and_then(|symbol| symbol.get("expr_str")?.as_str()) {
+    match symbol
+        .as_ref()
+        .and_then(|symbol| symbol.get("expr_str")?.as_str())
+    {
         Some(name) => Dim::Named(Arc::from(name)),
         None => Dim::Any,
     }
@@ -79,7 +88,9 @@ fn dim(size: &Tagged<'_>) -> Dim {
 impl Call<'_> {
     fn argument(&self, name: &str) -> Option<&Tagged<'_>> {
         let named = self.node.inputs.iter().find(|input| input.name.0 == name);
-        named.map(|input| &input.arg).filter(|arg| arg.tag != "as_none")
+        named
+            .map(|input| &input.arg)
+            .filter(|arg| arg.tag != "as_none")
     }
 
     /// The first argument, which operators call `self` or `input`.
@@ -124,7 +135,10 @@ impl Call<'_> {
 
     /// The names of the values that a list of tensors holds.
     pub(super) fn values(&self, name: &str) -> Result<Vec<String>, Opaque> {
-        let list = self.argument(name).filter(|arg| arg.tag == "as_tensors").ok_or(None)?;
+        let list = self
+            .argument(name)
+            .filter(|arg| arg.tag == "as_tensors")
+            .ok_or(None)?;
         let list = names(list);
         let stored = |name: &String| {
             self.context.constants.contains_key(name) || self.context.unread.contains_key(name)
@@ -140,7 +154,9 @@ impl Call<'_> {
         match self.input(name)? {
             Input::Absent => Ok(None),
             Input::Constant(tensor) if tensor.dtype().float().is_some() => Ok(Some(tensor)),
-            Input::Constant(tensor) => because(format!("its {name} {tensor} is {}", tensor.dtype())),
+            Input::Constant(tensor) => {
+                because(format!("its {name} {tensor} is {}", tensor.dtype()))
+            }
             Input::Value(value) => because(format!(
                 "its {name} {} is computed when the network runs",
                 quoted(&value)
@@ -212,7 +228,8 @@ impl Call<'_> {
 
     /// Whether an argument is a number that stands in the call.
     pub(super) fn is_number(&self, name: &str) -> bool {
-        self.argument(name).is_some_and(|arg| matches!(&*arg.tag, "as_float" | "as_int"))
+        self.argument(name)
+            .is_some_and(|arg| matches!(&*arg.tag, "as_float" | "as_int"))
     }
 
     /// A text, none where it is left out.
@@ -226,7 +243,11 @@ impl Call<'_> {
 
     /// The names of everything that it reads.
     pub(super) fn reads(&self) -> Vec<String> {
-        self.node.inputs.iter().flat_map(|input| names(&input.arg)).collect()
+        self.node
+            .inputs
+            .iter()
+            .flat_map(|input| names(&input.arg))
+            .collect()
     }
 
     /// The names of everything that it computes.
@@ -236,7 +257,9 @@ impl Call<'_> {
 
     /// The name of the one value that it computes.
     pub(super) fn output(&self) -> Result<String, Opaque> {
-        <[String; 1]>::try_from(self.outputs()).map(|[name]| name).map_err(|_| None)
+        <[String; 1]>::try_from(self.outputs())
+            .map(|[name]| name)
+            .map_err(|_| None)
     }
 
     /// The dimensions of a value.
@@ -248,7 +271,10 @@ impl Call<'_> {
     pub(super) fn axis(&self, name: &str, default: i64, rank: usize) -> Result<usize, Opaque> {
         let axis = self.int(name, default)?;
         let axis = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(axis).ok().filter(|axis| *axis < rank).ok_or(None)
+        usize::try_from(axis)
+            .ok()
+            .filter(|axis| *axis < rank)
+            .ok_or(None)
     }
 }
 

@@ -6,31 +6,18 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::edit::Edit;
-use super::error::Error;
+use super::error;
 use super::json::{Members, Raw, place, read, splice};
 use super::read::Pt2;
 use super::schema;
 use super::write::VERSION;
 use crate::fuse::diagnose;
+use crate::graph::file::Error;
 use crate::graph::model::{Conv, Node, Op, Pads};
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::{PlannedConv, Source};
 use crate::tensor::{Error as TensorError, Part, Place, Tensor, quoted};
 use crate::verify::{Deployed, Options, Verdict, allowance_of, verify_blocks};
-
-/// What went wrong with verifying a program, which is not that it differs.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Numbers, or the files.
-    #[error(transparent)]
-    Numbers(#[from] diagnose::Error),
-    /// One of the files.
-    #[error(transparent)]
-    Tensor(#[from] TensorError),
-    /// One of the programs.
-    #[error(transparent)]
-    Program(#[from] Error),
-}
 
 /// Compares a program with what was made of it; without one, with what would be.
 ///
@@ -41,10 +28,15 @@ pub fn verify(
     edit: &Edit,
     made: Option<&Pt2>,
     options: &Options,
-) -> Result<Verdict, Failure> {
+) -> Result<Verdict, Error> {
     let deployed = made.map_or(Deployed::InMemory, |made| Deployed::File(made.constants()));
     let blocks = verify_blocks(pt2.constants(), &edit.plan, deployed, options)?;
-    let mut compare = Compare { pt2, edit, failures: Vec::new(), copied: 0 };
+    let mut compare = Compare {
+        pt2,
+        edit,
+        failures: Vec::new(),
+        copied: 0,
+    };
     if let Some(made) = made {
         compare.program(made)?;
         compare.wiring(made);
@@ -81,7 +73,12 @@ impl<'a> Parts<'a> {
     fn of(text: &'a str) -> Result<Parts<'a>, serde_json::Error> {
         let program: schema::Program<'a> = serde_json::from_str(text)?;
         let schema::GraphModule { graph, signature } = program.graph_module;
-        let lists = [graph.nodes, graph.inputs, signature.input_specs, graph.tensor_values];
+        let lists = [
+            graph.nodes,
+            graph.inputs,
+            signature.input_specs,
+            graph.tensor_values,
+        ];
         let null = |raw| (place(text, raw), "null".to_owned());
         Ok(Parts {
             rest: splice(text, lists.map(null).to_vec()),
@@ -101,20 +98,21 @@ fn same(a: &str, b: &str) -> bool {
 
 impl Compare<'_> {
     /// The text of the graph: the nodes that stayed, what is said of values, inputs and everything around them.
-    fn program(&mut self, made: &Pt2) -> Result<(), Error> {
+    fn program(&mut self, made: &Pt2) -> Result<(), error::Error> {
         let (expected, found) = (&self.edit.texts.program, &made.texts.program);
         if expected == found {
             return Ok(());
         }
         let parts = |text| {
-            Parts::of(text).map_err(|e| Error::Format {
+            Parts::of(text).map_err(|e| error::Error::Format {
                 path: made.path().to_owned(),
                 reason: e.to_string(),
             })
         };
         let (expected, found) = (parts(expected)?, parts(found)?);
         if !same(&expected.rest, &found.rest) {
-            self.failures.push("the program differs from the original around its nodes".to_owned());
+            self.failures
+                .push("the program differs from the original around its nodes".to_owned());
         }
         let lists = [
             ("node", &expected.nodes, &found.nodes),
@@ -123,37 +121,67 @@ impl Compare<'_> {
         ];
         for (what, expected, found) in lists {
             if expected.len() != found.len() {
-                self.failures.push(format!("the graph has {} {what}s; expected {}", found.len(), expected.len()));
+                self.failures.push(format!(
+                    "the graph has {} {what}s; expected {}",
+                    found.len(),
+                    expected.len()
+                ));
                 continue;
             }
-            let differs = expected.iter().zip(found).position(|(a, b)| !same(a.get(), b.get()));
+            let differs = expected
+                .iter()
+                .zip(found)
+                .position(|(a, b)| !same(a.get(), b.get()));
             if let Some(i) = differs {
-                let name = read::<Value>(found[i]).ok().and_then(|node| Some(node.get("name")?.as_str()?.to_owned()));
+                let name = read::<Value>(found[i])
+                    .ok()
+                    .and_then(|node| Some(node.get("name")?.as_str()?.to_owned()));
                 let shown = name.map_or(format!("{i}"), |name| quoted(&name));
-                self.failures.push(format!("{what} {shown} of the graph is not what it should be"));
+                self.failures.push(format!(
+                    "{what} {shown} of the graph is not what it should be"
+                ));
             }
         }
-        let mut values: HashMap<&str, Raw<'_>> = found.values.0.iter().map(|(name, raw)| (&**name, *raw)).collect();
+        let mut values: HashMap<&str, Raw<'_>> = found
+            .values
+            .0
+            .iter()
+            .map(|(name, raw)| (&**name, *raw))
+            .collect();
         for (name, raw) in &expected.values.0 {
             match values.remove(&**name) {
                 Some(found) if same(raw.get(), found.get()) => {}
-                Some(_) => self.failures.push(format!("what is said of value {} differs", quoted(name))),
-                None => self.failures.push(format!("nothing is said of value {}", quoted(name))),
+                Some(_) => self
+                    .failures
+                    .push(format!("what is said of value {} differs", quoted(name))),
+                None => self
+                    .failures
+                    .push(format!("nothing is said of value {}", quoted(name))),
             }
         }
         let mut left: Vec<&str> = values.into_keys().collect();
         left.sort_unstable();
-        self.failures.extend(left.iter().map(|name| format!("value {} is left over", quoted(name))));
+        self.failures.extend(
+            left.iter()
+                .map(|name| format!("value {} is left over", quoted(name))),
+        );
         Ok(())
     }
 
     /// Each region's value, as the graph that was made has it: read, not written.
     fn wiring(&mut self, made: &Pt2) {
-        let named: HashMap<&str, usize> =
-            made.graph().values().iter().enumerate().map(|(i, value)| (&*value.name, i)).collect();
+        let named: HashMap<&str, usize> = made
+            .graph()
+            .values()
+            .iter()
+            .enumerate()
+            .map(|(i, value)| (&*value.name, i))
+            .collect();
         for (region, block) in self.edit.regions.folded.iter().zip(&self.edit.plan.blocks) {
             let value = &self.pt2.graph().value(region.value).name;
-            let producer = named.get(&**value).and_then(|i| made.graph().values()[*i].producer());
+            let producer = named
+                .get(&**value)
+                .and_then(|i| made.graph().values()[*i].producer());
             let fits = producer.is_some_and(|id| {
                 self.computes(made, made.graph().node(id), region, &block.fused[0])
             });
@@ -173,7 +201,8 @@ impl Compare<'_> {
             Some(tensor) => fused.bias && named(tensor, "bias"),
             None => !fused.bias,
         };
-        let list = |steps: &[Step], of: fn(&Step) -> usize| steps.iter().map(of).collect::<Vec<_>>();
+        let list =
+            |steps: &[Step], of: fn(&Step) -> usize| steps.iter().map(of).collect::<Vec<_>>();
         let mut input = node.inputs.first().map(|id| made.graph().value(*id));
         // Zeros that a conv cannot add itself stand before it.
         let mut before: Option<&Pads> = None;
@@ -183,7 +212,12 @@ impl Compare<'_> {
             && steps.iter().any(|step| step.before != step.after)
         {
             before = Some(pads);
-            input = made.graph().node(id).inputs.first().map(|id| made.graph().value(*id));
+            input = made
+                .graph()
+                .node(id)
+                .inputs
+                .first()
+                .map(|id| made.graph().value(*id));
         }
         let source = &self.pt2.graph().value(region.source).name;
         let walks = |conv: &Conv, steps: &[Step]| {
@@ -192,12 +226,21 @@ impl Compare<'_> {
                 && conv.dilation == list(steps, |step| step.dilation)
                 && zeros.before == list(steps, |step| step.before)
                 && zeros.after == list(steps, |step| step.after)
-                && (before.is_none() || conv.pads.before.iter().chain(&conv.pads.after).all(|n| *n == 0))
+                && (before.is_none()
+                    || conv
+                        .pads
+                        .before
+                        .iter()
+                        .chain(&conv.pads.after)
+                        .all(|n| *n == 0))
                 && conv.groups == fused.geometry().groups
         };
         let fits = match (&node.op, &region.walk) {
             (Op::Conv(conv), Walk::Conv(steps)) => {
-                conv.transposed.is_none() && walks(conv, steps) && named(&conv.weight, "weight") && bias(&conv.bias)
+                conv.transposed.is_none()
+                    && walks(conv, steps)
+                    && named(&conv.weight, "weight")
+                    && bias(&conv.bias)
             }
             (Op::Conv(conv), Walk::Transposed(steps, added)) => {
                 conv.transposed.as_ref() == Some(added)
@@ -214,10 +257,21 @@ impl Compare<'_> {
     }
 
     /// The tensors that are left, byte for byte; those of blocks have been compared as such.
-    fn tensors(&mut self, made: &Pt2, options: &Options) -> Result<(), Failure> {
-        let mut after: HashSet<&str> = made.constants().tensors().keys().map(String::as_str).collect();
+    fn tensors(&mut self, made: &Pt2, options: &Options) -> Result<(), Error> {
+        let mut after: HashSet<&str> = made
+            .constants()
+            .tensors()
+            .keys()
+            .map(String::as_str)
+            .collect();
         let mut expected: Vec<&Tensor> = Vec::new();
-        let in_weights: HashSet<&str> = self.edit.plan.outputs.iter().map(|planned| &*planned.output.name).collect();
+        let in_weights: HashSet<&str> = self
+            .edit
+            .plan
+            .outputs
+            .iter()
+            .map(|planned| &*planned.output.name)
+            .collect();
         for planned in &self.edit.plan.outputs {
             match &planned.what {
                 Source::Copy(tensor) => expected.push(tensor),
@@ -227,7 +281,8 @@ impl Compare<'_> {
         // Constants stand beside the weights, and stay.
         let gone: HashSet<&str> = self.edit.texts.dropped.iter().map(String::as_str).collect();
         let others = self.pt2.constants().tensors().values();
-        expected.extend(others.filter(|t| !in_weights.contains(t.name()) && !gone.contains(t.name())));
+        expected
+            .extend(others.filter(|t| !in_weights.contains(t.name()) && !gone.contains(t.name())));
         for tensor in expected {
             options.go_on().map_err(diagnose::Error::from)?;
             if !after.remove(tensor.name()) {
@@ -242,12 +297,17 @@ impl Compare<'_> {
                 && self.same_numbers(tensor, made, other)?
             {
                 true => self.copied += 1,
-                false => self.failures.push(format!("{tensor} differs from that of the original")),
+                false => self
+                    .failures
+                    .push(format!("{tensor} differs from that of the original")),
             }
         }
         let mut left: Vec<&str> = after.into_iter().collect();
         left.sort_unstable();
-        self.failures.extend(left.iter().map(|name| format!("{} is left over", quoted(name))));
+        self.failures.extend(
+            left.iter()
+                .map(|name| format!("{} is left over", quoted(name))),
+        );
         Ok(())
     }
 
@@ -267,10 +327,12 @@ impl Compare<'_> {
     }
 
     /// Every entry of the archive that is neither the graph nor a weight.
-    fn entries(&mut self, made: &Pt2, options: &Options) -> Result<(), Failure> {
+    fn entries(&mut self, made: &Pt2, options: &Options) -> Result<(), Error> {
         fn others(of: &Pt2) -> HashMap<&str, &Range<u64>> {
             let program = format!("models/{}.json", of.texts.model);
-            let is_other = |name: &str| !name.starts_with("data/weights/") && name != program && name != VERSION;
+            let is_other = |name: &str| {
+                !name.starts_with("data/weights/") && name != program && name != VERSION
+            };
             let entries = of.entries.iter().filter(|entry| is_other(&entry.name));
             entries.map(|entry| (&*entry.name, &entry.range)).collect()
         }
@@ -280,19 +342,26 @@ impl Compare<'_> {
         for name in names {
             options.go_on().map_err(diagnose::Error::from)?;
             let Some(found) = after.remove(name) else {
-                self.failures.push(format!("{} is missing in the archive", quoted(name)));
+                self.failures
+                    .push(format!("{} is missing in the archive", quoted(name)));
                 continue;
             };
             let (Some(a), Some(b)) = (raw(before[name]), raw(found)) else {
                 continue;
             };
             if a.byte_len() != b.byte_len() || !self.same_numbers(&a, made, &b)? {
-                self.failures.push(format!("{} in the archive differs from that of the original", quoted(name)));
+                self.failures.push(format!(
+                    "{} in the archive differs from that of the original",
+                    quoted(name)
+                ));
             }
         }
         let mut left: Vec<&str> = after.into_keys().collect();
         left.sort_unstable();
-        self.failures.extend(left.iter().map(|name| format!("{} in the archive is left over", quoted(name))));
+        self.failures.extend(
+            left.iter()
+                .map(|name| format!("{} in the archive is left over", quoted(name))),
+        );
         Ok(())
     }
 }
@@ -306,7 +375,10 @@ fn raw(range: &Range<u64>) -> Option<Tensor> {
         name: String::new(),
         dtype: crate::tensor::Dtype::Known(safetensors::Dtype::U8),
         shape: vec![usize::try_from(range.end - range.start).ok()?],
-        place: Place::InFile { file: 0, offset: range.start },
+        place: Place::InFile {
+            file: 0,
+            offset: range.start,
+        },
     };
     Tensor::new(part).ok()
 }

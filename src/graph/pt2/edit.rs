@@ -9,7 +9,8 @@ use super::nodes::{New, new_nodes};
 use super::read::Pt2;
 use super::schema::{self, NodeText, names};
 use super::weights;
-use crate::graph::plan::{self, Error, Folding};
+use crate::graph::agree::{Agreement, Index, agree};
+use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::Regions;
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned};
 use crate::tensor::{Dtype, quoted};
@@ -19,8 +20,12 @@ use crate::tensor::{Dtype, quoted};
 pub struct Edit {
     /// The blocks, and the tensors that are left: the state dict of the deploy form.
     pub plan: Plan,
-    /// Which nodes are folded, and why others are not.
+    /// Which nodes are folded.
     pub regions: Regions,
+    /// Which others nearly could be.
+    pub left: Vec<Left>,
+    /// What a built-in recipe says of the same blocks.
+    pub agreement: Agreement,
     pub(super) texts: NewTexts,
 }
 
@@ -48,27 +53,41 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
     };
     let text = Text::new(pt2).map_err(invalid)?;
     let mut kept = None;
-    let Folding { regions, blocks, skipped } =
-        plan::fold(&pt2.graph, options, even_if_dearer, &mut |regions| {
-            let found = Kept::new(pt2, &text, regions);
-            let names = found.tensors.clone();
-            kept = Some(found);
-            names
-        })?;
+    let Folding {
+        regions,
+        mut blocks,
+        skipped,
+    } = plan::fold(&pt2.graph, options, even_if_dearer, &mut |regions| {
+        let found = Kept::new(pt2, &text, regions);
+        let names = found.tensors.clone();
+        kept = Some(found);
+        names
+    })?;
     let kept = kept.unwrap_or_else(|| Kept::new(pt2, &text, &regions));
     let config = weights::config(&pt2.texts.weights).map_err(|message| Error::Block {
         block: pt2.path().display().to_string(),
         message,
     })?;
-    let left = config.iter().filter(|(name, _)| kept.tensors.contains(&**name));
-    let mut outputs: Vec<_> = left
+    let state: Index = config
+        .iter()
+        .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
+        .collect();
+    let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
+    let remaining = config
+        .iter()
+        .filter(|(name, _)| kept.tensors.contains(&**name));
+    let mut outputs: Vec<_> = remaining
         .filter_map(|(name, _)| pt2.checkpoint.get(name))
         .map(|tensor| copy(tensor, tensor.name().to_owned()))
         .collect();
     for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
         for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
             let (name, shape) = tensor_of(fused, is_bias);
-            let source = if is_bias { Source::Bias(b, 0) } else { Source::Weight(b, 0) };
+            let source = if is_bias {
+                Source::Bias(b, 0)
+            } else {
+                Source::Weight(b, 0)
+            };
             outputs.push(planned(name, fused.dtype, shape, source));
         }
     }
@@ -83,14 +102,31 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         outputs,
         dropped: Vec::new(),
     };
-    let texts = Writer { pt2, text: &text, kept: &kept, plan: &plan, regions: &regions }.texts(&config)?;
-    Ok(Edit { plan, regions, texts })
+    let texts = Writer {
+        pt2,
+        text: &text,
+        kept: &kept,
+        plan: &plan,
+        regions: &regions,
+    }
+    .texts(&config)?;
+    let left = plan::left(&pt2.graph, &regions);
+    Ok(Edit {
+        plan,
+        regions,
+        left,
+        agreement,
+        texts,
+    })
 }
 
 /// The name and the shape of a fused tensor.
 pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usize>) {
     match is_bias {
-        false => (format!("{}.weight", fused.module), fused.geometry().weight_shape()),
+        false => (
+            format!("{}.weight", fused.module),
+            fused.geometry().weight_shape(),
+        ),
         true => (format!("{}.bias", fused.module), vec![fused.geometry().out]),
     }
 }
@@ -125,7 +161,10 @@ impl<'a> Text<'a> {
             })
         });
         Ok(Text {
-            read: nodes.iter().map(|node| read(*node)).collect::<Result<_, _>>()?,
+            read: nodes
+                .iter()
+                .map(|node| read(*node))
+                .collect::<Result<_, _>>()?,
             values: read(graph.tensor_values)?,
             inputs: read(graph.inputs)?,
             stored: stored.collect::<Result<_, serde_json::Error>>()?,
@@ -144,7 +183,9 @@ impl<'a> Text<'a> {
 
     /// The names of the values that an input of the graph is; one, as a rule.
     fn input_names(&self, i: usize) -> Vec<String> {
-        read::<Tagged<'a>>(self.inputs[i]).map(|input| names(&input)).unwrap_or_default()
+        read::<Tagged<'a>>(self.inputs[i])
+            .map(|input| names(&input))
+            .unwrap_or_default()
     }
 }
 
@@ -164,17 +205,28 @@ impl Kept {
     fn new(pt2: &Pt2, text: &Text<'_>, regions: &Regions) -> Kept {
         let outputs: HashSet<String> = text.graph.outputs.iter().flat_map(names).collect();
         let reads = |node: &NodeText<'_>| -> Vec<String> {
-            node.inputs.iter().flat_map(|input| names(&input.arg)).collect()
+            node.inputs
+                .iter()
+                .flat_map(|input| names(&input.arg))
+                .collect()
         };
         // What nothing read from the start stays, whatever it is for.
-        let read_before: HashSet<String> =
-            text.read.iter().flat_map(reads).chain(outputs.iter().cloned()).collect();
+        let read_before: HashSet<String> = text
+            .read
+            .iter()
+            .flat_map(reads)
+            .chain(outputs.iter().cloned())
+            .collect();
         let mut read: HashSet<String> = outputs;
         for region in &regions.folded {
             read.insert(pt2.graph.value(region.source).name.clone());
         }
-        let stays: HashMap<usize, bool> =
-            pt2.positions.iter().copied().zip(regions.stays.iter().copied()).collect();
+        let stays: HashMap<usize, bool> = pt2
+            .positions
+            .iter()
+            .copied()
+            .zip(regions.stays.iter().copied())
+            .collect();
         let mut nodes = vec![false; text.read.len()];
         let mut gone = HashSet::new();
         for (i, node) in text.read.iter().enumerate().rev() {
@@ -191,14 +243,21 @@ impl Kept {
         for region in &regions.folded {
             gone.remove(&pt2.graph.value(region.value).name);
         }
-        let mut kept = Kept { nodes, inputs: Vec::new(), tensors: HashSet::new(), gone };
+        let mut kept = Kept {
+            nodes,
+            inputs: Vec::new(),
+            tensors: HashSet::new(),
+            gone,
+        };
         kept.tensors(text, &read, &read_before);
         kept
     }
 
     /// Which tensors stay: those that are read, those that never were, and of these not the counter of a norm that is gone.
     fn tensors(&mut self, text: &Text<'_>, read: &HashSet<String>, read_before: &HashSet<String>) {
-        let any = |i: usize, of: &HashSet<String>| text.input_names(i).iter().any(|name| of.contains(name));
+        let any = |i: usize, of: &HashSet<String>| {
+            text.input_names(i).iter().any(|name| of.contains(name))
+        };
         let mut went: HashSet<&str> = HashSet::new();
         let mut stayed: HashSet<&str> = HashSet::new();
         let stored = text.stored.iter().enumerate();
@@ -212,7 +271,9 @@ impl Kept {
             let keep = match of {
                 None => true,
                 Some(_) if any(i, read_before) => any(i, read),
-                Some((name, _)) => !went.contains(module_of(name)) || stayed.contains(module_of(name)),
+                Some((name, _)) => {
+                    !went.contains(module_of(name)) || stayed.contains(module_of(name))
+                }
             };
             self.inputs.push(keep);
             match of {
@@ -238,9 +299,17 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn texts(&self, config: &[(std::borrow::Cow<'_, str>, weights::Payload<'_>)]) -> Result<NewTexts, Error> {
+    fn texts(
+        &self,
+        config: &[(std::borrow::Cow<'_, str>, weights::Payload<'_>)],
+    ) -> Result<NewTexts, Error> {
         let (pt2, text) = (self.pt2, self.text);
-        let mut taken: HashSet<String> = text.values.0.iter().map(|(name, _)| name.to_string()).collect();
+        let mut taken: HashSet<String> = text
+            .values
+            .0
+            .iter()
+            .map(|(name, _)| name.to_string())
+            .collect();
         taken.extend(text.read.iter().map(|node| node.shown().to_owned()));
         let mut news = Vec::new();
         for (block, region) in self.plan.blocks.iter().zip(&self.regions.folded) {
@@ -259,8 +328,17 @@ impl Writer<'_> {
         ];
         let (weights, gone, fused) = self.weights(&news, config)?;
         let stored = text.stored.iter().flatten().map(|(name, _)| name);
-        let dropped = stored.filter(|name| !self.kept.tensors.contains(*name)).cloned().collect();
-        Ok(NewTexts { program: splice(&pt2.texts.program, edits), weights, gone, dropped, fused })
+        let dropped = stored
+            .filter(|name| !self.kept.tensors.contains(*name))
+            .cloned()
+            .collect();
+        Ok(NewTexts {
+            program: splice(&pt2.texts.program, edits),
+            weights,
+            gone,
+            dropped,
+            fused,
+        })
     }
 
     fn nodes(&self, news: &[New]) -> String {
@@ -283,9 +361,15 @@ impl Writer<'_> {
     }
 
     fn values(&self, news: &[New]) -> String {
-        let old = self.text.values.0.iter().filter(|(name, _)| !self.kept.gone.contains(&**name));
-        let mut parts: Vec<String> =
-            old.map(|(name, meta)| format!("{}: {}", Value::from(&**name), meta.get())).collect();
+        let old = self
+            .text
+            .values
+            .0
+            .iter()
+            .filter(|(name, _)| !self.kept.gone.contains(&**name));
+        let mut parts: Vec<String> = old
+            .map(|(name, meta)| format!("{}: {}", Value::from(&**name), meta.get()))
+            .collect();
         for (name, meta) in news.iter().flat_map(|new| &new.values) {
             parts.push(format!("{}: {meta}", Value::from(&**name)));
         }
@@ -295,19 +379,30 @@ impl Writer<'_> {
     /// A list with an item for each input of the graph, where the new parameters stand before the first that they replace.
     fn inputs(&self, news: &[New], old: &[Raw<'_>], item: impl Fn(&Parameter) -> Value) -> String {
         let stored = &self.text.stored;
-        let behind = stored.iter().rposition(|of| of.as_ref().is_some_and(|(_, is_parameter)| *is_parameter));
+        let behind = stored
+            .iter()
+            .rposition(|of| of.as_ref().is_some_and(|(_, is_parameter)| *is_parameter));
         let behind = behind.map_or(0, |i| i + 1);
         let mut at: HashMap<usize, Vec<&Parameter>> = HashMap::new();
         for (new, block) in news.iter().zip(&self.plan.blocks) {
-            let consumed: HashSet<&str> = block.consumed.iter().map(|tensor| tensor.name()).collect();
+            let consumed: HashSet<&str> =
+                block.consumed.iter().map(|tensor| tensor.name()).collect();
             let first = stored.iter().position(|of| {
-                of.as_ref().is_some_and(|(name, is_parameter)| *is_parameter && consumed.contains(&**name))
+                of.as_ref()
+                    .is_some_and(|(name, is_parameter)| *is_parameter && consumed.contains(&**name))
             });
-            at.entry(first.unwrap_or(behind)).or_default().extend(&new.parameters);
+            at.entry(first.unwrap_or(behind))
+                .or_default()
+                .extend(&new.parameters);
         }
         let mut parts = Vec::new();
         for i in 0..=old.len() {
-            parts.extend(at.get(&i).into_iter().flatten().map(|new| item(new).to_string()));
+            parts.extend(
+                at.get(&i)
+                    .into_iter()
+                    .flatten()
+                    .map(|new| item(new).to_string()),
+            );
             if self.kept.inputs.get(i) == Some(&true) {
                 parts.push(old[i].get().to_owned());
             }
@@ -316,7 +411,10 @@ impl Writer<'_> {
     }
 
     /// The new configuration of the weights, the entries that it does not refer to any more, and those of the new weights.
-    #[expect(clippy::type_complexity, reason = "three parts of one answer, taken apart at once")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "three parts of one answer, taken apart at once"
+    )]
     fn weights(
         &self,
         news: &[New],
@@ -327,7 +425,13 @@ impl Writer<'_> {
             block: "weights".to_owned(),
             message: e.to_string(),
         })?;
-        let known: HashSet<&str> = self.text.stored.iter().flatten().map(|(name, _)| &**name).collect();
+        let known: HashSet<&str> = self
+            .text
+            .stored
+            .iter()
+            .flatten()
+            .map(|(name, _)| &**name)
+            .collect();
         let stays = |name: &str| self.kept.tensors.contains(name) || !known.contains(name);
         let mut free = (0u64..).map(|n| format!("weight_{n}")).filter(|path| {
             let full = format!("data/weights/{path}");
@@ -336,8 +440,11 @@ impl Writer<'_> {
         let (mut members, mut fused) = (Vec::new(), Vec::new());
         let mut at: HashMap<usize, Vec<String>> = HashMap::new();
         for (new, block) in news.iter().zip(&self.plan.blocks) {
-            let consumed: HashSet<&str> = block.consumed.iter().map(|tensor| tensor.name()).collect();
-            let first = config.iter().position(|(name, _)| consumed.contains(&**name));
+            let consumed: HashSet<&str> =
+                block.consumed.iter().map(|tensor| tensor.name()).collect();
+            let first = config
+                .iter()
+                .position(|(name, _)| consumed.contains(&**name));
             let mut paths = [None, None];
             for (parameter, path) in new.parameters.iter().zip(&mut paths) {
                 let name = free.next().unwrap_or_default();
@@ -348,7 +455,9 @@ impl Writer<'_> {
                     "tensor_meta": parameter.meta,
                 });
                 let member = format!("{}: {payload}", Value::from(&*parameter.name));
-                at.entry(first.unwrap_or(config.len())).or_default().push(member);
+                at.entry(first.unwrap_or(config.len()))
+                    .or_default()
+                    .push(member);
                 *path = Some(name);
             }
             fused.push(paths);
@@ -388,8 +497,12 @@ pub(super) struct Parameter {
 /// A tensor's description in the manner of an old one.
 pub(super) fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, String> {
     let number = weights::number(dtype).ok_or_else(|| format!("{dtype} is no type of PyTorch"))?;
-    let mut meta = like.as_object().cloned().ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
-    let list = |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
+    let mut meta = like
+        .as_object()
+        .cloned()
+        .ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
+    let list =
+        |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i];

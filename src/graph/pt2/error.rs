@@ -29,10 +29,7 @@ pub enum Error {
     )]
     Training { path: PathBuf, node: String },
     #[error("the graph of {} contradicts itself", quoted(&path.display().to_string()))]
-    Graph {
-        path: PathBuf,
-        source: model::Error,
-    },
+    Graph { path: PathBuf, source: model::Error },
     #[error(transparent)]
     Tensor(#[from] tensor::Error),
 }

@@ -19,8 +19,8 @@ mod views;
 mod weights;
 mod write;
 
-pub use compare::{Failure as VerifyFailure, verify};
+pub use compare::verify;
 pub use edit::{Edit, edit};
 pub use error::Error;
 pub use read::{Pt2, is_one};
-pub use write::{Failure, file_len, fuse};
+pub use write::{WrongType, file_len, fuse};

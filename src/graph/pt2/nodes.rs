@@ -32,15 +32,21 @@ pub(super) fn new_nodes(
     fused: &PlannedConv,
     taken: &mut HashSet<String>,
 ) -> Result<New, Error> {
-    let fail = |message: String| Error::Block { block: fused.module.clone(), message };
+    let fail = |message: String| Error::Block {
+        block: fused.module.clone(),
+        message,
+    };
     if let Walk::Transposed(steps, _) = &region.walk
         && steps.iter().any(|step| step.before != step.after)
     {
-        return Err(fail("a transposed conv cuts the same on both sides".to_owned()));
+        return Err(fail(
+            "a transposed conv cuts the same on both sides".to_owned(),
+        ));
     }
     let [source, value] = [region.source, region.value].map(|id| &*pt2.graph.value(id).name);
     let meta = |name: &str| {
-        text.meta(name).ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
+        text.meta(name)
+            .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
     };
     let like = {
         let mut like = meta(value)?;
@@ -50,26 +56,48 @@ pub(super) fn new_nodes(
         }
         like
     };
-    let mut new = New { nodes: Vec::new(), parameters: Vec::new(), values: Vec::new() };
+    let mut new = New {
+        nodes: Vec::new(),
+        parameters: Vec::new(),
+        values: Vec::new(),
+    };
     for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
         let (name, shape) = tensor_of(fused, is_bias);
         let placeholder = free(&format!("p_{}", identifier(&name)), taken);
         let meta = described(&like, &Dtype::from(fused.dtype), &shape).map_err(fail)?;
         new.values.push((placeholder.clone(), meta.clone()));
-        new.parameters.push(Parameter { name, placeholder, meta });
+        new.parameters.push(Parameter {
+            name,
+            placeholder,
+            meta,
+        });
     }
-    let mut maker = Maker { pt2, text, region, nodes: Vec::new() };
+    let mut maker = Maker {
+        pt2,
+        text,
+        region,
+        nodes: Vec::new(),
+    };
     let input = match pads(&region.walk) {
         Some(pads) => {
             let padded = free(&format!("{value}_padded"), taken);
             let meta = padded_meta(&meta(source)?, &region.walk).ok_or_else(|| {
-                fail("its paddings differ, and how large its input is is not known before it runs".to_owned())
+                fail(
+                    "its paddings differ, and how large its input is is not known before it runs"
+                        .to_owned(),
+                )
             })?;
             new.values.push((padded.clone(), meta));
-            maker.call("torch.ops.aten.pad.default", &padded, vec![
-                argument("self", json!({"as_tensor": {"name": source}})),
-                argument("pad", json!({"as_ints": pads})),
-            ]).map_err(fail)?;
+            maker
+                .call(
+                    "torch.ops.aten.pad.default",
+                    &padded,
+                    vec![
+                        argument("self", json!({"as_tensor": {"name": source}})),
+                        argument("pad", json!({"as_ints": pads})),
+                    ],
+                )
+                .map_err(fail)?;
             padded
         }
         None => source.to_owned(),
@@ -85,7 +113,13 @@ pub(super) fn new_nodes(
     ];
     arguments.extend(walk(&region.walk, fused.geometry().groups));
     let target = operator(&region.walk, fused.geometry().weight_shape().len());
-    maker.call(&target.ok_or_else(|| fail("it has no operator".to_owned()))?, value, arguments).map_err(fail)?;
+    maker
+        .call(
+            &target.ok_or_else(|| fail("it has no operator".to_owned()))?,
+            value,
+            arguments,
+        )
+        .map_err(fail)?;
     new.nodes = maker.nodes;
     Ok(new)
 }
@@ -107,7 +141,13 @@ fn operator(walk: &Walk, rank: usize) -> Option<String> {
 fn walk(walk: &Walk, groups: usize) -> Vec<Value> {
     let list = |steps: &[Step], of: fn(&Step) -> usize| json!({"as_ints": steps.iter().map(of).collect::<Vec<_>>()});
     let groups = argument("groups", json!({"as_int": groups}));
-    let padding = |step: &Step| if step.before == step.after { step.before } else { 0 };
+    let padding = |step: &Step| {
+        if step.before == step.after {
+            step.before
+        } else {
+            0
+        }
+    };
     match walk {
         Walk::Conv(steps) => {
             let padding: Vec<usize> = match pads(walk) {
@@ -138,7 +178,13 @@ fn pads(walk: &Walk) -> Option<Vec<usize>> {
         return None;
     };
     let differ = steps.iter().any(|step| step.before != step.after);
-    differ.then(|| steps.iter().rev().flat_map(|step| [step.before, step.after]).collect())
+    differ.then(|| {
+        steps
+            .iter()
+            .rev()
+            .flat_map(|step| [step.before, step.after])
+            .collect()
+    })
 }
 
 /// What is known of a value once it is padded.
@@ -149,7 +195,10 @@ fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
     let mut sizes = meta.get("sizes")?.as_array()?.clone();
     let first = sizes.len().checked_sub(steps.len())?;
     for (size, step) in sizes[first..].iter_mut().zip(steps) {
-        let padded = size.get("as_int")?.as_u64()?.checked_add((step.before + step.after) as u64)?;
+        let padded = size
+            .get("as_int")?
+            .as_u64()?
+            .checked_add((step.before + step.after) as u64)?;
         *size = json!({"as_int": padded});
     }
     // Of a size that varies the strides are not known either, unless it is the outermost.

@@ -21,9 +21,10 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("conv_transpose3d", _) => transposed(call, 3),
         ("convolution", "default") => convolution(call),
         ("linear", "default") => linear(call),
-        ("batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training", "default") => {
-            norm(call)
-        }
+        (
+            "batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training",
+            "default",
+        ) => norm(call),
         ("add", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Add),
         ("sub", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Sub),
         ("rsub", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::SubFrom),
@@ -55,7 +56,10 @@ fn weight(call: &Call<'_>, rank: usize) -> Result<Tensor, Opaque> {
     let weight = call.weight("weight")?.ok_or(None)?;
     match weight.shape().len() == rank && weight.shape().iter().all(|n| *n > 0) {
         true => Ok(weight),
-        false => because(format!("its weight {weight} has the shape {:?}", weight.shape())),
+        false => because(format!(
+            "its weight {weight} has the shape {:?}",
+            weight.shape()
+        )),
     }
 }
 
@@ -68,7 +72,10 @@ fn positive(call: &Call<'_>, name: &str, rank: usize) -> Result<Vec<usize>, Opaq
 }
 
 fn groups(call: &Call<'_>) -> Result<usize, Opaque> {
-    usize::try_from(call.int("groups", 1)?).ok().filter(|n| *n > 0).ok_or(None)
+    usize::try_from(call.int("groups", 1)?)
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or(None)
 }
 
 fn both(pads: Vec<usize>) -> Pads {
@@ -80,7 +87,10 @@ fn both(pads: Vec<usize>) -> Pads {
 
 fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
     let weight = weight(call, spatial + 2)?;
-    let (stride, dilation) = (positive(call, "stride", spatial)?, positive(call, "dilation", spatial)?);
+    let (stride, dilation) = (
+        positive(call, "stride", spatial)?,
+        positive(call, "dilation", spatial)?,
+    );
     let pads = match call.text("padding") {
         Ok(Some(text)) if text == "valid" => both(vec![0; spatial]),
         Ok(Some(text)) if text == "same" => same(&weight.shape()[2..], &dilation),
@@ -101,7 +111,10 @@ fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
 
 /// Padding that keeps the size: of an odd number, one more behind.
 fn same(kernel: &[usize], dilation: &[usize]) -> Pads {
-    let all = kernel.iter().zip(dilation).map(|(k, d)| (k - 1).saturating_mul(*d));
+    let all = kernel
+        .iter()
+        .zip(dilation)
+        .map(|(k, d)| (k - 1).saturating_mul(*d));
     Pads {
         before: all.clone().map(|n| n / 2).collect(),
         after: all.map(|n| n - n / 2).collect(),
@@ -123,7 +136,12 @@ fn transposed(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaq
 
 /// The one operator that all of them become when a program is decomposed.
 fn convolution(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
-    let spatial = call.weight("weight")?.ok_or(None)?.shape().len().checked_sub(2);
+    let spatial = call
+        .weight("weight")?
+        .ok_or(None)?
+        .shape()
+        .len()
+        .checked_sub(2);
     let spatial = spatial.filter(|n| (1..=3).contains(n)).ok_or(None)?;
     match call.flag("transposed", false)? {
         true => transposed(call, spatial),
@@ -142,7 +160,8 @@ fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
 
 fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let value = call.value()?;
-    let (Some(mean), Some(var)) = (call.weight("running_mean")?, call.weight("running_var")?) else {
+    let (Some(mean), Some(var)) = (call.weight("running_mean")?, call.weight("running_var")?)
+    else {
         return because("it keeps no running statistics (track_running_stats=False)");
     };
     let affine = match (call.weight("weight")?, call.weight("bias")?) {
@@ -156,7 +175,12 @@ fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         return because("its vectors have different lengths");
     }
     let eps = call.number("eps")?.filter(|eps| *eps >= 0.0).ok_or(None)?;
-    let norm = Norm { mean, var, affine, eps };
+    let norm = Norm {
+        mean,
+        var,
+        affine,
+        eps,
+    };
     Ok((Op::Norm(norm), vec![value]))
 }
 
@@ -179,7 +203,11 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
             if call.shape(&a)? != call.shape(&b)? || call.shape(&a)?.contains(&Dim::Any) {
                 return because("its inputs have different shapes");
             }
-            let [a, b] = if how == Arithmetic::SubFrom { [b, a] } else { [a, b] };
+            let [a, b] = if how == Arithmetic::SubFrom {
+                [b, a]
+            } else {
+                [a, b]
+            };
             (op, vec![a, b])
         }
         (Input::Value(value), Input::Constant(constant)) => {
@@ -221,7 +249,9 @@ fn scalar(call: &Call<'_>) -> Result<Tensor, Opaque> {
 fn fits(constant: &Tensor, value: &[Dim]) -> Result<(), Opaque> {
     let shape = constant.shape();
     let Some(missing) = value.len().checked_sub(shape.len()) else {
-        return because(format!("the constant {constant} has more dimensions than what it meets"));
+        return because(format!(
+            "the constant {constant} has more dimensions than what it meets"
+        ));
     };
     let fit = shape
         .iter()
@@ -254,7 +284,10 @@ fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque>
     };
     let pads = call.per_axis("padding", spatial, 0)?;
     let divisor = call.number("divisor_override")?;
-    let taps = kernel.iter().try_fold(1usize, |n, k| n.checked_mul(*k)).ok_or(None)?;
+    let taps = kernel
+        .iter()
+        .try_fold(1usize, |n, k| n.checked_mul(*k))
+        .ok_or(None)?;
     let counted = call.flag("count_include_pad", true)? || pads.iter().all(|n| *n == 0);
     if !counted || divisor.is_some_and(|divisor| divisor != taps as f64) {
         return because("its divisor is not that of its window everywhere");
@@ -269,7 +302,9 @@ fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque>
         let floor = |axis: usize| match (&from[axis + 2], to.get(axis + 2)) {
             (Dim::Known(n), Some(Dim::Known(out))) => {
                 let padded = n.saturating_add(2 * window.pads.before[axis]);
-                padded.checked_sub(window.kernel[axis]).map(|n| n / window.stride[axis] + 1)
+                padded
+                    .checked_sub(window.kernel[axis])
+                    .map(|n| n / window.stride[axis] + 1)
                     == Some(*out)
             }
             _ => false,
@@ -291,7 +326,10 @@ fn padding(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         return because("it pads with a number that is not zero");
     }
     let rank = call.shape(&value)?.len();
-    let spatial = rank.checked_sub(2).filter(|n| (1..=3).contains(n)).ok_or(None)?;
+    let spatial = rank
+        .checked_sub(2)
+        .filter(|n| (1..=3).contains(n))
+        .ok_or(None)?;
     let list = call.ints("pad")?.ok_or(None)?;
     let mut pads = both(vec![0; spatial]);
     for (i, pair) in list.chunks(2).enumerate() {

@@ -11,7 +11,9 @@ use super::error::Error;
 use super::json::{Members, Raw, Tagged, read};
 use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
 use super::weights::{self, Stored};
+use super::write::VERSION;
 use super::{ops, views};
+use crate::fuse::METADATA_PREFIX;
 use crate::graph::model::{Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
@@ -123,8 +125,11 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let entries = entries(&archive).map_err(wrong)?;
     drop(archive);
     let texts = texts(&file, &entries).map_err(wrong)?;
-    let Versioned { schema_version: version, torch_version } =
-        serde_json::from_str(&texts.0.program).map_err(|e| wrong(format!("its graph is not valid: {e}")))?;
+    let Versioned {
+        schema_version: version,
+        torch_version,
+    } = serde_json::from_str(&texts.0.program)
+        .map_err(|e| wrong(format!("its graph is not valid: {e}")))?;
     if version.major != schema::MAJOR {
         return Err(Error::Version {
             path: path.to_owned(),
@@ -136,12 +141,29 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     }
     let (texts, constants) = texts;
     let mut tensors = Tensors::default();
-    tensors.add("data/weights/", &texts.weights, &entries).map_err(wrong)?;
-    tensors.add("data/constants/", &constants, &entries).map_err(wrong)?;
+    tensors
+        .add("data/weights/", &texts.weights, &entries)
+        .map_err(wrong)?;
+    tensors
+        .add("data/constants/", &constants, &entries)
+        .map_err(wrong)?;
     let Tensors { parts, unread } = tensors;
-    let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts)?;
+    // Whether repfuse wrote it decides what rounding allows.
+    let version = entries.iter().find(|entry| entry.name == VERSION);
+    let metadata = version.map(|_| (format!("{METADATA_PREFIX}version"), String::new()));
+    let metadata: Vec<_> = metadata.into_iter().collect();
+    let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let (graph, positions, dtypes) = graph(path, &texts.program, &checkpoint, &unread)?;
-    Ok(Pt2 { graph, checkpoint, dtypes, positions, texts, entries, root, unread })
+    Ok(Pt2 {
+        graph,
+        checkpoint,
+        dtypes,
+        positions,
+        texts,
+        entries,
+        root,
+        unread,
+    })
 }
 
 /// Every entry of the archive; all must be stored as they are.
@@ -149,7 +171,11 @@ fn entries(archive: &Archive<'_>) -> Result<Vec<Entry>, String> {
     let named = archive.entries()?.into_iter();
     named
         .map(|(name, crc)| {
-            Ok(Entry { name: name.to_owned(), range: archive.range(name)?, crc })
+            Ok(Entry {
+                name: name.to_owned(),
+                range: archive.range(name)?,
+                crc,
+            })
         })
         .collect()
 }
@@ -161,7 +187,10 @@ fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
         let entry = find(name).ok_or_else(|| format!("{} is missing in it", quoted(name)))?;
         let len = entry.range.end - entry.range.start;
         if len > LONGEST_TEXT {
-            return Err(format!("{} in it has more than {LONGEST_TEXT} bytes", quoted(name)));
+            return Err(format!(
+                "{} in it has more than {LONGEST_TEXT} bytes",
+                quoted(name)
+            ));
         }
         let bytes = Bytes::new(file, entry.range.start, entry.range.end).take(len)?;
         String::from_utf8(bytes).map_err(|_| format!("{} in it is not UTF-8", quoted(name)))
@@ -169,7 +198,10 @@ fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
     if let Some(order) = find("byteorder") {
         let order = text(&order.name)?;
         if order.trim() != "little" {
-            return Err(format!("its byte order is {}; expected little", quoted(&order)));
+            return Err(format!(
+                "its byte order is {}; expected little",
+                quoted(&order)
+            ));
         }
     }
     let model_of = |entry: &Entry| {
@@ -191,7 +223,10 @@ fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
     };
     let weights = format!("data/weights/{model}_weights_config.json");
     if find(&weights).is_none() && find(&format!("data/weights/{model}.pt")).is_some() {
-        return Err("its weights are pickled; load it and save it again with PyTorch 2.9 or later".to_owned());
+        return Err(
+            "its weights are pickled; load it and save it again with PyTorch 2.9 or later"
+                .to_owned(),
+        );
     }
     let constants = text(&format!("data/constants/{model}_constants_config.json"))?;
     let texts = Texts {
@@ -246,49 +281,91 @@ fn graph(
         path: path.to_owned(),
         reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
     };
-    let program: schema::Program<'_> = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let program: schema::Program<'_> =
+        serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
     let module = program.graph_module;
     let nodes: Vec<NodeText<'_>> = read(module.graph.nodes).map_err(|e| wrong(e.to_string()))?;
     let metas: Members<'_, TensorMeta<'_>> =
         read(module.graph.tensor_values).map_err(|e| wrong(e.to_string()))?;
     let mut context = Context {
-        metas: metas.0.into_iter().map(|(name, meta)| (name.into_owned(), meta)).collect(),
+        metas: metas
+            .0
+            .into_iter()
+            .map(|(name, meta)| (name.into_owned(), meta))
+            .collect(),
         ..Context::default()
     };
     let placeholders = placeholders(&module.graph).map_err(wrong)?;
     let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
     let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
     let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
-    let stored = stored(module.signature.input_specs, checkpoint, unread, &mut context).map_err(wrong)?;
+    let stored = stored(
+        module.signature.input_specs,
+        checkpoint,
+        unread,
+        &mut context,
+    )
+    .map_err(wrong)?;
     for name in stored.iter().filter(|name| changed.stored.contains(*name)) {
         context.constants.remove(name);
         let why = format!("{} is changed when the network runs", quoted(name));
         context.unread.insert(name.clone(), why);
     }
     if let Some(node) = nodes.iter().find(|node| in_training(node, &context)) {
-        let node = node.module().filter(|path| !path.is_empty()).unwrap_or_else(|| node.shown().to_owned());
-        return Err(Error::Training { path: path.to_owned(), node: quoted(&node) });
+        let node = node
+            .module()
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| node.shown().to_owned());
+        return Err(Error::Training {
+            path: path.to_owned(),
+            node: quoted(&node),
+        });
     }
-    let mut builder = Builder { context, ..Builder::default() };
-    for name in placeholders.into_iter().filter(|name| !stored.contains(name)) {
+    let mut builder = Builder {
+        context,
+        ..Builder::default()
+    };
+    for name in placeholders
+        .into_iter()
+        .filter(|name| !stored.contains(name))
+    {
         builder.value(name);
     }
-    builder.read = steps.iter().flat_map(|step| step.reads.clone()).chain(outputs.clone()).collect();
+    builder.read = steps
+        .iter()
+        .flat_map(|step| step.reads.clone())
+        .chain(outputs.clone())
+        .collect();
     for (position, (node, step)) in nodes.iter().zip(&steps).enumerate() {
-        let is_stale = step.reads.iter().chain(&step.writes).any(|name| changed.stale.contains(name));
-        builder.node(position, node, step, is_stale).map_err(wrong)?;
+        let is_stale = step
+            .reads
+            .iter()
+            .chain(&step.writes)
+            .any(|name| changed.stale.contains(name));
+        builder
+            .node(position, node, step, is_stale)
+            .map_err(wrong)?;
     }
     for name in &outputs {
         if let Some(id) = builder.ids.get(name) {
             builder.values[id.0].is_output = true;
         } else if !stored.contains(name) && !builder.context.constants.contains_key(name) {
-            return Err(wrong(format!("it gives {}, which nothing computes", quoted(name))));
+            return Err(wrong(format!(
+                "it gives {}, which nothing computes",
+                quoted(name)
+            )));
         }
     }
     let graph = Graph::new(builder.values, builder.nodes);
-    let graph = graph.map_err(|source| Error::Graph { path: path.to_owned(), source })?;
+    let graph = graph.map_err(|source| Error::Graph {
+        path: path.to_owned(),
+        source,
+    })?;
     let context = &builder.context;
-    let dtypes = graph.values().iter().filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
+    let dtypes = graph
+        .values()
+        .iter()
+        .filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
     let dtypes = dtypes.collect();
     Ok((graph, builder.positions, dtypes))
 }
@@ -301,7 +378,11 @@ fn placeholders(graph: &schema::GraphText<'_>) -> Result<Vec<String>, String> {
 
 fn step(node: &NodeText<'_>) -> Step {
     Step {
-        reads: node.inputs.iter().flat_map(|input| names(&input.arg)).collect(),
+        reads: node
+            .inputs
+            .iter()
+            .flat_map(|input| names(&input.arg))
+            .collect(),
         writes: node.outputs.iter().flat_map(names).collect(),
         effect: effect(node),
     }
@@ -349,7 +430,12 @@ fn check(value: &str, tensor: &Tensor, context: &Context<'_>) -> Result<(), Stri
     let (Some(shape), Some(dtype)) = (context.shape(value), context.dtype(value)) else {
         return Err(format!("it says nothing of the shape of {}", quoted(value)));
     };
-    let same = shape.iter().eq(tensor.shape().iter().map(|n| Dim::Known(*n)).collect::<Vec<_>>().iter());
+    let same = shape.iter().eq(tensor
+        .shape()
+        .iter()
+        .map(|n| Dim::Known(*n))
+        .collect::<Vec<_>>()
+        .iter());
     match same && dtype == *tensor.dtype() {
         true => Ok(()),
         false => Err(format!(
@@ -367,7 +453,12 @@ fn in_training(node: &NodeText<'_>, context: &Context<'_>) -> bool {
             let training = node.inputs.iter().find(|input| input.name.0 == "training");
             training.is_some_and(|input| read::<bool>(input.arg.value).unwrap_or(false))
         }
-        Some("_native_batch_norm_legit" | "_native_batch_norm_legit_functional" | "_batch_norm_with_update" | "_batch_norm_with_update_functional") => true,
+        Some(
+            "_native_batch_norm_legit"
+            | "_native_batch_norm_legit_functional"
+            | "_batch_norm_with_update"
+            | "_batch_norm_with_update_functional",
+        ) => true,
         _ => false,
     };
     trains && {
@@ -392,7 +483,8 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn value(&mut self, name: String) -> ValueId {
         let id = ValueId(self.values.len());
-        self.values.push(Value::new(name.clone(), self.context.shape(&name)));
+        self.values
+            .push(Value::new(name.clone(), self.context.shape(&name)));
         self.ids.insert(name, id);
         id
     }
@@ -427,7 +519,10 @@ impl Builder<'_> {
                 quoted(name)
             ));
         }
-        let call = Call { node, context: &self.context };
+        let call = Call {
+            node,
+            context: &self.context,
+        };
         if let Some(tensor) = views::of_constant(&call).filter(|_| !is_stale)
             && let [name] = &step.writes[..]
         {
@@ -435,18 +530,31 @@ impl Builder<'_> {
             return Ok(());
         }
         let (op, reads) = match ops::operator(&call) {
-            _ if is_stale => (Op::Opaque(Some("what it reads or computes is changed in place and read again".to_owned())), None),
+            _ if is_stale => (
+                Op::Opaque(Some(
+                    "what it reads or computes is changed in place and read again".to_owned(),
+                )),
+                None,
+            ),
             Ok((op, reads)) => (op, Some(reads)),
             Err(why) => (Op::Opaque(why), None),
         };
         let reads = reads.unwrap_or_else(|| step.reads.clone());
-        let inputs = reads.iter().filter_map(|name| self.ids.get(name).copied()).collect();
+        let inputs = reads
+            .iter()
+            .filter_map(|name| self.ids.get(name).copied())
+            .collect();
         // The statistics that a norm gives beside its result are empty in evaluation mode.
         let (op, writes) = match (op, &step.writes[..]) {
-            (Op::Norm(norm), [first, others @ ..]) if !others.iter().any(|name| self.read.contains(name)) => {
+            (Op::Norm(norm), [first, others @ ..])
+                if !others.iter().any(|name| self.read.contains(name)) =>
+            {
                 (Op::Norm(norm), std::slice::from_ref(first))
             }
-            (Op::Norm(_), [_, _, ..]) => (Op::Opaque(Some("its statistics are read".to_owned())), &step.writes[..]),
+            (Op::Norm(_), [_, _, ..]) => (
+                Op::Opaque(Some("its statistics are read".to_owned())),
+                &step.writes[..],
+            ),
             (op, writes) => (op, writes),
         };
         let outputs = writes.iter().map(|name| self.value(name.clone())).collect();

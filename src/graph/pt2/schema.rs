@@ -62,7 +62,12 @@ pub(super) struct Signature<'a> {
 pub(super) struct StoredSpec<'a> {
     #[serde(borrow)]
     pub(super) arg: Named<'a>,
-    #[serde(borrow, alias = "parameter_name", alias = "buffer_name", alias = "tensor_constant_name")]
+    #[serde(
+        borrow,
+        alias = "parameter_name",
+        alias = "buffer_name",
+        alias = "tensor_constant_name"
+    )]
     pub(super) name: Key<'a>,
     /// Of a buffer: whether it is a part of the state dict.
     pub(super) persistent: Option<bool>,
@@ -129,7 +134,11 @@ impl<'a> NodeText<'a> {
 
     /// The dotted path of the module in whose `forward` it was called.
     pub(super) fn module(&self) -> Option<String> {
-        let (_, stack) = self.metadata.0.iter().find(|(key, _)| key == "nn_module_stack")?;
+        let (_, stack) = self
+            .metadata
+            .0
+            .iter()
+            .find(|(key, _)| key == "nn_module_stack")?;
         let stack: Cow<'_, str> = read::<Key<'_>>(stack).ok()?.0;
         // `key,path,class;key,path,class`, outermost first.
         let path = stack.rsplit(';').next()?.split(',').nth(1)?;

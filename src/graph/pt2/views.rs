@@ -10,7 +10,9 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
         ("cat" | "concat", "default") => concat(call),
         ("slice", "Tensor") => slice(call),
         ("narrow", "default") => narrow(call),
-        ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _) => parts(call),
+        ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _) => {
+            parts(call)
+        }
         ("permute", "default") => permute(call),
         ("transpose", "int") => transpose(call),
         ("dropout" | "feature_dropout" | "alpha_dropout" | "feature_alpha_dropout", "default") => {
@@ -43,9 +45,22 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
 /// Whether an operator gives the numbers of its first argument in the same order.
 fn same_numbers(name: &str) -> bool {
     let reshapes = [
-        "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
     ];
-    let copies = ["contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to"];
+    let copies = [
+        "contiguous",
+        "clone",
+        "detach",
+        "alias",
+        "lift_fresh_copy",
+        "to",
+    ];
     reshapes.contains(&name) || copies.contains(&name)
 }
 
@@ -107,7 +122,13 @@ fn slice(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let bound = |n: i64| (if n < 0 { n.saturating_add(len) } else { n }).clamp(0, len) as usize;
     let begin = bound(call.int("start", 0)?);
     let end = bound(call.int("end", len)?).max(begin);
-    Ok((Op::Slice { axis, ranges: vec![[begin, end]] }, vec![value]))
+    Ok((
+        Op::Slice {
+            axis,
+            ranges: vec![[begin, end]],
+        },
+        vec![value],
+    ))
 }
 
 fn narrow(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
@@ -115,11 +136,24 @@ fn narrow(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let axis = call.axis("dim", 0, call.shape(&value)?.len())?;
     let len = extent(call, &value, axis)?;
     let start = call.int("start", 0)?;
-    let start = if start < 0 { start.saturating_add(len as i64) } else { start };
+    let start = if start < 0 {
+        start.saturating_add(len as i64)
+    } else {
+        start
+    };
     let begin = usize::try_from(start).map_err(|_| None)?;
     let length = usize::try_from(call.int("length", -1)?).map_err(|_| None)?;
-    let end = begin.checked_add(length).filter(|end| *end <= len).ok_or(None)?;
-    Ok((Op::Slice { axis, ranges: vec![[begin, end]] }, vec![value]))
+    let end = begin
+        .checked_add(length)
+        .filter(|end| *end <= len)
+        .ok_or(None)?;
+    Ok((
+        Op::Slice {
+            axis,
+            ranges: vec![[begin, end]],
+        },
+        vec![value],
+    ))
 }
 
 /// Parts that lie one behind the other; their shapes say how long they are.
@@ -144,7 +178,10 @@ fn permute(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let rank = call.shape(&value)?.len();
     let from_end = |n: &i64| if *n < 0 { n + rank as i64 } else { *n };
     let dims = call.ints("dims")?.ok_or(None)?;
-    let permutation: Vec<usize> = dims.iter().filter_map(|n| usize::try_from(from_end(n)).ok()).collect();
+    let permutation: Vec<usize> = dims
+        .iter()
+        .filter_map(|n| usize::try_from(from_end(n)).ok())
+        .collect();
     let mut sorted = permutation.clone();
     sorted.sort_unstable();
     match sorted.into_iter().eq(0..rank) {

@@ -39,7 +39,11 @@ pub(super) enum Stored {
 ///
 /// # Errors
 /// Says what is wrong where the entry does not hold what the configuration promises.
-pub(super) fn stored(name: &str, payload: &Payload<'_>, range: &Range<u64>) -> Result<Stored, String> {
+pub(super) fn stored(
+    name: &str,
+    payload: &Payload<'_>,
+    range: &Range<u64>,
+) -> Result<Stored, String> {
     let unread = |why: &str| Ok(Stored::Unread(format!("{} {why}", quoted(name))));
     if payload.use_pickle {
         return unread("is stored as a pickle, as tensor subclasses are; export plain tensors");
@@ -55,10 +59,15 @@ pub(super) fn stored(name: &str, payload: &Payload<'_>, range: &Range<u64>) -> R
     };
     let numbers = |list: &[Tagged<'_>]| list.iter().map(known).collect::<Option<Vec<u64>>>();
     let (Some(sizes), Some(strides)) = (numbers(&meta.sizes), numbers(&meta.strides)) else {
-        return Err(format!("the shape of {} is not known before it runs", quoted(name)));
+        return Err(format!(
+            "the shape of {} is not known before it runs",
+            quoted(name)
+        ));
     };
     let offset = match &meta.storage_offset {
-        Some(offset) => known(offset).ok_or_else(|| format!("{} has no storage offset", quoted(name)))?,
+        Some(offset) => {
+            known(offset).ok_or_else(|| format!("{} has no storage offset", quoted(name)))?
+        }
         None => 0,
     };
     let bits = dtype.bits().filter(|bits| bits % 8 == 0);
@@ -70,13 +79,25 @@ pub(super) fn stored(name: &str, payload: &Payload<'_>, range: &Range<u64>) -> R
     if view.byte_len > range.end - range.start {
         return unread("repeats what is stored, as `expand` does");
     }
-    let shape = sizes.iter().map(|n| usize::try_from(*n)).collect::<Result<Vec<_>, _>>();
-    let shape = shape.map_err(|_| format!("the shape {sizes:?} of {} is too large", quoted(name)))?;
+    let shape = sizes
+        .iter()
+        .map(|n| usize::try_from(*n))
+        .collect::<Result<Vec<_>, _>>();
+    let shape =
+        shape.map_err(|_| format!("the shape {sizes:?} of {} is too large", quoted(name)))?;
     let place = match view.is_plain() {
-        true => Place::InFile { file: 0, offset: view.at },
+        true => Place::InFile {
+            file: 0,
+            offset: view.at,
+        },
         false => Place::View(Arc::new(view)),
     };
-    Ok(Stored::Tensor(Part { name: name.to_owned(), dtype, shape, place }))
+    Ok(Stored::Tensor(Part {
+        name: name.to_owned(),
+        dtype,
+        shape,
+        place,
+    }))
 }
 
 /// A number that is there before the network runs: `{"as_int": 3}`.
@@ -96,7 +117,10 @@ pub(super) fn dtype(number: u64) -> Option<Dtype> {
 /// The number of an element type in the schema.
 pub(super) fn number(dtype: &Dtype) -> Option<u64> {
     let name = dtype.to_string();
-    TYPES.iter().find(|(_, known)| *known == name).map(|(number, _)| *number)
+    TYPES
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(number, _)| *number)
 }
 
 const TYPES: [(u64, &str); 16] = [
@@ -138,7 +162,9 @@ pub(super) fn config(text: &str) -> Result<Vec<(Cow<'_, str>, Payload<'_>)>, Str
 /// # Errors
 /// When it is not what a configuration is.
 #[expect(clippy::type_complexity, reason = "a name and a text, many times")]
-pub(super) fn members(text: &str) -> Result<(Raw<'_>, Vec<(Cow<'_, str>, Raw<'_>)>), serde_json::Error> {
+pub(super) fn members(
+    text: &str,
+) -> Result<(Raw<'_>, Vec<(Cow<'_, str>, Raw<'_>)>), serde_json::Error> {
     let Config { config } = serde_json::from_str(text)?;
     let Members(members) = read(config)?;
     Ok((config, members))

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 
-use crate::tensor::bytes::Bytes;
 use super::pickle;
 use super::storage::{Storages, Stored, dtype_of_storage, whole};
 use super::value::{Node, Pickle, Value};
+use crate::tensor::bytes::Bytes;
 use crate::tensor::header::MAX_RANK;
 use crate::tensor::strided::View;
 

@@ -14,12 +14,12 @@ mod wrap;
 use std::fs::File;
 use std::path::Path;
 
+use super::bytes::Bytes;
 use super::error::{Error, plain, quoted};
 use super::facts::Facts;
-use super::bytes::Bytes;
 use super::open::read_exact_at;
-use super::zip;
 use super::plain::Wrapping;
+use super::zip;
 use legacy::Loaded;
 use state::{Source, State};
 use storage::Storages;

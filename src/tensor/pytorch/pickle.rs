@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::tensor::bytes::Bytes;
 use super::value::{Call, Node, Pickle, Value};
+use crate::tensor::bytes::Bytes;
 
 /// A text longer than this is not kept: no name, and nothing that stands beside a state dict, is as long.
 const LONGEST: u64 = 1 << 20;
