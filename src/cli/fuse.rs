@@ -155,6 +155,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
         fuse::place_for(file.constants(), &args.output, args.force)?;
+        if graph::names_weights(&args.output) {
+            graph::plain(file.has_plain_weights())?;
+        }
         let folded = args.select.fold(&file, args.dtype.float())?;
         diagnose::check_norms(file.constants(), folded.plan())?;
         if !args.quiet {

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use super::{output, select};
+use super::output;
+use super::select::{self, Select};
 use crate::graph::file::Error;
 use crate::graph::plan::{self, Left};
-use crate::graph::{Folded, GraphFile};
-use crate::plan::Options;
+use crate::graph::{Agreement, Folded, GraphFile, numbers, pt2};
+use crate::plan::{Options, Plan};
 use crate::summary::inspect::{Form, Inspection, of_plan};
-use crate::tensor::Checkpoint;
+use crate::tensor::{Checkpoint, Float, quoted};
 use crate::verify::{self, Deployed, Verdict};
 
 /// Opens a file if its bytes say that it is a graph.
@@ -78,11 +79,29 @@ pub(super) fn inspect(file: &GraphFile) -> anyhow::Result<(Inspection, Vec<Left>
 
 /// Says where a built-in recipe and the graph differ.
 pub(super) fn differences(folded: &Folded<'_>) {
-    for difference in folded
-        .agreement()
-        .into_iter()
-        .flat_map(|agreement| &agreement.differences)
-    {
+    folded.agreement().into_iter().for_each(tell);
+}
+
+fn tell(agreement: &Agreement) {
+    for difference in &agreement.differences {
         output::note(&format!("repfuse: {difference}"));
     }
+}
+
+/// The plan for a file of weights by a graph of the same model.
+pub(super) fn with_numbers(
+    path: &Path,
+    select: &Select,
+    checkpoint: &Checkpoint,
+    dtype: Option<Float>,
+) -> anyhow::Result<Plan> {
+    let Some(GraphFile::Pt2(pt2)) = open(path)? else {
+        anyhow::bail!(
+            "{} is no program of torch.export; expected a `.pt2` that torch.export.save wrote",
+            quoted(&path.display().to_string())
+        );
+    };
+    let edit = pt2::edit(&pt2, &select.options(None), select.even_if_dearer)?;
+    tell(&edit.agreement);
+    Ok(numbers::with_numbers(&pt2, edit.plan, checkpoint, dtype)?)
 }

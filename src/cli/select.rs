@@ -1,9 +1,9 @@
 //! What every command asks first: which file, which recipe, which eps.
 
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::output;
+use super::{graph, output};
 use crate::fuse::diagnose::EpsWeight;
 use crate::graph::{Folded, GraphFile};
 use crate::plan::{self, EpsSource, Options, Plan};
@@ -19,6 +19,9 @@ pub(super) struct Select {
     /// The eps of every batch norm, instead of the recipe's
     #[arg(long, value_name = "E", value_parser = eps)]
     pub(super) bn_eps: Option<f64>,
+    /// Take the structure from this program of torch.export, and the numbers from the checkpoint
+    #[arg(long, value_name = "MODEL.pt2", conflicts_with_all = ["recipe", "bn_eps"])]
+    pub(super) graph: Option<PathBuf>,
     /// Fuse only blocks whose name matches; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) only: Vec<String>,
@@ -38,7 +41,7 @@ fn eps(text: &str) -> Result<f64, String> {
 }
 
 impl Select {
-    fn options(&self, dtype: Option<Float>) -> Options {
+    pub(super) fn options(&self, dtype: Option<Float>) -> Options {
         Options {
             bn_eps: self.bn_eps,
             only: self.only.clone(),
@@ -56,6 +59,7 @@ impl Select {
         for (flag, given) in [
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", self.bn_eps.is_some()),
+            ("--graph", self.graph.is_some()),
         ] {
             if given {
                 anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
@@ -70,6 +74,9 @@ impl Select {
         checkpoint: &Checkpoint,
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
+        if let Some(graph) = &self.graph {
+            return graph::with_numbers(graph, self, checkpoint, dtype);
+        }
         if self.even_if_dearer {
             anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");
         }

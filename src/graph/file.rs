@@ -1,5 +1,6 @@
 //! A file with a graph in it, of either format.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use super::plan::{self, Left};
 use super::pt2::{self, Pt2};
 use crate::fuse::{self, diagnose};
 use crate::plan::{Options, Plan};
-use crate::tensor::{self, Checkpoint};
+use crate::tensor::{self, Checkpoint, Tensor};
 use crate::verify::{self, Verdict};
 
 pub use super::onnx::Written;
@@ -95,6 +96,29 @@ impl GraphFile {
         match self {
             GraphFile::Onnx(onnx) => onnx.constants(),
             GraphFile::Pt2(pt2) => pt2.constants(),
+        }
+    }
+
+    /// The tensors that a file of its weights has, by name.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let all = self.constants().tensors();
+        match self {
+            GraphFile::Onnx(_) => all.clone(),
+            GraphFile::Pt2(pt2) => {
+                let stored = pt2.state().filter_map(|name| all.get(name));
+                stored.map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect()
+            }
+        }
+    }
+
+    /// Whether all of its weights can be written to a file of weights alone.
+    ///
+    /// # Errors
+    /// Names a tensor that cannot.
+    pub fn has_plain_weights(&self) -> Result<(), Error> {
+        match self {
+            GraphFile::Onnx(_) => Ok(()),
+            GraphFile::Pt2(pt2) => Ok(pt2.has_plain_weights()?),
         }
     }
 

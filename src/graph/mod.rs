@@ -9,6 +9,7 @@ pub mod file;
 mod form;
 pub mod learn;
 pub mod model;
+pub mod numbers;
 pub mod onnx;
 pub mod plan;
 pub mod pt2;

@@ -31,7 +31,6 @@ const LONGEST_DIRECTORY: u64 = 256 << 20;
 struct Entry {
     header_at: u64,
     len: u64,
-    crc: u32,
     stored: bool,
 }
 
@@ -81,17 +80,17 @@ impl<'a> Archive<'a> {
         &self.root
     }
 
-    /// The names of all entries below the root folder and the sums of their bytes, in the order in which they lie in the file.
+    /// The names of all entries below the root folder, in the order in which they lie in the file.
     ///
     /// # Errors
     /// When an entry is outside of the root folder.
-    pub(crate) fn entries(&self) -> Result<Vec<(&str, u32)>, String> {
+    pub(crate) fn entries(&self) -> Result<Vec<&str>, String> {
         let mut entries: Vec<(&String, &Entry)> = self.entries.iter().collect();
         entries.sort_by_key(|(name, entry)| (entry.header_at, *name));
         entries
             .into_iter()
-            .map(|(name, entry)| match name.strip_prefix(&self.root) {
-                Some(below) => Ok((below, entry.crc)),
+            .map(|(name, _)| match name.strip_prefix(&self.root) {
+                Some(below) => Ok(below),
                 None => Err(format!(
                     "{} in it is outside of {}",
                     quoted(name),
@@ -241,7 +240,6 @@ fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
         Entry {
             header_at,
             len,
-            crc: long(16),
             stored,
         },
     ))

@@ -35,8 +35,10 @@ pub struct Pt2 {
     pub(super) entries: Vec<Entry>,
     /// The folder that every entry is in, with its slash.
     pub(super) root: String,
-    /// The tensors of the archive that are no part of the checkpoint, by name, and why.
-    pub(super) unread: HashMap<String, String>,
+    /// The names of its state dict.
+    state: Vec<String>,
+    /// Tensors that are copied as they are, and why nothing can be read of them.
+    unread: HashMap<String, String>,
 }
 
 /// The parts of the archive that are read as text.
@@ -55,8 +57,6 @@ pub(super) struct Entry {
     pub(super) name: String,
     /// Where its bytes lie in the file.
     pub(super) range: Range<u64>,
-    /// The checksum that the directory gives for them.
-    pub(super) crc: u32,
 }
 
 /// Whether a file is an archive with a program in it, and no other archive of PyTorch.
@@ -101,6 +101,25 @@ impl Pt2 {
     /// Its weights, buffers and constants, by the names that the program gives them.
     pub fn constants(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The names of its state dict.
+    pub fn state(&self) -> impl Iterator<Item = &str> {
+        self.state.iter().map(String::as_str)
+    }
+
+    /// Whether every tensor of its state dict can be written to a file of weights.
+    ///
+    /// # Errors
+    /// Names one that cannot.
+    pub fn has_plain_weights(&self) -> Result<(), Error> {
+        let why = self.state.iter().find_map(|name| self.unread.get(name));
+        why.map_or(Ok(()), |why| {
+            Err(Error::Format {
+                path: self.path().to_owned(),
+                reason: format!("{why}, so its weights alone cannot be written"),
+            })
+        })
     }
 
     /// The size of the file in bytes.
@@ -152,6 +171,8 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let version = entries.iter().find(|entry| entry.name == VERSION);
     let metadata = version.map(|_| (format!("{METADATA_PREFIX}version"), String::new()));
     let metadata: Vec<_> = metadata.into_iter().collect();
+    let state = weights::config(&texts.weights).map_err(wrong)?;
+    let state: Vec<String> = state.into_iter().map(|(name, _)| name.into_owned()).collect();
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let (graph, positions, dtypes) = graph(path, &texts.program, &checkpoint, &unread)?;
     Ok(Pt2 {
@@ -162,6 +183,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         texts,
         entries,
         root,
+        state,
         unread,
     })
 }
@@ -170,11 +192,10 @@ fn open(path: &Path) -> Result<Pt2, Error> {
 fn entries(archive: &Archive<'_>) -> Result<Vec<Entry>, String> {
     let named = archive.entries()?.into_iter();
     named
-        .map(|(name, crc)| {
+        .map(|name| {
             Ok(Entry {
                 name: name.to_owned(),
                 range: archive.range(name)?,
-                crc,
             })
         })
         .collect()

@@ -69,8 +69,6 @@ pub(super) struct StoredSpec<'a> {
         alias = "tensor_constant_name"
     )]
     pub(super) name: Key<'a>,
-    /// Of a buffer: whether it is a part of the state dict.
-    pub(super) persistent: Option<bool>,
 }
 
 /// The name of a value.
