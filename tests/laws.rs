@@ -11,7 +11,7 @@
 mod support;
 
 use repfuse::algebra::Values as _;
-use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
+use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Through, Vector};
 use repfuse::algebra::forward::{Input, Maps, Reading, forward};
 use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{Affine, Operand, Resolved, fold};
@@ -86,12 +86,18 @@ impl Grow<'_> {
                 } else {
                     [channels, 1]
                 };
-                let tensor = random.array("scale", &shape, -2.0, 2.0);
-                let sigmoid = random.below(2) == 0;
+                let ways = [Through::Itself, Through::Sigmoid, Through::Reciprocal];
+                let through = random.pick(&ways);
+                // What divides is not all but zero.
+                let least = if through == Through::Reciprocal {
+                    0.5
+                } else {
+                    -2.0
+                };
                 Expr::Scale(Factor::Tensor(Vector {
-                    tensor,
+                    tensor: random.array("scale", &shape, least, 2.0),
                     row,
-                    sigmoid,
+                    through,
                 }))
             }
             2 => Expr::Shift(random.array("shift", &[channels], -1.0, 1.0)),
@@ -350,9 +356,13 @@ fn squared(tree: &Tree) -> Tree {
         Expr::Scale(Factor::Tensor(v)) => {
             let start = v.row.unwrap_or(0) * v.len();
             let mut read = in_memory(InMemory.vector(&v.tensor, start, v.len()));
-            if v.sigmoid {
-                read.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
-            }
+            read.iter_mut().for_each(|x| {
+                *x = match v.through {
+                    Through::Itself => *x,
+                    Through::Sigmoid => 1.0 / (1.0 + (-*x).exp()),
+                    Through::Reciprocal => 1.0 / *x,
+                }
+            });
             factors(read.into_iter().map(|x| x * x).collect())
         }
         Expr::Shift(shift) => Expr::Shift(square(shift)),

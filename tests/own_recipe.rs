@@ -288,6 +288,33 @@ fn an_average_pooling_adds_the_axes_it_needs() {
     }
 }
 
+/// What takes the place of a weight is stored as that was, whatever is folded into it; a new module is stored as the widest.
+#[test]
+fn what_takes_the_place_of_a_weight_keeps_its_axes() {
+    let block = |output: &str| {
+        recipe(&format!(
+            r#"{{
+            "at": "{{p}}.linear.weight",
+            "fuse": {{ "{{p}}.{output}": {{ "seq": [
+                {{ "sum": ["identity", {{ "conv": "{{p}}.adapter" }}] }}, {{ "conv": "{{p}}.linear" }} ] }} }}
+        }}"#
+        ))
+    };
+    let mut bench = Bench::new();
+    bench.tensor("a.linear.weight", &[6, 4]);
+    bench.tensor("a.linear.bias", &[6]);
+    bench.tensor("a.adapter.weight", &[4, 4, 1]);
+    bench.tensor("a.adapter.bias", &[4]);
+    let in_place = bench.fuse(&block("linear"));
+    let elsewhere = bench.fuse(&block("fused"));
+    assert_eq!(in_place.tensors["a.linear.weight"].shape, [6, 4]);
+    assert_eq!(elsewhere.tensors["a.fused.weight"].shape, [6, 4, 1]);
+    // An axis that the adapter fills is not dropped.
+    bench.tensor("a.adapter.weight", &[4, 4, 3]);
+    let wider = bench.fuse(&block("linear"));
+    assert_eq!(wider.tensors["a.linear.weight"].shape, [6, 4, 3]);
+}
+
 /// A norm before q, k and v folds into all three, and its own tensors are written nowhere.
 #[test]
 fn several_outputs_share_a_norm() {

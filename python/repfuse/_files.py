@@ -58,7 +58,7 @@ def fuse(src: Any, dst: Any, **options: Any) -> Any:
     the largest one: 1e-4 by default, and 2e-2 for half types.
 
     Raises:
-        Error: nothing could be folded, or what was made is not the same.
+        Error: it could not be folded, or what was made is not the same.
     """
     if isinstance(src, (str, os.PathLike)):
         return run("fuse", [src, dst], options)

@@ -227,6 +227,11 @@ fn fuse_it(args: &Args, input: &Input<'_>, begin: Instant) -> anyhow::Result<Ans
             None => return Ok(Answer::No),
         }
     };
+    if plan.blocks.is_empty() && !args.quiet {
+        output::note(
+            "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
+        );
+    }
     let summary = summary(
         args,
         checkpoint,

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::output;
 use super::select::{self, Select};
 use crate::graph::file::Error;
-use crate::graph::plan::{self, Left};
+use crate::graph::plan::Left;
 use crate::graph::{Agreement, Folded, GraphFile, numbers, pt2};
 use crate::plan::{Options, Plan};
 use crate::summary::inspect::{Form, Inspection, of_plan};
@@ -66,13 +66,12 @@ pub(super) fn verify(
 
 /// What is known about a graph, and what of it stays although it nearly could be folded.
 pub(super) fn inspect(file: &GraphFile) -> anyhow::Result<(Inspection, Vec<Left>)> {
-    let (plan, form, left) = match file.fold(&Options::default(), false) {
-        Ok(folded) => {
-            let left = folded.left().to_vec();
-            (Some(folded.into_plan()), Form::Training, left)
-        }
-        Err(plan::Error::Nothing { left }) => (None, Form::Deploy, left),
-        Err(error) => return Err(error.into()),
+    let folded = file.fold(&Options::default(), false)?;
+    let left = folded.left().to_vec();
+    let plan = folded.into_plan();
+    let (plan, form) = match plan.blocks.is_empty() {
+        true => (None, Form::Deploy),
+        false => (Some(plan), Form::Training),
     };
     Ok((of_plan(file.constants(), plan, form), left))
 }

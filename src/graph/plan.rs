@@ -20,15 +20,10 @@ pub struct Folding {
     pub skipped: Vec<String>,
 }
 
-/// A graph of which nothing is folded.
+/// A graph that cannot be folded as the user wishes.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error(
-        "nothing to fuse: no two operators of the graph can become one{}",
-        because(left)
-    )]
-    Nothing { left: Vec<Left> },
     #[error(
         "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
     )]
@@ -42,14 +37,7 @@ pub enum Error {
 impl Error {
     /// Whether the file is all right, and the answer is that nothing is left to do.
     pub fn is_nothing_to_fuse(&self) -> bool {
-        matches!(self, Error::Nothing { .. } | Error::NoneSelected { .. })
-    }
-}
-
-fn because(left: &[Left]) -> String {
-    match left.len() {
-        0 => String::new(),
-        n => format!("; `repfuse inspect` says what stopped {n} of them"),
+        matches!(self, Error::NoneSelected { .. })
     }
 }
 
@@ -79,7 +67,7 @@ pub fn left(graph: &Graph, regions: &Regions) -> Vec<Left> {
 /// Chooses what to fold. `taken` says which names the file will still have; `bytes` are of the constants.
 ///
 /// # Errors
-/// When nothing is left to fold, or a glob is none.
+/// When the user wants none of what could be folded, or a glob is none.
 pub fn fold(
     graph: &Graph,
     options: &Options,
@@ -102,12 +90,9 @@ pub fn fold(
         takes
     };
     let regions = regions(graph, even_if_dearer, &mut takes);
-    if regions.folded.is_empty() {
-        return Err(match skipped.len() {
-            0 => Error::Nothing {
-                left: left(graph, &regions),
-            },
-            blocks => Error::NoneSelected { blocks },
+    if regions.folded.is_empty() && !skipped.is_empty() {
+        return Err(Error::NoneSelected {
+            blocks: skipped.len(),
         });
     }
     let mut taken = kept_names(&regions);

@@ -212,29 +212,25 @@ impl<'a> Search<'a> {
         takes: &mut dyn FnMut(&Region) -> bool,
     ) -> Option<Region> {
         let producer = self.graph.value(value).producer()?;
-        for (source, form) in self.forms[value.0].iter().rev() {
-            let (source, form) = (*source, form);
-            if form.depth == 0 || !self.keeps_shape(source, value, form) {
+        let mut best: Option<(usize, Region)> = None;
+        // The nearest source first: a farther one must save more.
+        for (source, form) in &self.forms[value.0] {
+            if form.depth == 0 || !self.keeps_shape(*source, value, form) {
                 continue;
             }
-            let nodes = between(self.graph, source, value);
+            let nodes = between(self.graph, *source, value);
             let saved = saved(self.graph, &nodes, value, wanted);
-            if saved
-                .iter()
-                .filter(|id| computes(&self.graph.node(**id).op))
-                .count()
-                < 2
-            {
+            let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
+            let count = saved.iter().filter(computing).count();
+            if count < 2 || best.as_ref().is_some_and(|(most, _)| count <= *most) {
                 continue;
             }
-            let stopped = match self.region(source, value, form, nodes) {
+            let stopped = match self.region(*source, value, form, nodes) {
                 Ok(region) => {
                     let new = cost_of_one(&region.expr, region.expr.expr().constant().is_some());
-                    let old = cost_of(self.graph, &self.forms, source, value, &saved);
+                    let old = cost_of(self.graph, &self.forms, *source, value, &saved);
                     if even_if_dearer || new.no_more_than(&old) {
-                        if takes(&region) {
-                            return Some(region);
-                        }
+                        best = Some((count, region));
                         continue;
                     }
                     dearer(&new, &old)
@@ -243,7 +239,7 @@ impl<'a> Search<'a> {
             };
             self.stopped.insert(producer, stopped);
         }
-        None
+        best.map(|(_, region)| region).filter(takes)
     }
 
     fn region(

@@ -345,6 +345,8 @@ impl<'a> Ledger<'a> {
                 self.index.len()
             )));
         }
+        let module = module.fill(captures).unwrap_or_default();
+        let expr = stored_like(expr, &format!("{module}.weight"));
         let expr =
             resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
                 (GeometryError::NoConv, Some(conv)) => {
@@ -362,7 +364,7 @@ impl<'a> Ledger<'a> {
         }
         let stored = stored_type(expr.expr()).map_err(fail)?;
         let fused = PlannedConv {
-            module: module.fill(captures).unwrap_or_default(),
+            module,
             expr,
             bias: rule.bias,
             dtype: self.options.dtype.unwrap_or(stored),
@@ -508,6 +510,23 @@ impl<'a> Ledger<'a> {
         }
         Ok(())
     }
+}
+
+/// What takes the place of a weight keeps its number of dimensions: a Linear behind a Conv1d of size 1 stays a matrix.
+fn stored_like(expr: Expr<Tensor>, weight: &str) -> Expr<Tensor> {
+    let leaves = expr.leaves();
+    let Some(in_place) = leaves.iter().find(|leaf| leaf.name() == weight) else {
+        return expr;
+    };
+    let rank = in_place.shape().len();
+    let as_stored = |leaf: &Tensor| match leaf.shape().split_at_checked(rank) {
+        Some((axes, ones)) if !ones.is_empty() && ones.iter().all(|n| *n == 1) => {
+            leaf.reshaped(axes.to_vec())
+        }
+        _ => leaf.clone(),
+    };
+    let Ok(expr) = expr.try_map(&mut |leaf| Ok::<_, std::convert::Infallible>(as_stored(leaf)));
+    expr
 }
 
 /// A block is stored in the type of its conv weights, the widest if they differ.

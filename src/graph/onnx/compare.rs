@@ -71,7 +71,7 @@ fn called(number: u32) -> &'static str {
 
 impl<'a> Compare<'a> {
     fn new(onnx: &'a Onnx, edit: &'a Edit, made: &'a Onnx) -> Compare<'a> {
-        let wire = |of: &'a Onnx| Wire::new(&of.file, &of.path, of.len());
+        let wire = |of: &'a Onnx| Wire::new(&of.file, &of.path, of.file_len());
         Compare {
             onnx,
             edit,

@@ -44,7 +44,7 @@ const CAST: &str = "cast";
 /// Plans what to fold.
 ///
 /// # Errors
-/// When nothing is left to fold, or a glob is none.
+/// When the user wants none of what could be folded, or a glob is none.
 pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit, plan::Error> {
     let mut kept = None;
     let Folding {

@@ -109,7 +109,7 @@ impl Onnx {
     }
 
     /// The size of the file in bytes, weights in other files left out.
-    pub fn len(&self) -> u64 {
+    pub fn file_len(&self) -> u64 {
         self.constants.file_len()
     }
 
@@ -415,6 +415,8 @@ pub(super) struct Values {
     pub numbers: HashMap<Name, ValueId>,
     /// The shapes that the file tells.
     told: HashMap<Name, Vec<Dim>>,
+    /// How many dimensions have got a name.
+    named: usize,
 }
 
 impl Values {
@@ -434,6 +436,7 @@ impl Values {
             names: Vec::new(),
             numbers: HashMap::new(),
             told,
+            named: 0,
         }
     }
 
@@ -447,6 +450,17 @@ impl Values {
             self.add(model, name, None);
         }
         Ok(())
+    }
+
+    /// A dimension of which nothing is known gets a name, so that it can be followed.
+    fn named(&mut self, dim: Dim) -> Dim {
+        match dim {
+            Dim::Any => {
+                self.named += 1;
+                Dim::Named(format!("?{}", self.named).into())
+            }
+            dim => dim,
+        }
     }
 
     /// A value that is new; its shape is what the file says, else `inferred`.
@@ -465,6 +479,7 @@ impl Values {
             }
             (told, inferred) => told.or(inferred),
         };
+        let shape = shape.map(|shape| shape.into_iter().map(|dim| self.named(dim)).collect());
         let shown = model.names.get(name).to_string();
         self.values.push(Value::new(shown, shape));
         self.names.push(name);
@@ -476,7 +491,8 @@ impl Values {
 fn dim(dim: &InfoDim) -> Dim {
     match dim {
         InfoDim::Known(n) => usize::try_from(*n).map_or(Dim::Any, Dim::Known),
-        InfoDim::Named(name) => Dim::Named(name.as_str().into()),
+        // A name of its own begins with something else.
+        InfoDim::Named(name) => Dim::Named(format!("={name}").into()),
         InfoDim::Any => Dim::Any,
     }
 }

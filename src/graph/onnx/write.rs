@@ -157,7 +157,8 @@ fn files(onnx: &Onnx, edit: &Edit, destination: &Path) -> Result<Files, Error> {
         model: Items::default(),
         data: Items::default(),
         external: external_blocks(onnx, edit),
-        wire: Wire::new(&onnx.file, &onnx.path, onnx.len()),
+        unchanged: edit.plan.blocks.is_empty(),
+        wire: Wire::new(&onnx.file, &onnx.path, onnx.file_len()),
     };
     let fields = &onnx.model.fields;
     let (before, after) = fields.split_at(onnx.model.before_graph);
@@ -182,11 +183,13 @@ fn files(onnx: &Onnx, edit: &Edit, destination: &Path) -> Result<Files, Error> {
     model.bytes(&open.0);
     graph.into_iter().for_each(|item| model.item(item));
     build.top(after, &mut model);
-    let (mut entry, mut metadata) = (Message::default(), Message::default());
-    entry.text(1, VERSION);
-    entry.text(2, env!("CARGO_PKG_VERSION"));
-    metadata.message(14, &entry);
-    model.bytes(&metadata.0);
+    if !edit.plan.blocks.is_empty() {
+        let (mut entry, mut metadata) = (Message::default(), Message::default());
+        entry.text(1, VERSION);
+        entry.text(2, env!("CARGO_PKG_VERSION"));
+        metadata.message(14, &entry);
+        model.bytes(&metadata.0);
+    }
     let data = build.data.finish();
     Ok(Files {
         model: model.finish(),
@@ -231,6 +234,8 @@ struct Build<'a> {
     model: Items,
     data: Items,
     external: Vec<bool>,
+    /// Whether nothing is folded, and the file stays what it is.
+    unchanged: bool,
     wire: Wire<'a>,
 }
 
@@ -238,7 +243,7 @@ impl Build<'_> {
     /// Fields of the file itself, without what an earlier run has said about itself.
     fn top(&mut self, fields: &[(u32, Range<u64>)], to: &mut Items) {
         for (_, range) in fields {
-            if !self.onnx.model.ours.contains(range) {
+            if self.unchanged || !self.onnx.model.ours.contains(range) {
                 to.range(0, range.clone());
             }
         }
