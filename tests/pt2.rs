@@ -28,12 +28,16 @@ fn open(name: &str) -> Pt2 {
 }
 
 fn planned(pt2: &Pt2) -> Edit {
-    edit(pt2, &Options::default(), false).unwrap_or_else(|e| panic!("{}: {e}", pt2.path().display()))
+    edit(pt2, &Options::default(), false)
+        .unwrap_or_else(|e| panic!("{}: {e}", pt2.path().display()))
 }
 
 /// Writes the fused program to a file.
 fn write(pt2: &Pt2, edit: &Edit, to: &Path, threads: usize) {
-    let options = repfuse::fuse::Options { replace: true, threads: Some(threads) };
+    let options = repfuse::fuse::Options {
+        replace: true,
+        threads: Some(threads),
+    };
     let written = fuse(pt2, edit, to, &options, &|_| ControlFlow::Continue(()));
     written.unwrap().finish().unwrap();
 }
@@ -55,14 +59,19 @@ fn counts(pt2: &Pt2) -> [usize; 3] {
 /// What PyTorch recorded: what went in, and what came out.
 fn sample(name: &str) -> (Map, Vec<Map>) {
     let file = Checkpoint::open(fixture(&format!("{name}.sample.safetensors"))).unwrap();
-    let outputs = ["output", "output.1"].into_iter().filter_map(|output| file.get(output));
+    let outputs = ["output", "output.1"]
+        .into_iter()
+        .filter_map(|output| file.get(output));
     let outputs = outputs.map(|tensor| stored(&file, tensor)).collect();
     (stored(&file, file.get("input").unwrap()), outputs)
 }
 
 fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let largest = a.iter().flat_map(|a| &a.data).fold(0.0f64, |most, x| most.max(x.abs()));
+    let largest = a
+        .iter()
+        .flat_map(|a| &a.data)
+        .fold(0.0f64, |most, x| most.max(x.abs()));
     let pairs = a.iter().zip(b).flat_map(|(a, b)| {
         assert_eq!(a.shape, b.shape);
         a.data.iter().zip(&b.data)
@@ -101,11 +110,17 @@ fn what_is_folded_and_what_comes_out() {
     for (name, before, after) in PROGRAMS {
         let pt2 = open(name);
         let (input, expected) = sample(name);
-        let allowed = if ["half", "bfloat16"].contains(&name) { 2e-2 } else { 1e-5 };
+        let allowed = if ["half", "bfloat16"].contains(&name) {
+            2e-2
+        } else {
+            1e-5
+        };
         // Values that are changed in place and read again are told apart by no name.
         let runs = name != "read-twice" && name != "levit" && name != "repvit" && name != "scaled";
         if runs && largest_difference(&expected, &run(&pt2, &input)) > allowed {
-            wrong.push(format!("{name}: the program read is not the one that PyTorch ran"));
+            wrong.push(format!(
+                "{name}: the program read is not the one that PyTorch ran"
+            ));
         }
         let found = counts(&pt2);
         let edit = planned(&pt2);
@@ -114,13 +129,19 @@ fn what_is_folded_and_what_comes_out() {
         let out = Pt2::open(&to).unwrap();
         let verdict = verify(&pt2, &edit, Some(&out), &Default::default()).unwrap();
         if !verdict.accepted() {
-            wrong.push(format!("{name}: {:?} {:?}", verdict.failures, verdict.blocks));
+            wrong.push(format!(
+                "{name}: {:?} {:?}",
+                verdict.failures, verdict.blocks
+            ));
         }
         if runs && largest_difference(&expected, &run(&out, &input)) > allowed {
             wrong.push(format!("{name}: the fused program gives something else"));
         }
         if (found, counts(&out)) != (before, after) {
-            wrong.push(format!("{name}: {found:?} became {:?}; expected {before:?} and {after:?}", counts(&out)));
+            wrong.push(format!(
+                "{name}: {found:?} became {:?}; expected {before:?} and {after:?}",
+                counts(&out)
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -131,11 +152,14 @@ fn what_is_not_understood_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let [from, to] = ["in.pt2", "out.pt2"].map(|name| directory.path().join(name));
     changed(&fixture("repvgg.pt2"), &from, |name, text| match name {
-        "models/model.json" => Some(text.replacen('{', r#"{"a_new_key": {"of": [1e-400, "\u00e9", 12345678901234567890]}, "#, 1).replacen(
-            r#""metadata": {"#,
-            r#""metadata": {"seen":   true, "#,
-            1,
-        )),
+        "models/model.json" => Some(
+            text.replacen(
+                '{',
+                r#"{"a_new_key": {"of": [1e-400, "\u00e9", 12345678901234567890]}, "#,
+                1,
+            )
+            .replacen(r#""metadata": {"#, r#""metadata": {"seen":   true, "#, 1),
+        ),
         "archive_version" => Some("7".to_owned()),
         _ => None,
     });
@@ -148,7 +172,10 @@ fn what_is_not_understood_is_kept() {
             assert_eq!(kept.map(|(_, kept)| kept), Some(bytes), "{name}");
         }
     }
-    let program = after.iter().find(|(name, _)| name.ends_with("models/model.json")).unwrap();
+    let program = after
+        .iter()
+        .find(|(name, _)| name.ends_with("models/model.json"))
+        .unwrap();
     let program = String::from_utf8(program.1.clone()).unwrap();
     assert!(program.contains(r#""a_new_key": {"of": [1e-400, "\u00e9", 12345678901234567890]}"#));
     // The first node is gone with its metadata; its neighbours are as they were.
@@ -156,7 +183,11 @@ fn what_is_not_understood_is_kept() {
     // An independent reader finds every sum right.
     assert_eq!(archive(&after).len(), archive(&entries(&to)).len());
     let counter = |(name, _): &&(String, Vec<u8>)| name.contains("weights/weight_");
-    assert_eq!(after.iter().filter(counter).count(), 4, "two convs with a bias each");
+    assert_eq!(
+        after.iter().filter(counter).count(),
+        4,
+        "two convs with a bias each"
+    );
 }
 
 #[test]
@@ -184,14 +215,27 @@ fn fusing_again_finds_nothing() {
 #[test]
 fn a_built_in_recipe_gives_its_names_and_agrees() {
     for (name, recipe, modules) in [
-        ("repvgg", "timm-repvgg", &["0.reparam_conv", "1.reparam_conv"][..]),
-        ("mobileone", "timm-mobileone", &["0.reparam_conv", "1.reparam_conv", "2.reparam_conv"][..]),
+        (
+            "repvgg",
+            "timm-repvgg",
+            &["0.reparam_conv", "1.reparam_conv"][..],
+        ),
+        (
+            "mobileone",
+            "timm-mobileone",
+            &["0.reparam_conv", "1.reparam_conv", "2.reparam_conv"][..],
+        ),
     ] {
         let pt2 = open(name);
         let edit = planned(&pt2);
         assert_eq!(edit.agreement.recipe.as_deref(), Some(recipe), "{name}");
         assert_eq!(edit.agreement.differences, Vec::<String>::new(), "{name}");
-        let found: BTreeSet<&str> = edit.plan.blocks.iter().map(|block| &*block.fused[0].module).collect();
+        let found: BTreeSet<&str> = edit
+            .plan
+            .blocks
+            .iter()
+            .map(|block| &*block.fused[0].module)
+            .collect();
         assert_eq!(found, modules.iter().copied().collect(), "{name}");
     }
 }
@@ -201,7 +245,8 @@ fn another_eps_is_told_and_the_graph_is_believed() {
     let directory = tempfile::tempdir().unwrap();
     let from = directory.path().join("in.pt2");
     changed(&fixture("repvgg.pt2"), &from, |name, text| {
-        (name == "models/model.json").then(|| text.replacen(r#""as_float": 1e-05"#, r#""as_float": 0.001"#, 1))
+        (name == "models/model.json")
+            .then(|| text.replacen(r#""as_float": 1e-05"#, r#""as_float": 0.001"#, 1))
     });
     let pt2 = Pt2::open(&from).unwrap();
     let edit = planned(&pt2);
@@ -212,7 +257,16 @@ fn another_eps_is_told_and_the_graph_is_believed() {
     );
     let to = directory.path().join("out.pt2");
     write(&pt2, &edit, &to, 1);
-    assert!(verify(&pt2, &edit, Some(&Pt2::open(&to).unwrap()), &Default::default()).unwrap().accepted());
+    assert!(
+        verify(
+            &pt2,
+            &edit,
+            Some(&Pt2::open(&to).unwrap()),
+            &Default::default()
+        )
+        .unwrap()
+        .accepted()
+    );
 }
 
 #[test]
@@ -223,7 +277,13 @@ fn every_change_of_the_fused_program_is_noticed() {
     let edit = planned(&pt2);
     write(&pt2, &edit, &to, 1);
     let accepted = |path: &Path| {
-        let verdict = verify(&pt2, &edit, Some(&Pt2::open(path).unwrap()), &Default::default()).unwrap();
+        let verdict = verify(
+            &pt2,
+            &edit,
+            Some(&Pt2::open(path).unwrap()),
+            &Default::default(),
+        )
+        .unwrap();
         (verdict.accepted(), verdict.failures)
     };
     assert_eq!(accepted(&to), (true, Vec::new()));
@@ -237,19 +297,43 @@ fn every_change_of_the_fused_program_is_noticed() {
         accepted(&other)
     };
     let stride = r#"{"name":"stride","arg":{"as_ints":[2,2]},"kind":1}"#;
-    let (good, why) = replaced(stride, r#"{"name":"stride","arg":{"as_ints":[1,1]},"kind":1}"#);
-    assert!(!good && why.iter().any(|why| why.contains("is not computed by the conv of block")), "{why:?}");
-    let (good, why) = replaced("torch.ops.aten.relu_.default", "torch.ops.aten.silu_.default");
-    assert!(!good && why.iter().any(|why| why.contains("node")), "{why:?}");
+    let (good, why) = replaced(
+        stride,
+        r#"{"name":"stride","arg":{"as_ints":[1,1]},"kind":1}"#,
+    );
+    assert!(
+        !good
+            && why
+                .iter()
+                .any(|why| why.contains("is not computed by the conv of block")),
+        "{why:?}"
+    );
+    let (good, why) = replaced(
+        "torch.ops.aten.relu_.default",
+        "torch.ops.aten.silu_.default",
+    );
+    assert!(
+        !good && why.iter().any(|why| why.contains("node")),
+        "{why:?}"
+    );
     let (good, why) = replaced(r#""guards_code": []"#, r#""guards_code": ["x"]"#);
-    assert!(!good && why.iter().any(|why| why.contains("around its nodes")), "{why:?}");
+    assert!(
+        !good && why.iter().any(|why| why.contains("around its nodes")),
+        "{why:?}"
+    );
     let mut all = entries(&to);
-    let weight = all.iter_mut().rfind(|(name, _)| name.contains("weights/weight_")).unwrap();
+    let weight = all
+        .iter_mut()
+        .rfind(|(name, _)| name.contains("weights/weight_"))
+        .unwrap();
     weight.1[3] ^= 1;
     fs::write(&other, archive(&all)).unwrap();
     assert!(!accepted(&other).0);
     let mut all = entries(&to);
-    let inputs = all.iter_mut().find(|(name, _)| name.contains("sample_inputs")).unwrap();
+    let inputs = all
+        .iter_mut()
+        .find(|(name, _)| name.contains("sample_inputs"))
+        .unwrap();
     inputs.1[100] ^= 1;
     fs::write(&other, archive(&all)).unwrap();
     assert!(accepted(&other).1[0].contains("`data/sample_inputs/model.pt` in the archive differs"));
@@ -259,7 +343,10 @@ fn every_change_of_the_fused_program_is_noticed() {
 fn command(arguments: &[&str]) -> (i32, String) {
     let done = repfuse().args(arguments).output().unwrap();
     let said = [done.stdout, done.stderr].concat();
-    (done.status.code().unwrap(), String::from_utf8(said).unwrap())
+    (
+        done.status.code().unwrap(),
+        String::from_utf8(said).unwrap(),
+    )
 }
 
 #[test]
@@ -281,7 +368,10 @@ fn the_command_takes_a_program_for_a_checkpoint() {
     let (code, said) = command(&["verify", &from, &path("deploy.safetensors")]);
     assert_eq!(code, 0, "{said}");
     let (code, said) = command(&["fuse", &from, &path("half.pt2"), "--dtype", "f16"]);
-    assert!(code == 2 && said.contains("would be stored as F16 among values of F32"), "{said}");
+    assert!(
+        code == 2 && said.contains("would be stored as F16 among values of F32"),
+        "{said}"
+    );
     let (code, said) = command(&["fuse", &from, &path("half.safetensors"), "--dtype", "f16"]);
     assert_eq!(code, 0, "{said}");
     let (code, said) = command(&["fuse", &from, &path("one.pt2"), "--only", "1*"]);
@@ -302,7 +392,9 @@ fn weights_of(name: &str, to: &Path) {
         .collect();
     let views: Vec<_> = (tensors.iter())
         .map(|(name, tensor, bytes)| {
-            let repfuse::tensor::Dtype::Known(dtype) = tensor.dtype() else { panic!() };
+            let repfuse::tensor::Dtype::Known(dtype) = tensor.dtype() else {
+                panic!()
+            };
             let view = safetensors::tensor::TensorView::new(*dtype, tensor.shape().to_vec(), bytes);
             (name.clone(), view.unwrap())
         })
@@ -316,24 +408,50 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let graph = fixture("dbb.pt2").to_str().unwrap().to_owned();
     weights_of("dbb", Path::new(&path("train.safetensors")));
-    let (code, said) = command(&["fuse", &path("train.safetensors"), &path("a.safetensors"), "--graph", &graph, "--verify"]);
+    let (code, said) = command(&[
+        "fuse",
+        &path("train.safetensors"),
+        &path("a.safetensors"),
+        "--graph",
+        &graph,
+        "--verify",
+    ]);
     assert_eq!(code, 0, "{said}");
     let (code, said) = command(&["fuse", &graph, &path("b.safetensors")]);
     assert_eq!(code, 0, "{said}");
     let tensors = |name: &str| {
         let bytes = fs::read(path(name)).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let mut all: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+        let mut all: Vec<_> = file
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.data().to_vec()))
+            .collect();
         all.sort();
         all
     };
     assert_eq!(tensors("a.safetensors"), tensors("b.safetensors"));
-    let (code, said) = command(&["verify", &path("train.safetensors"), &path("b.safetensors"), "--graph", &graph]);
+    let (code, said) = command(&[
+        "verify",
+        &path("train.safetensors"),
+        &path("b.safetensors"),
+        "--graph",
+        &graph,
+    ]);
     assert_eq!(code, 0, "{said}");
     // A graph of another model.
     let other = fixture("repvgg.pt2").to_str().unwrap().to_owned();
-    let (code, said) = command(&["fuse", &path("train.safetensors"), &path("c.safetensors"), "--graph", &other]);
-    assert!(code == 2 && said.contains("is not in the graph; the graph must be of the same model"), "{said}");
+    let (code, said) = command(&[
+        "fuse",
+        &path("train.safetensors"),
+        &path("c.safetensors"),
+        "--graph",
+        &other,
+    ]);
+    assert!(
+        code == 2 && said.contains("is not in the graph; the graph must be of the same model"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -343,9 +461,17 @@ fn a_recipe_is_learned_from_a_graph() {
     // dbb is a network that no recipe knows.
     for name in ["repvgg", "mobileone", "fastvit", "repvit", "yolov10", "dbb"] {
         let graph = fixture(&format!("{name}.pt2")).to_str().unwrap().to_owned();
-        let [recipe, train] = [path(&format!("{name}.json")), path(&format!("{name}.safetensors"))];
+        let [recipe, train] = [
+            path(&format!("{name}.json")),
+            path(&format!("{name}.safetensors")),
+        ];
         let (code, said) = command(&["recipes", "learn", &graph, "-o", &recipe]);
-        assert_eq!(code, 0, "{name}: {said}\n{}", fs::read_to_string(&recipe).unwrap_or_default());
+        assert_eq!(
+            code,
+            0,
+            "{name}: {said}\n{}",
+            fs::read_to_string(&recipe).unwrap_or_default()
+        );
         weights_of(name, Path::new(&train));
         let [by_recipe, by_graph] = [path("by_recipe.safetensors"), path("by_graph.safetensors")];
         let (code, said) = command(&["fuse", &train, &by_recipe, "--recipe", &recipe, "--force"]);
@@ -355,7 +481,11 @@ fn a_recipe_is_learned_from_a_graph() {
         let tensors = |name: &str| {
             let bytes = fs::read(name).unwrap();
             let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-            let mut all: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+            let mut all: Vec<_> = file
+                .tensors()
+                .into_iter()
+                .map(|(name, view)| (name, view.data().to_vec()))
+                .collect();
             all.sort();
             all
         };
@@ -388,8 +518,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[test]
 fn norms_in_training_mode_are_refused_with_the_remedy() {
     let error = Pt2::open(fixture("training.pt2")).unwrap_err().to_string();
-    assert!(error.contains("was exported in training mode: the norm `0.1`"), "{error}");
-    assert!(error.contains("call `model.eval()` before `torch.export.export`"), "{error}");
+    assert!(
+        error.contains("was exported in training mode: the norm `0.1`"),
+        "{error}"
+    );
+    assert!(
+        error.contains("call `model.eval()` before `torch.export.export`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -411,23 +547,85 @@ fn hostile_programs_are_refused_by_name() {
         })
     };
     for (error, expected) in [
-        (program(r#""major": 8"#, r#""major": 9"#), "has schema version 9."),
-        (program(r#""schema_version""#, r#""scheme""#), "missing field `schema_version`"),
-        (program(r#"{"as_tensor": {"name": "x"}}, "kind": 1}"#, r#"{"as_tensor": {"name": "y"}}, "kind": 1}"#), "reads `y`, which is not there"),
-        (program(r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#, r#""outputs": [{"as_tensor": {"name": "x"}}]"#), "two values are named `x`"),
-        (program(r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#, r#""outputs": [{"as_tensor": {"name": "p_0_conv_1x1_conv_weight"}}]"#), "which is a weight"),
-        (program(r#""sizes": [{"as_int": 4}, {"as_int": 3}"#, r#""sizes": [{"as_int": 5}, {"as_int": 3}"#), "the weights say F32"),
-        (program(r#""nodes": ["#, r#""nodes": [7, "#), "its graph is not valid"),
-        (weights(r#""path_name": "weight_0""#, r#""path_name": "weight_900""#), "which is missing"),
-        (weights(r#""path_name": "weight_0""#, r#""path_name": "../../models/model.json""#), "which is missing"),
-        (weights(r#""sizes": [{"as_int": 4}, {"as_int": 3}"#, r#""sizes": [{"as_int": 4000000}, {"as_int": 3}"#), "lies outside of its storage"),
-        (weights(r#""storage_offset": {"as_int": 0}"#, r#""storage_offset": {"as_int": 18446744073709551615}"#), "lies outside of its storage"),
-        (weights(r#""config": {"#, r#""config": {"x": 1, "x": 2, "#), "the key `x` is there twice"),
+        (
+            program(r#""major": 8"#, r#""major": 9"#),
+            "has schema version 9.",
+        ),
+        (
+            program(r#""schema_version""#, r#""scheme""#),
+            "missing field `schema_version`",
+        ),
+        (
+            program(
+                r#"{"as_tensor": {"name": "x"}}, "kind": 1}"#,
+                r#"{"as_tensor": {"name": "y"}}, "kind": 1}"#,
+            ),
+            "reads `y`, which is not there",
+        ),
+        (
+            program(
+                r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#,
+                r#""outputs": [{"as_tensor": {"name": "x"}}]"#,
+            ),
+            "two values are named `x`",
+        ),
+        (
+            program(
+                r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#,
+                r#""outputs": [{"as_tensor": {"name": "p_0_conv_1x1_conv_weight"}}]"#,
+            ),
+            "which is a weight",
+        ),
+        (
+            program(
+                r#""sizes": [{"as_int": 4}, {"as_int": 3}"#,
+                r#""sizes": [{"as_int": 5}, {"as_int": 3}"#,
+            ),
+            "the weights say F32",
+        ),
+        (
+            program(r#""nodes": ["#, r#""nodes": [7, "#),
+            "its graph is not valid",
+        ),
+        (
+            weights(r#""path_name": "weight_0""#, r#""path_name": "weight_900""#),
+            "which is missing",
+        ),
+        (
+            weights(
+                r#""path_name": "weight_0""#,
+                r#""path_name": "../../models/model.json""#,
+            ),
+            "which is missing",
+        ),
+        (
+            weights(
+                r#""sizes": [{"as_int": 4}, {"as_int": 3}"#,
+                r#""sizes": [{"as_int": 4000000}, {"as_int": 3}"#,
+            ),
+            "lies outside of its storage",
+        ),
+        (
+            weights(
+                r#""storage_offset": {"as_int": 0}"#,
+                r#""storage_offset": {"as_int": 18446744073709551615}"#,
+            ),
+            "lies outside of its storage",
+        ),
+        (
+            weights(r#""config": {"#, r#""config": {"x": 1, "x": 2, "#),
+            "the key `x` is there twice",
+        ),
     ] {
         assert!(error.contains(expected), "{error}\nexpected: {expected}");
     }
-    let big = refused("repvgg", |name, _| (name == "byteorder").then(|| "big".to_owned()));
-    assert!(big.contains("its byte order is `big`; expected little"), "{big}");
+    let big = refused("repvgg", |name, _| {
+        (name == "byteorder").then(|| "big".to_owned())
+    });
+    assert!(
+        big.contains("its byte order is `big`; expected little"),
+        "{big}"
+    );
 }
 
 #[test]
@@ -440,7 +638,11 @@ fn hostile_archives_are_refused_by_name() {
         chain(&Pt2::open(&to).expect_err("it is refused"))
     };
     let without = |end: &str| {
-        let left: Vec<_> = all.iter().filter(|(name, _)| !name.ends_with(end)).cloned().collect();
+        let left: Vec<_> = all
+            .iter()
+            .filter(|(name, _)| !name.ends_with(end))
+            .cloned()
+            .collect();
         archive(&left)
     };
     let with = |name: &str| {
@@ -454,27 +656,44 @@ fn hostile_archives_are_refused_by_name() {
         (without("weights_config.json"), "is missing in it"),
         (without("constants_config.json"), "is missing in it"),
         (with("repvgg/models/other.json"), "it holds 2 models"),
-        (with("elsewhere/x"), "`elsewhere/x` in it is outside of `repvgg/`"),
-        (whole[..whole.len() - 30].to_vec(), "no directory at its end"),
+        (
+            with("elsewhere/x"),
+            "`elsewhere/x` in it is outside of `repvgg/`",
+        ),
+        (
+            whole[..whole.len() - 30].to_vec(),
+            "no directory at its end",
+        ),
     ] {
         let error = refused(&bytes);
         assert!(error.contains(expected), "{error}\nexpected: {expected}");
     }
     // The compression method in the directory, and where an entry lies.
-    let directory_at = whole.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
+    let directory_at = whole
+        .windows(4)
+        .position(|bytes| bytes == b"PK\x01\x02")
+        .unwrap();
     let mut compressed = whole.clone();
     compressed[directory_at + 10] = 8;
     assert!(refused(&compressed).contains("is compressed"));
     let mut outside = whole.clone();
     outside[directory_at + 42..directory_at + 46].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
-    assert!(refused(&outside).contains("is broken"), "{}", refused(&outside));
+    assert!(
+        refused(&outside).contains("is broken"),
+        "{}",
+        refused(&outside)
+    );
     let mut long = whole.clone();
     for at in [20, 24] {
-        long[directory_at + at..directory_at + at + 4].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+        long[directory_at + at..directory_at + at + 4]
+            .copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
     }
     assert!(refused(&long).contains("ends behind the file"));
     // Older layouts are named.
-    let old = vec![("m/serialized_exported_program.json".to_owned(), b"{}".to_vec())];
+    let old = vec![(
+        "m/serialized_exported_program.json".to_owned(),
+        b"{}".to_vec(),
+    )];
     assert!(refused(&archive(&old)).contains("PyTorch 2.7 and earlier"));
 }
 

@@ -37,16 +37,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let folded = file.fold(&Default::default(), false)?;
     let name = name_of(args.output.as_deref().unwrap_or(&args.model));
     let count = plural(folded.plan().blocks.len(), "block");
-    let model = args.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let model = args
+        .model
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let about = format!("learned from {model}: {count}");
-    let learned = learn(file.constants(), &file.state(), &folded.plan().blocks, &name, &about);
+    let learned = learn(
+        file.constants(),
+        &file.state(),
+        &folded.plan().blocks,
+        &name,
+        &about,
+    );
     let text = format!("{}\n", pretty(&learned.recipe, 0));
     match &args.output {
         Some(path) => write(path, &text, args.force)?,
         None => output::result(&text)?,
     }
     tell(&learned, folded.plan().blocks.len());
-    Ok(if learned.unsaid.is_empty() { Answer::Yes } else { Answer::No })
+    Ok(if learned.unsaid.is_empty() {
+        Answer::Yes
+    } else {
+        Answer::No
+    })
 }
 
 fn tell(learned: &Learned, all: usize) {
@@ -73,8 +88,18 @@ fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
 
 /// A recipe's name: that of the file, as far as a recipe can be called so.
 fn name_of(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
-    let fits = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' };
+    let stem = path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_lowercase();
+    let fits = |c: char| {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' {
+            c
+        } else {
+            '-'
+        }
+    };
     let name: String = stem.chars().map(fits).collect();
     match name.trim_matches('-') {
         "" => "learned".to_owned(),
@@ -95,12 +120,19 @@ fn pretty(value: &Value, depth: usize) -> String {
     let mut out = String::new();
     match value {
         Value::Array(items) if !items.is_empty() => {
-            let lines: Vec<String> = items.iter().map(|item| format!("{inner}{}", pretty(item, depth + 1))).collect();
+            let lines: Vec<String> = items
+                .iter()
+                .map(|item| format!("{inner}{}", pretty(item, depth + 1)))
+                .collect();
             let _ = write!(out, "[\n{}\n{outer}]", lines.join(",\n"));
         }
         Value::Object(members) if !members.is_empty() => {
             let line = |(key, value): (&String, &Value)| {
-                format!("{inner}{}: {}", Value::from(&**key), pretty(value, depth + 1))
+                format!(
+                    "{inner}{}: {}",
+                    Value::from(&**key),
+                    pretty(value, depth + 1)
+                )
             };
             let lines: Vec<String> = members.iter().map(line).collect();
             let _ = write!(out, "{{\n{}\n{outer}}}", lines.join(",\n"));
@@ -118,7 +150,9 @@ fn spaced(value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         Value::Object(members) if !members.is_empty() => {
-            let member = |(key, value): (&String, &Value)| format!("{}: {}", Value::from(&**key), spaced(value));
+            let member = |(key, value): (&String, &Value)| {
+                format!("{}: {}", Value::from(&**key), spaced(value))
+            };
             let members: Vec<String> = members.iter().map(member).collect();
             format!("{{ {} }}", members.join(", "))
         }

@@ -106,7 +106,9 @@ impl GraphFile {
             GraphFile::Onnx(_) => all.clone(),
             GraphFile::Pt2(pt2) => {
                 let stored = pt2.state().filter_map(|name| all.get(name));
-                stored.map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect()
+                stored
+                    .map(|tensor| (tensor.name().to_owned(), tensor.clone()))
+                    .collect()
             }
         }
     }

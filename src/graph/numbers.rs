@@ -60,13 +60,27 @@ pub fn with_numbers(
     }
     for (b, conv) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
         let shape = conv.geometry().weight_shape();
-        outputs.push(planned(format!("{}.weight", conv.module), conv.dtype, shape, Source::Weight(b, 0)));
+        outputs.push(planned(
+            format!("{}.weight", conv.module),
+            conv.dtype,
+            shape,
+            Source::Weight(b, 0),
+        ));
         if conv.bias {
             let shape = vec![conv.geometry().out];
-            outputs.push(planned(format!("{}.bias", conv.module), conv.dtype, shape, Source::Bias(b, 0)));
+            outputs.push(planned(
+                format!("{}.bias", conv.module),
+                conv.dtype,
+                shape,
+                Source::Bias(b, 0),
+            ));
         }
     }
-    Ok(Plan { blocks, outputs, ..plan })
+    Ok(Plan {
+        blocks,
+        outputs,
+        ..plan
+    })
 }
 
 struct Numbers<'a> {
@@ -82,7 +96,9 @@ impl Numbers<'_> {
     fn left_over(&self) -> Result<(), Error> {
         let known: HashSet<&str> = self.pt2.state().collect();
         let left = self.checkpoint.tensors().keys();
-        let left = left.filter(|name| !known.contains(&***name) && !is_counter(name)).min();
+        let left = left
+            .filter(|name| !known.contains(&***name) && !is_counter(name))
+            .min();
         match left {
             None => Ok(()),
             Some(tensor) => Err(Error::LeftOver {
@@ -115,21 +131,29 @@ impl Numbers<'_> {
     }
 
     fn block(&self, block: &Block, dtype: Option<Float>) -> Result<Block, Error> {
-        let fail = |message: String| Error::Block { block: block.name.clone(), message };
+        let fail = |message: String| Error::Block {
+            block: block.name.clone(),
+            message,
+        };
         let state: HashSet<&str> = self.pt2.state().collect();
         let mut fused = Vec::with_capacity(block.fused.len());
         for conv in &block.fused {
-            let expr = conv.expr.expr().try_map(&mut |leaf: &Tensor| match leaf.place() {
-                Place::InMemory(_) => Ok(leaf.clone()),
-                _ if !state.contains(leaf.name()) => self.held(leaf),
-                _ => {
-                    let found = self.find(leaf)?.ok_or_else(|| fail(format!("{leaf} is missing")))?;
-                    Ok(match found.shape() == leaf.shape() {
-                        true => found,
-                        false => found.reshaped(leaf.shape().to_vec()),
-                    })
-                }
-            })?;
+            let expr = conv
+                .expr
+                .expr()
+                .try_map(&mut |leaf: &Tensor| match leaf.place() {
+                    Place::InMemory(_) => Ok(leaf.clone()),
+                    _ if !state.contains(leaf.name()) => self.held(leaf),
+                    _ => {
+                        let found = self
+                            .find(leaf)?
+                            .ok_or_else(|| fail(format!("{leaf} is missing")))?;
+                        Ok(match found.shape() == leaf.shape() {
+                            true => found,
+                            false => found.reshaped(leaf.shape().to_vec()),
+                        })
+                    }
+                })?;
             let expr = resolve(expr).map_err(|e| fail(e.to_string()))?;
             let stored = stored_type(expr.expr()).map_err(fail)?;
             fused.push(PlannedConv {
@@ -139,7 +163,10 @@ impl Numbers<'_> {
                 dtype: dtype.unwrap_or(stored),
             });
         }
-        let consumed = block.consumed.iter().filter_map(|tensor| self.checkpoint.get(tensor.name()));
+        let consumed = block
+            .consumed
+            .iter()
+            .filter_map(|tensor| self.checkpoint.get(tensor.name()));
         Ok(Block {
             name: block.name.clone(),
             fused,
@@ -150,7 +177,10 @@ impl Numbers<'_> {
 
     /// A constant of the graph, in memory.
     fn held(&self, tensor: &Tensor) -> Result<Tensor, Error> {
-        let fail = |message: String| Error::Block { block: tensor.name().to_owned(), message };
+        let fail = |message: String| Error::Block {
+            block: tensor.name().to_owned(),
+            message,
+        };
         if tensor.byte_len() > LONGEST_CONSTANT {
             return Err(fail(format!(
                 "a constant of the graph that no file of weights holds has {} bytes; at most {LONGEST_CONSTANT} are taken",

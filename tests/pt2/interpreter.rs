@@ -26,9 +26,7 @@ impl Map {
         for n in shape {
             out = out
                 .into_iter()
-                .flat_map(|index| {
-                    (0..*n).map(move |i| [index.clone(), vec![i]].concat())
-                })
+                .flat_map(|index| (0..*n).map(move |i| [index.clone(), vec![i]].concat()))
                 .collect();
         }
         out
@@ -44,7 +42,10 @@ impl Map {
 
     /// The number at an index that may lie in zeros around the map.
     fn padded(&self, index: &[isize]) -> f64 {
-        let inside = index.iter().zip(&self.shape).all(|(i, n)| (0..*n as isize).contains(i));
+        let inside = index
+            .iter()
+            .zip(&self.shape)
+            .all(|(i, n)| (0..*n as isize).contains(i));
         match inside {
             true => self.at(&index.iter().map(|i| *i as usize).collect::<Vec<_>>()),
             false => 0.0,
@@ -52,7 +53,10 @@ impl Map {
     }
 
     fn of(shape: Vec<usize>, f: impl Fn(&[usize]) -> f64) -> Map {
-        let data = Map::indices(&shape).iter().map(|index| f(index)).collect::<Vec<_>>();
+        let data = Map::indices(&shape)
+            .iter()
+            .map(|index| f(index))
+            .collect::<Vec<_>>();
         Map::filled(shape, data.into_iter())
     }
 }
@@ -61,7 +65,10 @@ impl Map {
 pub fn stored(file: &Checkpoint, tensor: &Tensor) -> Map {
     let mut reader = repfuse::tensor::Reader::new(file, 1 << 12);
     let data = repfuse::algebra::Values::vector(&mut reader, tensor, 0, tensor.len());
-    Map { shape: tensor.shape().to_vec(), data: data.unwrap() }
+    Map {
+        shape: tensor.shape().to_vec(),
+        data: data.unwrap(),
+    }
 }
 
 /// What a program gives for one input.
@@ -90,15 +97,32 @@ pub fn run(pt2: &Pt2, input: &Map) -> Vec<Map> {
             values.insert(id.0, map);
         }
     }
-    let outputs = graph.values().iter().enumerate().filter(|(_, value)| value.is_output);
+    let outputs = graph
+        .values()
+        .iter()
+        .enumerate()
+        .filter(|(_, value)| value.is_output);
     outputs.map(|(i, _)| values[&i].clone()).collect()
 }
 
-fn step(file: &Checkpoint, node: &Node, inputs: &[&Map], shape_of: &dyn Fn(usize) -> Vec<usize>) -> Vec<Map> {
+fn step(
+    file: &Checkpoint,
+    node: &Node,
+    inputs: &[&Map],
+    shape_of: &dyn Fn(usize) -> Vec<usize>,
+) -> Vec<Map> {
     let x = inputs[0];
-    let each = |f: &dyn Fn(f64) -> f64| vec![Map { shape: x.shape.clone(), data: x.data.iter().map(|x| f(*x)).collect() }];
+    let each = |f: &dyn Fn(f64) -> f64| {
+        vec![Map {
+            shape: x.shape.clone(),
+            data: x.data.iter().map(|x| f(*x)).collect(),
+        }]
+    };
     let with = |y: &Map, f: &dyn Fn(f64, f64) -> f64| {
-        vec![Map { shape: x.shape.clone(), data: x.data.iter().zip(&y.data).map(|(x, y)| f(*x, *y)).collect() }]
+        vec![Map {
+            shape: x.shape.clone(),
+            data: x.data.iter().zip(&y.data).map(|(x, y)| f(*x, *y)).collect(),
+        }]
     };
     match &node.op {
         Op::Conv(conv) if conv.transposed.is_some() => vec![transposed(file, conv, x, shape_of(0))],
@@ -109,7 +133,9 @@ fn step(file: &Checkpoint, node: &Node, inputs: &[&Map], shape_of: &dyn Fn(usize
             vec![Map::of(shape_of(0), |index| {
                 let (o, before) = index.split_last().unwrap();
                 let ins = x.shape.last().copied().unwrap();
-                let sum: f64 = (0..ins).map(|i| x.at(&[before, &[i]].concat()) * weight.at(&[*o, i])).sum();
+                let sum: f64 = (0..ins)
+                    .map(|i| x.at(&[before, &[i]].concat()) * weight.at(&[*o, i]))
+                    .sum();
                 sum + bias.as_ref().map_or(0.0, |bias| bias.data[*o])
             })]
         }
@@ -120,7 +146,11 @@ fn step(file: &Checkpoint, node: &Node, inputs: &[&Map], shape_of: &dyn Fn(usize
             let c = stored(file, constant);
             let missing = x.shape.len() - c.shape.len();
             let broadcast = Map::of(x.shape.clone(), |index| {
-                let index: Vec<usize> = index[missing..].iter().zip(&c.shape).map(|(i, n)| if *n == 1 { 0 } else { *i }).collect();
+                let index: Vec<usize> = index[missing..]
+                    .iter()
+                    .zip(&c.shape)
+                    .map(|(i, n)| if *n == 1 { 0 } else { *i })
+                    .collect();
                 c.at(&index)
             });
             with(&broadcast, &|x, c| match how {
@@ -159,20 +189,30 @@ fn step(file: &Checkpoint, node: &Node, inputs: &[&Map], shape_of: &dyn Fn(usize
         Op::Reshape => vec![Map::filled(shape_of(0), x.data.iter().copied())],
         Op::Transpose(permutation) => vec![Map::of(shape_of(0), |index| {
             let mut from = vec![0; index.len()];
-            permutation.iter().zip(index).for_each(|(axis, i)| from[*axis] = *i);
+            permutation
+                .iter()
+                .zip(index)
+                .for_each(|(axis, i)| from[*axis] = *i);
             x.at(&from)
         })],
         Op::Identity => each(&|x| x),
         Op::Opaque(_) => {
-            let name = node.name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
+            let name = node
+                .name
+                .trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
             match name {
                 "relu" => each(&|x| x.max(0.0)),
                 "silu" => each(&|x| x / (1.0 + (-x).exp())),
                 "adaptive_avg_pool2d" => {
-                    let [n, c, h, w] = x.shape[..] else { panic!("{:?}", x.shape) };
+                    let [n, c, h, w] = x.shape[..] else {
+                        panic!("{:?}", x.shape)
+                    };
                     vec![Map::of(vec![n, c, 1, 1], |index| {
                         let all = Map::indices(&[h, w]);
-                        let sum: f64 = all.iter().map(|at| x.at(&[index[0], index[1], at[0], at[1]])).sum();
+                        let sum: f64 = all
+                            .iter()
+                            .map(|at| x.at(&[index[0], index[1], at[0], at[1]]))
+                            .sum();
                         sum / (h * w) as f64
                     })]
                 }
@@ -185,10 +225,13 @@ fn step(file: &Checkpoint, node: &Node, inputs: &[&Map], shape_of: &dyn Fn(usize
 /// An index of a padded map as one of the map: the spatial axes are the last.
 fn moved(index: &[usize], pads: &Pads) -> Vec<isize> {
     let first = index.len() - pads.before.len();
-    let moved = index.iter().enumerate().map(|(axis, i)| match axis.checked_sub(first) {
-        Some(axis) => *i as isize - pads.before[axis] as isize,
-        None => *i as isize,
-    });
+    let moved = index
+        .iter()
+        .enumerate()
+        .map(|(axis, i)| match axis.checked_sub(first) {
+            Some(axis) => *i as isize - pads.before[axis] as isize,
+            None => *i as isize,
+        });
     moved.collect()
 }
 
@@ -204,9 +247,13 @@ fn convolved(file: &Checkpoint, conv: &Conv, x: &Map, shape: Vec<usize>) -> Map 
             .map(|tap| {
                 let c = group * weight.shape[1] + tap[0];
                 let spatial = at.iter().zip(&tap[1..]).enumerate().map(|(axis, (i, k))| {
-                    (i * conv.stride[axis] + k * conv.dilation[axis]) as isize - conv.pads.before[axis] as isize
+                    (i * conv.stride[axis] + k * conv.dilation[axis]) as isize
+                        - conv.pads.before[axis] as isize
                 });
-                let from: Vec<isize> = [n as isize, c as isize].into_iter().chain(spatial).collect();
+                let from: Vec<isize> = [n as isize, c as isize]
+                    .into_iter()
+                    .chain(spatial)
+                    .collect();
                 x.padded(&from) * weight.at(&[&[o], &tap[..]].concat())
             })
             .sum();
@@ -228,14 +275,18 @@ fn transposed(file: &Checkpoint, conv: &Conv, x: &Map, shape: Vec<usize>) -> Map
             // Output `i` gets tap `k` of input `(i + pad − k·dilation) / stride`, where that is whole.
             let from: Option<Vec<isize>> = (at.iter().zip(tap).enumerate())
                 .map(|(axis, (i, k))| {
-                    let moved = (i + conv.pads.before[axis]) as isize - (k * conv.dilation[axis]) as isize;
+                    let moved =
+                        (i + conv.pads.before[axis]) as isize - (k * conv.dilation[axis]) as isize;
                     let stride = conv.stride[axis] as isize;
                     (moved % stride == 0).then_some(moved / stride)
                 })
                 .collect();
             let Some(from) = from else { continue };
             for c in group * inputs..(group + 1) * inputs {
-                let place: Vec<isize> = [n as isize, c as isize].into_iter().chain(from.iter().copied()).collect();
+                let place: Vec<isize> = [n as isize, c as isize]
+                    .into_iter()
+                    .chain(from.iter().copied())
+                    .collect();
                 sum += x.padded(&place) * weight.at(&[&[c, o % per_group], &tap[..]].concat());
             }
         }
@@ -245,11 +296,16 @@ fn transposed(file: &Checkpoint, conv: &Conv, x: &Map, shape: Vec<usize>) -> Map
 
 fn normed(file: &Checkpoint, norm: &Norm, x: &Map) -> Map {
     let [mean, var] = [&norm.mean, &norm.var].map(|tensor| stored(file, tensor).data);
-    let affine = norm.affine.as_ref().map(|both| both.clone().map(|tensor| stored(file, &tensor).data));
+    let affine = norm
+        .affine
+        .as_ref()
+        .map(|both| both.clone().map(|tensor| stored(file, &tensor).data));
     Map::of(x.shape.clone(), |index| {
         let c = index[1];
         let y = (x.at(index) - mean[c]) / (var[c] + norm.eps).sqrt();
-        affine.as_ref().map_or(y, |[weight, bias]| y * weight[c] + bias[c])
+        affine
+            .as_ref()
+            .map_or(y, |[weight, bias]| y * weight[c] + bias[c])
     })
 }
 
@@ -262,7 +318,10 @@ fn averaged(window: &Window, x: &Map, shape: Vec<usize>) -> Map {
             .map(|tap| {
                 let from: Vec<isize> = (index.iter().enumerate())
                     .map(|(axis, i)| match axis.checked_sub(first) {
-                        Some(axis) => (i * window.stride[axis] + tap[axis]) as isize - window.pads.before[axis] as isize,
+                        Some(axis) => {
+                            (i * window.stride[axis] + tap[axis]) as isize
+                                - window.pads.before[axis] as isize
+                        }
                         None => *i as isize,
                     })
                     .collect();

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
-use self::rules::{Path, Rule, rules};
+use self::rules::{Merging, Path, Rule, rules};
 use self::words::words;
 use super::agree::Index;
 use crate::algebra::canonical::canonical;
@@ -56,24 +56,39 @@ pub fn learn(
         .iter()
         .map(|block| (block.fused[0].module.clone(), block))
         .collect();
-    let mut rules = rules(said);
-    let mut attempt = Attempt::default();
-    for _ in 0..ATTEMPTS {
-        attempt = attempted(state, &rules, eps, name, about, &expected);
-        let narrower = attempt
-            .wrong
-            .iter()
-            .filter_map(|rule| Some((*rule, rules[*rule].path.narrower()?)));
-        let Some((rule, path)) = narrower.min_by_key(|(rule, path)| (*path, *rule)) else {
-            break;
-        };
-        rules[rule].path = path;
-    }
+    let learned = [Merging::Parts, Merging::Relatives].map(|merging| {
+        let mut rules = rules(said.clone(), merging);
+        let mut attempt = Attempt::default();
+        for _ in 0..ATTEMPTS {
+            attempt = attempted(state, &rules, eps, name, about, &expected);
+            let narrower = attempt
+                .wrong
+                .iter()
+                .filter_map(|rule| Some((*rule, rules[*rule].path.narrower()?)));
+            let Some((rule, path)) = narrower.min_by_key(|(rule, path)| (*path, *rule)) else {
+                break;
+            };
+            rules[rule].path = path;
+        }
+        (attempt, rules.len())
+    });
+    // What says more, in fewer rules.
+    let rules_in = |attempt: &Attempt| {
+        attempt
+            .recipe
+            .get("blocks")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len)
+    };
+    let [parts, relatives] = learned;
+    let better = (relatives.0.right, std::cmp::Reverse(rules_in(&relatives.0)))
+        > (parts.0.right, std::cmp::Reverse(rules_in(&parts.0)));
+    let (attempt, kinds) = if better { relatives } else { parts };
     unsaid.extend(attempt.failures);
     Learned {
         recipe: attempt.recipe,
         blocks: attempt.right,
-        kinds: rules.len(),
+        kinds,
         unsaid,
     }
 }
@@ -187,7 +202,7 @@ fn attempted(
 
 /// Whether a rule's anchor is among these names.
 fn matches(rule: &Rule, tensors: &[String]) -> bool {
-    let Some(anchor) = rule.anchor() else {
+    let Some(anchor) = &rule.anchor else {
         return false;
     };
     let end = anchor.trim_start_matches("{p}");
@@ -206,7 +221,8 @@ fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about:
         let several =
             rule.branches.len() > 1 || rule.blocks.iter().any(|block| block.summands.len() > 1);
         if let Some(anchor) = rule
-            .anchor()
+            .anchor
+            .clone()
             .filter(|_| several && rule.path < Path::Digits)
         {
             when.push(Value::from(anchor));

@@ -1,7 +1,7 @@
 //! From blocks to rules: blocks that differ only in their path, in the length of a list, or in branches that some of them lack,
 //! are of one kind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -39,7 +39,18 @@ pub(super) struct Rule {
     pub blocks: Vec<Words>,
     /// The branches.
     pub branches: Vec<Branch>,
+    /// The tensor that every block of the kind starts at.
+    pub anchor: Option<String>,
     pub path: Path,
+}
+
+/// Which blocks are taken for one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merging {
+    /// One of which has all branches of the other.
+    Parts,
+    /// Those that share a conv, too.
+    Relatives,
 }
 
 /// A branch of a kind of block.
@@ -54,7 +65,9 @@ pub(super) struct Branch {
 }
 
 /// Sorts blocks into kinds, the largest first.
-pub(super) fn rules(blocks: Vec<Words>) -> Vec<Rule> {
+pub(super) fn rules(mut blocks: Vec<Words>, merging: Merging) -> Vec<Rule> {
+    // What has all branches comes before what lacks some.
+    blocks.sort_by_key(|block| std::cmp::Reverse(block.summands.len()));
     let mut rules: Vec<Rule> = Vec::new();
     for block in blocks {
         let branches = branches(&block.summands);
@@ -63,7 +76,7 @@ pub(super) fn rules(blocks: Vec<Words>) -> Vec<Rule> {
             (&first.module, &first.behind, first.bias) == (&block.module, &block.behind, block.bias)
         };
         let merged = rules.iter_mut().filter(|rule| same(rule)).find_map(|rule| {
-            let branches = merge(&rule.branches, &branches)?;
+            let branches = merge(&rule.branches, &branches, merging)?;
             Some((rule, branches))
         });
         match merged {
@@ -74,12 +87,31 @@ pub(super) fn rules(blocks: Vec<Words>) -> Vec<Rule> {
             None => rules.push(Rule {
                 blocks: vec![block],
                 branches,
+                anchor: None,
                 path: Path::Any,
             }),
         }
     }
     // A rule is tried before those whose blocks may stand inside of its own.
     rules.sort_by_key(|rule| std::cmp::Reverse(rule.blocks.iter().map(|b| b.consumed.len()).max()));
+    for i in 0..rules.len() {
+        // A weight that only this kind has tells it from the others.
+        let others: HashSet<&str> = rules
+            .iter()
+            .enumerate()
+            .filter(|(j, _)| *j != i)
+            .flat_map(|(_, rule)| rule.names())
+            .collect();
+        let is_own = |anchor: &&String| {
+            !others.contains(anchor.as_str())
+                && anchor
+                    .strip_suffix(".weight")
+                    .is_none_or(|module| !others.contains(module))
+        };
+        let anchors = rules[i].anchors();
+        let anchor = anchors.iter().find(is_own).or(anchors.first()).cloned();
+        rules[i].anchor = anchor;
+    }
     rules
 }
 
@@ -170,10 +202,13 @@ pub(super) fn renamed(word: &Value, f: &dyn Fn(&str) -> String) -> Value {
 }
 
 /// The branches of two blocks of one kind; none if they share no conv.
-fn merge(a: &[Branch], b: &[Branch]) -> Option<Vec<Branch>> {
+fn merge(a: &[Branch], b: &[Branch], merging: Merging) -> Option<Vec<Branch>> {
     let same = |x: &Branch, y: &Branch| x.word == y.word;
     let shares = |x: &Branch| b.iter().any(|y| same(x, y)) && !x.optional;
     if !a.iter().any(|x| shares(x) && has_conv(&x.word)) {
+        return None;
+    }
+    if merging == Merging::Parts && b.iter().any(|y| !a.iter().any(|x| same(x, y))) {
         return None;
     }
     // Branches of the same names that do different things are no two branches of one kind.
@@ -226,14 +261,26 @@ fn weight(word: &Value) -> Option<String> {
 }
 
 impl Rule {
-    /// The tensor that every block of the kind starts at.
-    pub fn anchor(&self) -> Option<String> {
+    /// The weights that every block of the kind has, in the order of its branches.
+    fn anchors(&self) -> Vec<String> {
         let required = self.branches.iter().filter(|branch| !branch.optional);
         let behind = &self.blocks[0].behind;
         required
             .map(|branch| &branch.word)
             .chain(behind)
-            .find_map(weight)
+            .filter_map(weight)
+            .collect()
+    }
+
+    /// Every name in the rule.
+    fn names(&self) -> HashSet<&str> {
+        let behind = &self.blocks[0].behind;
+        self.branches
+            .iter()
+            .map(|branch| &branch.word)
+            .chain(behind)
+            .flat_map(names)
+            .collect()
     }
 
     /// The rule in JSON, for each path that it has. `shape` gives the kernel of a tensor, `eps` is the recipe's.
@@ -287,7 +334,7 @@ impl Rule {
             "" => "{p}".to_owned(),
             module => format!("{{p}}.{module}"),
         };
-        let anchor = self.anchor()?;
+        let anchor = self.anchor.clone()?;
         let mut rule = Map::new();
         rule.insert("at".to_owned(), below(&anchor).into());
         if self.path == Path::AnyOfShape {

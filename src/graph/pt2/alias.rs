@@ -37,10 +37,11 @@ pub(super) fn effect(node: &NodeText<'_>) -> Effect {
             false => Effect::Unknown,
         };
     };
-    let has_out = node
-        .inputs
-        .iter()
-        .any(|input| input.name.0.starts_with("out"));
+    let is_out = |name: &str| {
+        let end = name.strip_prefix("out");
+        end.is_some_and(|end| end.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let has_out = node.inputs.iter().any(|input| is_out(&input.name.0));
     if node.overload().ends_with("out") || has_out {
         return Effect::Unknown;
     }

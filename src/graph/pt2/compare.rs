@@ -265,13 +265,6 @@ impl Compare<'_> {
             .map(String::as_str)
             .collect();
         let mut expected: Vec<&Tensor> = Vec::new();
-        let in_weights: HashSet<&str> = self
-            .edit
-            .plan
-            .outputs
-            .iter()
-            .map(|planned| &*planned.output.name)
-            .collect();
         for planned in &self.edit.plan.outputs {
             match &planned.what {
                 Source::Copy(tensor) => expected.push(tensor),
@@ -279,10 +272,9 @@ impl Compare<'_> {
             }
         }
         // Constants stand beside the weights, and stay.
-        let gone: HashSet<&str> = self.edit.texts.dropped.iter().map(String::as_str).collect();
+        let state: HashSet<&str> = self.pt2.state().collect();
         let others = self.pt2.constants().tensors().values();
-        expected
-            .extend(others.filter(|t| !in_weights.contains(t.name()) && !gone.contains(t.name())));
+        expected.extend(others.filter(|tensor| !state.contains(tensor.name())));
         for tensor in expected {
             options.go_on().map_err(diagnose::Error::from)?;
             if !after.remove(tensor.name()) {

@@ -36,8 +36,6 @@ pub(super) struct NewTexts {
     pub(super) weights: String,
     /// Entries below `data/weights/` that nothing refers to any more.
     pub(super) gone: HashSet<String>,
-    /// The tensors that the new program does not have.
-    pub(super) dropped: Vec<String>,
     /// For each block the entries below `data/weights/` that hold its weight and its bias.
     pub(super) fused: Vec<[Option<String>; 2]>,
 }
@@ -304,11 +302,13 @@ impl Writer<'_> {
         config: &[(std::borrow::Cow<'_, str>, weights::Payload<'_>)],
     ) -> Result<NewTexts, Error> {
         let (pt2, text) = (self.pt2, self.text);
+        let gone = &self.kept.gone;
         let mut taken: HashSet<String> = text
             .values
             .0
             .iter()
             .map(|(name, _)| name.to_string())
+            .filter(|name| !gone.contains(name))
             .collect();
         taken.extend(text.read.iter().map(|node| node.shown().to_owned()));
         let mut news = Vec::new();
@@ -327,16 +327,10 @@ impl Writer<'_> {
             })),
         ];
         let (weights, gone, fused) = self.weights(&news, config)?;
-        let stored = text.stored.iter().flatten().map(|(name, _)| name);
-        let dropped = stored
-            .filter(|name| !self.kept.tensors.contains(*name))
-            .cloned()
-            .collect();
         Ok(NewTexts {
             program: splice(&pt2.texts.program, edits),
             weights,
             gone,
-            dropped,
             fused,
         })
     }

@@ -189,7 +189,18 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
     if call.number("alpha")?.is_some_and(|alpha| alpha != 1.0) {
         return because("it multiplies one of its inputs by `alpha`");
     }
+    let neutral = match how {
+        Arithmetic::Add | Arithmetic::Sub => Some(0.0),
+        Arithmetic::Mul | Arithmetic::Div => Some(1.0),
+        Arithmetic::SubFrom => None,
+    };
     let constant = match call.is_number("other") {
+        // As `sum(branches)` begins in Python.
+        true if call.number("other")? == neutral => {
+            let value = call.value()?;
+            floating(call, &value)?;
+            return Ok((Op::Identity, vec![value]));
+        }
         true => Input::Constant(scalar(call)?),
         false => call.input("other")?,
     };

@@ -22,6 +22,9 @@ use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
 /// The longest text of a graph or a configuration that is read. (A network of ten thousand nodes has 10 MB.)
 const LONGEST_TEXT: u64 = 1 << 28;
 
+/// A version has no more letters.
+const LONGEST_VERSION: u64 = 64;
+
 /// An exported program, opened.
 #[derive(Debug)]
 pub struct Pt2 {
@@ -169,10 +172,18 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let Tensors { parts, unread } = tensors;
     // Whether repfuse wrote it decides what rounding allows.
     let version = entries.iter().find(|entry| entry.name == VERSION);
-    let metadata = version.map(|_| (format!("{METADATA_PREFIX}version"), String::new()));
-    let metadata: Vec<_> = metadata.into_iter().collect();
+    let metadata = version.map(|entry| {
+        let len = (entry.range.end - entry.range.start).min(LONGEST_VERSION);
+        let text = Bytes::new(&file, entry.range.start, entry.range.end).take(len)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok((format!("{METADATA_PREFIX}version"), text))
+    });
+    let metadata: Vec<_> = metadata.transpose().map_err(wrong)?.into_iter().collect();
     let state = weights::config(&texts.weights).map_err(wrong)?;
-    let state: Vec<String> = state.into_iter().map(|(name, _)| name.into_owned()).collect();
+    let state: Vec<String> = state
+        .into_iter()
+        .map(|(name, _)| name.into_owned())
+        .collect();
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let (graph, positions, dtypes) = graph(path, &texts.program, &checkpoint, &unread)?;
     Ok(Pt2 {

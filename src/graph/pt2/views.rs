@@ -21,6 +21,15 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
                 false => Ok((Op::Identity, vec![call.value()?])),
             }
         }
+        // The second argument only says the shape.
+        ("reshape_as" | "view_as", "default") => {
+            let (value, like) = (call.value()?, call.input("other")?);
+            let like = match like {
+                Input::Value(like) => Some(like),
+                Input::Constant(_) | Input::Absent => None,
+            };
+            Ok((Op::Reshape, std::iter::once(value).chain(like).collect()))
+        }
         ("to", overload) if overload != "dtype" => Err(None),
         _ if same_numbers(name) => {
             let value = call.value()?;
