@@ -2,7 +2,29 @@
 
 use std::fmt::Write as _;
 
-use super::{Expr, Factor, Operand};
+use super::{Conv, Expr, Factor, Operand, Resolved};
+
+/// Whether two expressions say the same, as far as their leaves tell the groups of both.
+pub fn same<T: Operand>(a: &Resolved<T>, b: &Resolved<T>) -> bool {
+    let known = a.geometry().groups_known && b.geometry().groups_known;
+    let text = |of: &Resolved<T>| match known {
+        true => canonical(of.expr()),
+        false => canonical(&without_groups(of.expr())),
+    };
+    text(a) == text(b)
+}
+
+fn without_groups<T: Operand>(expr: &Expr<T>) -> Expr<T> {
+    match expr {
+        Expr::Conv(conv) => Expr::Conv(Conv {
+            groups: None,
+            ..conv.clone()
+        }),
+        Expr::Seq(xs) => Expr::Seq(xs.iter().map(without_groups).collect()),
+        Expr::Sum(xs) => Expr::Sum(xs.iter().map(without_groups).collect()),
+        other => other.clone(),
+    }
+}
 
 /// The expression as a text that does not depend on the order of summands or on how sequences are nested. Leaves are their names.
 /// Two expressions with the same text compute the same; the reverse need not hold.

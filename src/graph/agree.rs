@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::algebra::Expr;
-use crate::algebra::canonical::canonical;
+use crate::algebra::canonical::same;
 use crate::fuse::fold_rows;
 use crate::plan::{self, Block, Options, Plan, PlannedConv};
 use crate::recipe;
@@ -113,7 +113,7 @@ fn difference(
     by_recipe: &PlannedConv,
 ) -> Option<String> {
     let [a, b] = [graph, by_recipe].map(|conv| conv.expr.expr());
-    if canonical(a) == canonical(b) {
+    if same(&graph.expr, &by_recipe.expr) {
         return None;
     }
     let differing = eps_of(a).into_iter().find_map(|(norm, eps)| {

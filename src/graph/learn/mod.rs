@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use self::rules::{Merging, Path, Rule, rules};
 use self::words::words;
 use super::agree::Index;
-use crate::algebra::canonical::canonical;
+use crate::algebra::canonical::same;
 use crate::plan::{self, Block, Options, Plan};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, quoted};
@@ -153,11 +153,10 @@ fn attempted(
     for block in &plan.blocks {
         for conv in &block.fused {
             let by_graph = expected.get(&conv.module).map(|block| &block.fused[0]);
-            let same = by_graph.is_some_and(|of| {
-                canonical(of.expr.expr()) == canonical(conv.expr.expr()) && of.bias == conv.bias
-            });
-            found.insert(&conv.module, same);
-            if same {
+            let reproduced =
+                by_graph.is_some_and(|of| same(&of.expr, &conv.expr) && of.bias == conv.bias);
+            found.insert(&conv.module, reproduced);
+            if reproduced {
                 attempt.right += 1;
                 continue;
             }

@@ -36,7 +36,7 @@ pub(super) struct Words {
 pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, String> {
     let conv = &block.fused[0];
     let expr = conv.expr.expr();
-    let path = path_of(expr, checkpoint)?;
+    let path = path_of(expr, &conv.module, checkpoint)?;
     let module = match (conv.module.strip_prefix(&path), path.is_empty()) {
         (Some(""), false) => String::new(),
         (Some(rest), false) if rest.starts_with('.') => rest[1..].to_owned(),
@@ -85,8 +85,8 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
     })
 }
 
-/// The path that the modules of all tensors share, at least one segment above each.
-fn path_of(expr: &Expr<Tensor>, checkpoint: &Checkpoint) -> Result<String, String> {
+/// The path that the modules of all tensors share, at least one segment above each, and that of the output.
+fn path_of(expr: &Expr<Tensor>, output: &str, checkpoint: &Checkpoint) -> Result<String, String> {
     let stored = expr
         .leaves()
         .into_iter()
@@ -109,7 +109,12 @@ fn path_of(expr: &Expr<Tensor>, checkpoint: &Checkpoint) -> Result<String, Strin
     if modules.iter().all(|module| module.len() == len) {
         len = len.saturating_sub(1);
     }
-    Ok(first[..len].join("."))
+    let shared = output
+        .split('.')
+        .zip(first)
+        .take_while(|(a, b)| a == *b)
+        .count();
+    Ok(first[..len.min(shared)].join("."))
 }
 
 struct Speaker<'a> {
