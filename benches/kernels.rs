@@ -9,8 +9,9 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array4;
+use repfuse::algebra::extent::POINT;
 use repfuse::algebra::fold::{Folded, Scratch};
-use repfuse::algebra::forward::{Input, Reading, forward};
+use repfuse::algebra::forward::{Input, Reading, Spikes, forward};
 use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{Bn, Conv, Expr, Resolved};
 use repfuse::conv2d::{Conv2dGeometry, conv2d};
@@ -23,7 +24,7 @@ fn conv(random: &mut Random, shape: [usize; 4], groups: usize) -> Tree {
     Expr::Conv(Conv {
         weight: random.array("weight", &shape, -1.0, 1.0),
         bias: None,
-        dilation: [1, 1],
+        dilation: POINT,
         groups: Some(groups),
         transposed: false,
         flipped: false,
@@ -94,11 +95,11 @@ fn fold(c: &mut Criterion) {
         let mut row = vec![0.0; geometry.row_len()];
         let mut scratch = Scratch::default();
         let mut group = c.benchmark_group("fold");
-        group.throughput(Throughput::Elements((geometry.out * row.len()) as u64));
+        group.throughput(Throughput::Elements((geometry.out() * row.len()) as u64));
         group.bench_function(name, |b| {
             b.iter(|| {
                 let Ok(folded) = Folded::compile(&block, &mut InMemory);
-                for o in 0..geometry.out {
+                for o in 0..geometry.out() {
                     let Ok(_bias) = folded.row(o, &mut InMemory, &mut scratch, &mut row);
                     black_box(&row);
                 }
@@ -112,19 +113,18 @@ fn impulses(c: &mut Criterion) {
     for (name, block) in blocks() {
         let geometry = *block.geometry();
         let per_group = geometry.in_per_group();
-        let input = Input::Spikes {
+        let input = Input::Spikes(Spikes {
             per_group,
             channels: 0..per_group.min(64),
             amplitude: 1.0,
-        };
+        });
         c.bench_function(&format!("impulses/{name}"), |b| {
             b.iter(|| {
                 forward(
-                    block.expr(),
-                    &geometry,
+                    block.root(),
                     &input,
-                    0..geometry.out,
-                    geometry.extent,
+                    0..geometry.out(),
+                    geometry.extent(),
                     Reading::Value,
                     &mut InMemory,
                 )

@@ -6,15 +6,18 @@
 //! | a fold folds to itself | `fold (conv (fold e))  =  fold e` |
 //! | sequences associate | `fold (seq [a, seq [b, c]])  =  fold (seq [seq [a, b], c])` |
 //! | sums commute | `fold (sum [a, b])  =  fold (sum [b, a])` |
+//! | stacks are of rows | `fold (stack [a, b])  =  the rows of fold a, then those of fold b` |
+//! | a selection is of rows | `fold (seq [a, select c])  =  rows c of fold a` |
 //! | energy is a sum of squares | `energy e x  =  forward e² x²` |
 
 mod support;
 
 use repfuse::algebra::Values as _;
-use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Through, Vector};
-use repfuse::algebra::forward::{Input, Maps, Reading, forward};
-use repfuse::algebra::shape::resolve;
-use repfuse::algebra::{Affine, Operand, Resolved, fold};
+use repfuse::algebra::expr::{Bn, Channels, Conv, Expr, Factor, Through, Vector};
+use repfuse::algebra::extent::{POINT, grown, volume};
+use repfuse::algebra::forward::{Error, Input, Maps, Reading, Spikes, forward};
+use repfuse::algebra::shape::{resolve, resolve_over};
+use repfuse::algebra::{Affine, Extent, Operand, Resolved, fold};
 use support::{Array, InMemory, Random};
 
 const TREES: usize = 3000;
@@ -27,7 +30,7 @@ struct Grow<'a> {
 }
 
 impl Grow<'_> {
-    fn conv(&mut self, inputs: usize, outputs: usize, extent: [usize; 2]) -> Tree {
+    fn conv(&mut self, inputs: usize, outputs: usize, extent: Extent) -> Tree {
         let groups = self.random.pick(&divisors(gcd(inputs, outputs)));
         self.conv_of_groups(inputs, outputs, groups, extent)
     }
@@ -37,12 +40,12 @@ impl Grow<'_> {
         inputs: usize,
         outputs: usize,
         groups: usize,
-        extent: [usize; 2],
+        extent: Extent,
     ) -> Tree {
         // An extent of 3 is three taps, or two taps at distance 2.
         let mut kernel = extent;
-        let mut dilation = [1, 1];
-        for axis in 0..2 {
+        let mut dilation = POINT;
+        for axis in 0..3 {
             if extent[axis] > 1 {
                 let steps = self.random.pick(&divisors(extent[axis] - 1));
                 (kernel[axis], dilation[axis]) = ((extent[axis] - 1) / steps + 1, steps);
@@ -50,20 +53,15 @@ impl Grow<'_> {
         }
         let bias =
             (self.random.below(2) == 0).then(|| self.random.array("bias", &[outputs], -1.0, 1.0));
-        let shape = [outputs, inputs / groups, kernel[0], kernel[1]];
-        let flat = [outputs, inputs / groups, kernel[1]];
-        let shape = match (kernel, self.random.below(3)) {
-            ([1, 1], 0) => &flat[..2],
-            ([1, _], 1) => &flat[..],
-            _ => &shape[..],
-        };
         let shared = groups == inputs && groups == outputs && self.random.below(4) == 0;
-        let shape = if shared {
-            &[1, 1, kernel[0], kernel[1]][..]
-        } else {
-            shape
+        let mut shape = match shared {
+            true => vec![1, 1],
+            false => vec![outputs, inputs / groups],
         };
-        let weight = self.random.array("weight", shape, -1.0, 1.0);
+        // As a Linear layer, a Conv1d, a Conv2d or a Conv3d, whichever can be so large.
+        let needed = kernel.iter().take_while(|n| **n == 1).count();
+        shape.extend(&kernel[self.random.below(needed + 1)..]);
+        let weight = self.random.array("weight", &shape, -1.0, 1.0);
         Expr::Conv(Conv {
             weight,
             bias,
@@ -117,10 +115,10 @@ impl Grow<'_> {
     }
 
     /// A tree of exactly this extent on each axis.
-    fn tree(&mut self, inputs: usize, outputs: usize, extent: [usize; 2], depth: usize) -> Tree {
-        match self.random.below(if depth == 0 { 2 } else { 6 }) {
+    fn tree(&mut self, inputs: usize, outputs: usize, extent: Extent, depth: usize) -> Tree {
+        match self.random.below(if depth == 0 { 2 } else { 8 }) {
             0 => self.conv(inputs, outputs, extent),
-            1 if inputs == outputs && extent[0] == extent[1] => Expr::Seq(vec![
+            1 if inputs == outputs && extent[1] == extent[2] => Expr::Seq(vec![
                 self.diagonal(inputs),
                 Expr::Mean(extent),
                 self.diagonal(inputs),
@@ -131,8 +129,8 @@ impl Grow<'_> {
             ]),
             2 | 3 => {
                 let middle = self.random.pick(&[1, 2, 4, 6]);
-                let first = [0, 1].map(|axis| 1 + self.random.below(extent[axis]));
-                let second = [0, 1].map(|axis| extent[axis] + 1 - first[axis]);
+                let first = extent.map(|n| 1 + self.random.below(n));
+                let second = [0, 1, 2].map(|axis| extent[axis] + 1 - first[axis]);
                 let mut steps = vec![self.tree(inputs, middle, first, depth - 1)];
                 if self.random.below(2) == 0 {
                     steps.insert(0, self.diagonal(inputs));
@@ -142,11 +140,29 @@ impl Grow<'_> {
                 steps.push(self.diagonal(outputs));
                 Expr::Seq(steps)
             }
+            4 => {
+                // Behind a stack of all its parts, or not, some channels are taken.
+                let from = self.random.pick(&[1, 2, 4, 6]);
+                let select = self.select(from, outputs);
+                Expr::Seq(match self.random.below(2) {
+                    0 => vec![self.tree(inputs, from, extent, depth - 1), select],
+                    _ => {
+                        let before = self.select(inputs, from);
+                        vec![before, self.tree(from, outputs, extent, depth - 1)]
+                    }
+                })
+            }
+            5 if outputs > 1 => {
+                let first = 1 + self.random.below(outputs - 1);
+                Expr::Stack(vec![
+                    self.tree(inputs, first, extent, depth - 1),
+                    self.smaller(inputs, outputs - first, extent, depth - 1),
+                ])
+            }
             _ => {
                 let mut branches = vec![self.tree(inputs, outputs, extent, depth - 1)];
                 for _ in 0..self.random.below(3) {
-                    let smaller = extent.map(|n| n - 2 * self.random.below(n.div_ceil(2)));
-                    branches.push(self.tree(inputs, outputs, smaller, depth - 1));
+                    branches.push(self.smaller(inputs, outputs, extent, depth - 1));
                 }
                 if inputs == outputs && extent.iter().all(|n| n % 2 == 1) {
                     branches.push(self.diagonal(inputs));
@@ -156,6 +172,23 @@ impl Grow<'_> {
                 Expr::Sum(branches)
             }
         }
+    }
+
+    /// A tree with the same centre as one of this extent.
+    fn smaller(&mut self, inputs: usize, outputs: usize, extent: Extent, depth: usize) -> Tree {
+        let smaller = extent.map(|n| n - 2 * self.random.below(n.div_ceil(2)));
+        self.tree(inputs, outputs, smaller, depth)
+    }
+
+    fn select(&mut self, of: usize, count: usize) -> Tree {
+        let first = self.random.below(of);
+        Expr::Select(match first + count <= of {
+            true => Channels::range(of, first..first + count),
+            false => Channels {
+                of,
+                picked: (0..count).map(|_| self.random.below(of)).collect(),
+            },
+        })
     }
 }
 
@@ -167,15 +200,32 @@ fn divisors(n: usize) -> Vec<usize> {
     (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
 }
 
+/// The extent of a kernel in one, two or three dimensions.
+fn extent(random: &mut Random) -> Extent {
+    let width = random.pick(&[1, 3, 4]);
+    match random.below(4) {
+        0 => [1, 1, width],
+        1 => [random.pick(&[1, 2, 3]), random.pick(&[1, 3]), width],
+        _ => [1, random.pick(&[1, 2, 3, 5]), width],
+    }
+}
+
 /// A random tree that has a conv; a few draws have none.
 fn resolved(random: &mut Random) -> Resolved<Array> {
     loop {
         let (inputs, outputs) = (random.pick(&[1, 2, 4, 6]), random.pick(&[1, 2, 4, 6]));
-        let extent = [random.pick(&[1, 2, 3, 5]), random.pick(&[1, 3, 4])];
+        let extent = extent(random);
         let tree = Grow { random }.tree(inputs, outputs, extent, 3);
-        if tree.mixes_channels() {
+        if tree.has_conv() {
             let label = format!("{tree:?}");
-            return resolve(tree).unwrap_or_else(|e| panic!("{e}: {label}"));
+            // Behind a selection or before a stack, a tree may not tell how many channels its input has.
+            let mut told = true;
+            tree.visit(&mut |node| told &= !matches!(node, Expr::Select(_) | Expr::Stack(_)));
+            let tree = match told {
+                true => resolve(tree),
+                false => resolve_over(tree, inputs),
+            };
+            return tree.unwrap_or_else(|e| panic!("{e}: {label}"));
         }
     }
 }
@@ -186,24 +236,29 @@ fn in_memory<T>(result: Result<T, std::convert::Infallible>) -> T {
     }
 }
 
+fn that_fits<T>(result: Result<T, Error<std::convert::Infallible>>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// The conv that a fold is.
 fn as_conv(affine: &Affine) -> Resolved<Array> {
-    let g = affine.geometry;
+    let g = affine.geometry();
+    let shape = [g.out(), g.in_per_group()];
     let weight = Array {
         label: "fused.weight",
-        shape: vec![g.out, g.in_per_group(), g.extent[0], g.extent[1]],
-        data: affine.kernel.clone(),
+        shape: shape.into_iter().chain(g.extent()).collect(),
+        data: affine.kernel().to_vec(),
     };
     let bias = Array {
         label: "fused.bias",
-        shape: vec![g.out],
-        data: affine.bias.clone(),
+        shape: vec![g.out()],
+        data: affine.bias().to_vec(),
     };
     let conv = Conv {
         weight,
         bias: Some(bias),
-        dilation: [1, 1],
-        groups: Some(g.groups),
+        dilation: POINT,
+        groups: Some(g.groups()),
         transposed: false,
         flipped: false,
         shared: false,
@@ -211,13 +266,12 @@ fn as_conv(affine: &Affine) -> Resolved<Array> {
     resolve(Expr::Conv(conv)).expect("a fold is a conv")
 }
 
-fn run(tree: &Resolved<Array>, input: &Input, want: [usize; 2], reading: Reading) -> Maps {
-    let g = tree.geometry();
-    in_memory(forward(
-        tree.expr(),
-        g,
+fn run(tree: &Resolved<Array>, input: &Input, want: Extent, reading: Reading) -> Maps {
+    let rows = 0..tree.geometry().out();
+    that_fits(forward(
+        tree.root(),
         input,
-        0..g.out,
+        rows,
         want,
         reading,
         &mut InMemory,
@@ -225,36 +279,34 @@ fn run(tree: &Resolved<Array>, input: &Input, want: [usize; 2], reading: Reading
 }
 
 /// The largest difference, relative to what the rounding errors of the tree are proportional to.
-fn difference(
-    tree: &Resolved<Array>,
-    other: &Resolved<Array>,
-    input: &Input,
-    want: [usize; 2],
-) -> f64 {
+fn difference(tree: &Resolved<Array>, other: &Resolved<Array>, input: &Input, want: Extent) -> f64 {
     let [a, b, size] = [
         run(tree, input, want, Reading::Value),
         run(other, input, want, Reading::Value),
         run(tree, &magnitude(input), want, Reading::Magnitude),
     ];
-    assert_eq!((a.channels, a.maps, a.size), (b.channels, b.maps, b.size));
-    let pairs = a.data.iter().zip(&b.data).zip(&size.data);
+    assert_eq!(
+        (a.channels(), a.maps(), a.size()),
+        (b.channels(), b.maps(), b.size())
+    );
+    let pairs = a.data().iter().zip(b.data()).zip(size.data());
     pairs
         .map(|((a, b), size)| (a - b).abs() / size.max(f64::MIN_POSITIVE))
         .fold(0.0, f64::max)
 }
 
 fn all_spikes(per_group: usize, amplitude: f64) -> Input {
-    Input::Spikes {
+    Input::Spikes(Spikes {
         per_group,
         channels: 0..per_group,
         amplitude,
-    }
+    })
 }
 
 fn magnitude(input: &Input) -> Input {
     match input.clone() {
         Input::Dense(mut maps) => {
-            maps.data.iter_mut().for_each(|x| *x = x.abs());
+            maps.data_mut().iter_mut().for_each(|x| *x = x.abs());
             Input::Dense(maps)
         }
         spikes => spikes,
@@ -269,18 +321,21 @@ fn fold_equals_forward() {
         let tree = resolved(&mut random);
         let g = tree.geometry();
         let stored: usize = g.weight_shape().iter().product();
-        assert_eq!(stored, g.out * g.row_len(), "{g:?}");
+        assert_eq!(stored, g.out() * g.row_len(), "{g:?}");
         let fused = as_conv(&in_memory(fold(&tree, &mut InMemory)));
         let g = *tree.geometry();
-        let want = [1 + random.below(3), 1 + random.below(3)];
-        let size = [g.extent[0] + want[0] - 1, g.extent[1] + want[1] - 1];
-        let mut maps = Maps::zeros(g.inputs, 2, size);
-        maps.data
+        let want = [
+            1 + random.below(2),
+            1 + random.below(3),
+            1 + random.below(3),
+        ];
+        let mut maps = Maps::zeros(g.inputs(), 2, grown(g.extent(), want));
+        maps.data_mut()
             .iter_mut()
             .for_each(|x| *x = random.between(-1.0, 1.0));
         let dense = difference(&tree, &fused, &Input::Dense(maps), want);
         let spikes = all_spikes(g.in_per_group(), 1.0);
-        let impulse = difference(&tree, &fused, &spikes, g.extent);
+        let impulse = difference(&tree, &fused, &spikes, g.extent());
         assert!(
             dense < 1e-14 && impulse < 1e-14,
             "dense {dense:e}, impulse {impulse:e}: {tree:?}"
@@ -300,20 +355,25 @@ fn spikes_equal_dense_maps() {
     for _ in 0..300 {
         let tree = resolved(&mut random);
         let g = *tree.geometry();
-        if g.extent.iter().any(|n| n % 2 == 0) {
+        if g.extent().iter().any(|n| n % 2 == 0) {
             continue;
         }
         let per_group = g.in_per_group();
-        let size = g.extent.map(|n| 2 * n - 1);
-        let mut maps = Maps::zeros(g.inputs, per_group, size);
-        for channel in 0..g.inputs {
+        let size = g.extent().map(|n| 2 * n - 1);
+        let mut maps = Maps::zeros(g.inputs(), per_group, size);
+        for channel in 0..g.inputs() {
             let map = channel * per_group + channel % per_group;
-            maps.data[map * size[0] * size[1] + (g.extent[0] - 1) * size[1] + g.extent[1] - 1] =
-                3.0;
+            // The middle of a map whose sides are all odd.
+            maps.data_mut()[map * volume(size) + volume(size) / 2] = 3.0;
         }
-        let dense = run(&tree, &Input::Dense(maps), g.extent, Reading::Value);
-        let spikes = run(&tree, &all_spikes(per_group, 3.0), g.extent, Reading::Value);
-        let pairs = dense.data.iter().zip(&spikes.data);
+        let dense = run(&tree, &Input::Dense(maps), g.extent(), Reading::Value);
+        let spikes = run(
+            &tree,
+            &all_spikes(per_group, 3.0),
+            g.extent(),
+            Reading::Value,
+        );
+        let pairs = dense.data().iter().zip(spikes.data());
         let worst = pairs
             .map(|(a, b)| (a - b).abs() / (1.0 + a.abs()))
             .fold(0.0, f64::max);
@@ -367,12 +427,14 @@ fn squared(tree: &Tree) -> Tree {
         }
         Expr::Shift(shift) => Expr::Shift(square(shift)),
         Expr::Mean(k) => {
-            let weight = 1.0 / (k[0] * k[1]) as f64;
+            let weight = 1.0 / volume(*k) as f64;
             Expr::Seq(vec![Expr::Mean(*k), Expr::Scale(Factor::Number(weight))])
         }
         Expr::Identity => Expr::Identity,
         Expr::Seq(xs) => Expr::Seq(xs.iter().map(squared).collect()),
         Expr::Sum(xs) => Expr::Sum(xs.iter().map(squared).collect()),
+        Expr::Stack(xs) => Expr::Stack(xs.iter().map(squared).collect()),
+        Expr::Select(channels) => Expr::Select(channels.clone()),
     }
 }
 
@@ -382,21 +444,14 @@ fn energy_is_a_sum_of_squares() {
     for _ in 0..TREES {
         let tree = resolved(&mut random);
         let g = *tree.geometry();
-        let mut maps = Maps::zeros(g.inputs, 2, g.extent);
+        let mut maps = Maps::zeros(g.inputs(), 2, g.extent());
         let fill = |x: &mut f64| *x = random.between(-1.0, 1.0).powi(2);
-        maps.data.iter_mut().for_each(fill);
+        maps.data_mut().iter_mut().for_each(fill);
         let input = Input::Dense(maps);
-        let energy = run(&tree, &input, [1, 1], Reading::Energy);
-        let squares = in_memory(forward(
-            &squared(tree.expr()),
-            &g,
-            &input,
-            0..g.out,
-            [1, 1],
-            Reading::Value,
-            &mut InMemory,
-        ));
-        for (a, b) in energy.data.iter().zip(&squares.data) {
+        let energy = run(&tree, &input, POINT, Reading::Energy);
+        let squared = resolve(squared(&tree.root().expr())).expect("the same shapes");
+        let squares = run(&squared, &input, POINT, Reading::Value);
+        for (a, b) in energy.data().iter().zip(squares.data()) {
             assert!((a - b).abs() <= 1e-12 * b.abs(), "{a} and {b}: {tree:?}");
         }
     }
@@ -408,8 +463,8 @@ fn a_fold_folds_to_itself() {
     for _ in 0..TREES {
         let once = in_memory(fold(&resolved(&mut random), &mut InMemory));
         let twice = in_memory(fold(&as_conv(&once), &mut InMemory));
-        assert_eq!(once.kernel, twice.kernel);
-        assert_eq!(once.bias, twice.bias);
+        assert_eq!(once.kernel(), twice.kernel());
+        assert_eq!(once.bias(), twice.bias());
     }
 }
 
@@ -419,7 +474,7 @@ fn sequences_associate() {
     for _ in 0..TREES {
         let widths: Vec<usize> = (0..4).map(|_| random.pick(&[1, 2, 4])).collect();
         let mut step = |i: usize| {
-            let extent = [random.pick(&[1, 2, 3]), random.pick(&[1, 3])];
+            let extent = [1, random.pick(&[1, 2, 3]), random.pick(&[1, 3])];
             Grow {
                 random: &mut random,
             }
@@ -441,7 +496,7 @@ fn sums_commute() {
             Grow {
                 random: &mut random,
             }
-            .tree(inputs, outputs, [3, 3], 1)
+            .tree(inputs, outputs, [1, 3, 3], 1)
         };
         let (a, b) = (branch(), branch());
         let left = Expr::Sum(vec![a.clone(), b.clone()]);
@@ -450,23 +505,15 @@ fn sums_commute() {
 }
 
 fn assert_same_fold(left: Tree, right: Tree) {
-    if !left.mixes_channels() {
+    if !left.has_conv() {
         return;
     }
     let [left, right] = [left, right].map(|tree| resolve(tree).expect("shapes that fit"));
     assert_eq!(left.geometry(), right.geometry());
     let [a, b] = [&left, &right].map(|tree| in_memory(fold(tree, &mut InMemory)));
-    let size = a
-        .kernel
-        .iter()
-        .chain(&a.bias)
-        .fold(1.0f64, |m, x| m.max(x.abs()));
-    for (a, b) in a
-        .kernel
-        .iter()
-        .chain(&a.bias)
-        .zip(b.kernel.iter().chain(&b.bias))
-    {
+    let all = |fold: &Affine| [fold.kernel(), fold.bias()].concat();
+    let size = all(&a).iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    for (a, b) in all(&a).iter().zip(all(&b)) {
         assert!((a - b).abs() <= 1e-12 * size, "{a} and {b}: {left:?}");
     }
 }
@@ -482,7 +529,7 @@ fn the_identity_tap_is_where_it_belongs() {
     let conv = Conv {
         weight,
         bias: None,
-        dilation: [1, 1],
+        dilation: POINT,
         groups: Some(2),
         transposed: false,
         flipped: false,
@@ -490,11 +537,143 @@ fn the_identity_tap_is_where_it_belongs() {
     };
     let tree = resolve(Expr::Sum(vec![Expr::Conv(conv), Expr::Identity])).expect("shapes that fit");
     let fused = in_memory(fold(&tree, &mut InMemory));
-    let ones: Vec<usize> = (0..fused.kernel.len())
-        .filter(|&i| fused.kernel[i] == 1.0)
+    let ones: Vec<usize> = (0..fused.kernel().len())
+        .filter(|&i| fused.kernel()[i] == 1.0)
         .collect();
     let at = |o: usize, i: usize| ((o * 2 + i) * 3 + 1) * 5 + 2;
     assert_eq!(ones, [at(0, 0), at(1, 1), at(2, 0), at(3, 1)]);
-    assert_eq!(fused.kernel.iter().sum::<f64>(), 4.0);
-    assert!(tree.expr().leaves().iter().all(|leaf| !leaf.is_empty()));
+    assert_eq!(fused.kernel().iter().sum::<f64>(), 4.0);
+    assert!(tree.root().leaves().iter().all(|leaf| !leaf.is_empty()));
+}
+
+/// The rows of a fold as `[inputs, d, h, w]` in the middle of this extent, whatever its groups, each with its bias.
+fn whole_rows(tree: &Resolved<Array>, extent: Extent) -> Vec<Vec<f64>> {
+    let fused = in_memory(fold(tree, &mut InMemory));
+    let (g, own) = (*fused.geometry(), fused.geometry().extent());
+    let start = [0, 1, 2].map(|axis| (extent[axis] - own[axis]) / 2);
+    let row = |o: usize| {
+        let mut row = vec![0.0; g.inputs() * volume(extent)];
+        let stored = &fused.kernel()[o * g.row_len()..][..g.row_len()];
+        for (i, w) in stored.iter().enumerate() {
+            let (channel, tap) = (g.first_input(o) + i / g.taps(), i % g.taps());
+            let at = [tap / own[2] / own[1], tap / own[2] % own[1], tap % own[2]];
+            let [z, y, x] = [0, 1, 2].map(|axis| start[axis] + at[axis]);
+            row[((channel * extent[0] + z) * extent[1] + y) * extent[2] + x] = *w;
+        }
+        row.push(fused.bias()[o]);
+        row
+    };
+    (0..g.out()).map(row).collect()
+}
+
+fn assert_same_rows(found: &[Vec<f64>], expected: &[Vec<f64>], tree: &Resolved<Array>) {
+    assert_eq!(found.len(), expected.len(), "{tree:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        let size = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() <= 1e-12 * size, "{a} and {b}: {tree:?}");
+        }
+    }
+}
+
+#[test]
+fn stacks_are_of_rows() {
+    let mut random = Random(6);
+    for _ in 0..TREES / 3 {
+        let extent = extent(&mut random);
+        let inputs = random.pick(&[1, 2, 4, 6]);
+        let mut grow = Grow {
+            random: &mut random,
+        };
+        // A conv in front of both tells the number of channels.
+        let head = grow.conv_of_groups(inputs, 4, 1, POINT);
+        let parts = [2, 3].map(|out| grow.smaller(4, out, extent, 2));
+        let with_head =
+            |x: Tree| resolve(Expr::Seq(vec![head.clone(), x])).expect("shapes that fit");
+        let each = parts.clone().map(&with_head);
+        let stack = with_head(Expr::Stack(parts.to_vec()));
+        let whole = stack.geometry().extent();
+        let expected = each.map(|part| whole_rows(&part, whole)).concat();
+        assert_same_rows(&whole_rows(&stack, whole), &expected, &stack);
+    }
+}
+
+#[test]
+fn a_selection_is_of_rows() {
+    let mut random = Random(7);
+    for _ in 0..TREES / 3 {
+        let tree = resolved(&mut random);
+        let (of, extent) = (tree.geometry().out(), tree.geometry().extent());
+        let picked: Vec<usize> = (0..1 + random.below(5)).map(|_| random.below(of)).collect();
+        let rows = whole_rows(&tree, extent);
+        let expected: Vec<_> = picked.iter().map(|o| rows[*o].clone()).collect();
+        let select = Expr::Select(Channels { of, picked });
+        let inputs = tree.geometry().inputs();
+        let selected = resolve_over(Expr::Seq(vec![tree.root().expr(), select]), inputs)
+            .expect("shapes that fit");
+        assert_same_rows(&whole_rows(&selected, extent), &expected, &selected);
+    }
+}
+
+/// What does not fit is an error, not zeros.
+#[test]
+fn inputs_that_do_not_fit_are_refused() {
+    let tree = resolve(
+        Grow {
+            random: &mut Random(9),
+        }
+        .conv_of_groups(4, 6, 2, [1, 3, 3]),
+    )
+    .expect("shapes that fit");
+    let run = |input, rows, want| {
+        forward(
+            tree.root(),
+            &input,
+            rows,
+            want,
+            Reading::Value,
+            &mut InMemory,
+        )
+        .map(|_| ())
+    };
+    let dense = |channels, size| Input::Dense(Maps::zeros(channels, 1, size));
+    assert_eq!(run(dense(4, [1, 3, 3]), 0..6, POINT), Ok(()));
+    assert_eq!(run(all_spikes(2, 1.0), 0..6, [1, 3, 3]), Ok(()));
+    for (input, rows, want) in [
+        (dense(3, [1, 3, 3]), 0..6, POINT),
+        (dense(4, [1, 3, 2]), 0..6, POINT),
+        (dense(4, [1, 3, 3]), 0..6, [1, 1, 2]),
+        (dense(4, [1, 3, 3]), 0..7, POINT),
+        (dense(4, [1, 3, 3]), 0..6, [1, 0, 1]),
+        (all_spikes(3, 1.0), 0..6, POINT),
+    ] {
+        let refused = run(input, rows, want);
+        assert!(matches!(refused, Err(Error::Misfit(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_linear_layer_behind_a_conv1d_stays_one() {
+    let shapes = |shapes: &[&[usize]]| {
+        let conv = |shape: &&[usize]| {
+            Expr::Conv(Conv {
+                weight: Random(10).array("weight", shape, -1.0, 1.0),
+                bias: None,
+                dilation: POINT,
+                groups: Some(1),
+                transposed: false,
+                flipped: false,
+                shared: false,
+            })
+        };
+        let tree = resolve(Expr::Seq(shapes.iter().map(conv).collect()));
+        tree.expect("shapes that fit").geometry().weight_shape()
+    };
+    assert_eq!(shapes(&[&[16, 16, 1], &[48, 16]]), [48, 16]);
+    assert_eq!(shapes(&[&[16, 16], &[48, 16, 1]]), [48, 16, 1]);
+    assert_eq!(shapes(&[&[16, 16, 3], &[48, 16]]), [48, 16, 3]);
+    assert_eq!(
+        shapes(&[&[8, 16, 1, 3, 3], &[4, 8, 3, 1, 1]]),
+        [4, 16, 3, 3, 3]
+    );
 }

@@ -8,9 +8,15 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use ndarray::Array4;
+use repfuse::algebra::forward::Reading;
+use repfuse::conv2d::block::run_part;
+use repfuse::plan::{self, Options};
+use repfuse::recipe;
+use repfuse::tensor::{Checkpoint, Reader};
 use support::Random;
 use support::command::repfuse;
-use support::file::{Place, recipe};
+use support::file::{Place, recipe as recipe_of};
 use support::forge::{File, Held};
 use tempfile::TempDir;
 
@@ -167,7 +173,7 @@ fn maps_are_held_to_the_bound_of_the_probes() {
     file.write(&place.path("in.safetensors"));
     place.write(
         "own.json",
-        recipe(
+        recipe_of(
             r#"{"at": "{p}.c.weight", "fuse": {"{p}.out": {"conv": "{p}.c"}}},
                {"at": "{p}.first.weight", "fuse": {"{p}.out": {"seq": [{"conv": "{p}.first", "groups": 1}, {"conv": "{p}.second"}]}}}"#,
         ),
@@ -221,7 +227,7 @@ fn declared_groups_hold_on_maps() {
     file.write(&place.path("in.safetensors"));
     place.write(
         "own.json",
-        recipe(
+        recipe_of(
             r#"{"at": "{p}.first.weight", "fuse": {"{p}.out": {"sum": [
                 {"seq": [{"conv": "{p}.first"}, {"sum": [{"conv": "{p}.dw", "groups": "depthwise"}, {"conv": "{p}.dense"}]}]},
                 {"conv": "{p}.plain"}]}}}"#,
@@ -234,4 +240,37 @@ fn declared_groups_hold_on_maps() {
         let ran = place.run(&format!("{verify} {}", maps.display()));
         assert_eq!(ran.code(), code, "{}", ran.stderr);
     }
+}
+
+/// Maps are two-dimensional; a block that is not is refused, and so is a part of a block on the maps of another.
+#[test]
+fn maps_and_blocks_that_do_not_fit_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let maps = maps(&directory, "backbone.layer3.0", 4, 6);
+    let refused = repfuse()
+        .arg("verify")
+        .arg(fixture("repvgg/connectomics-3d.train.safetensors"))
+        .arg("--input")
+        .arg(maps)
+        .output()
+        .expect("the command runs");
+    assert_eq!(
+        String::from_utf8_lossy(&refused.stderr),
+        "repfuse: block `backbone.layer3.0.rbr_reparam`: a kernel of [3, 3, 3] has a depth; only two-dimensional maps are run\n"
+    );
+
+    let checkpoint = Checkpoint::open(fixture(TRAIN)).expect("a checkpoint");
+    let (recipe, _) = recipe::source("repvgg").expect("a recipe");
+    let plan = plan::plan(checkpoint.tensors(), &recipe, &Options::default()).expect("a plan");
+    let [first, second] = [0, 1].map(|i| &plan.blocks[i].fused[0].expr);
+    let x = Array4::<f64>::zeros((1, first.geometry().inputs(), 5, 5));
+    let mut reader = Reader::new(&checkpoint, 1 << 16);
+    let mut run = |part| run_part(first, part, x.view(), [1, 1], Reading::Value, &mut reader);
+    assert!(run(first.root()).is_ok());
+    let error = run(second.root()).expect_err("other channels");
+    let expected = format!(
+        "a part over {} channels is run on 3",
+        second.geometry().inputs()
+    );
+    assert_eq!(error.to_string(), expected);
 }

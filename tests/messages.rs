@@ -2,7 +2,9 @@
 
 mod support;
 
-use repfuse::algebra::expr::{Bn, Conv, Expr, Factor, Vector};
+use repfuse::algebra::expr::{Bn, Channels, Conv, Expr, Factor, Vector};
+use repfuse::algebra::extent::POINT;
+use repfuse::algebra::forward::{Input, Maps, Reading, Spikes, forward};
 use repfuse::algebra::shape::resolve;
 use repfuse::plan::{self, Options, Plan};
 use repfuse::recipe;
@@ -11,9 +13,9 @@ use repfuse::tensor::header::{self, Entry, Header};
 use repfuse::tensor::write::Layout;
 use repfuse::tensor::{Checkpoint, Destination, Dtype, Output, Writer};
 use repfuse::verify::BlockVerdict;
-use support::Array;
 use support::file::{Place, bytes, checkpoint, ones, recipe};
 use support::forge::{File, Held};
+use support::{Array, InMemory};
 
 // Shapes
 
@@ -31,7 +33,7 @@ fn conv(label: &'static str, shape: &[usize]) -> Conv<Array> {
     Conv {
         weight: array(label, shape),
         bias: None,
-        dilation: [1, 1],
+        dilation: [1; 3],
         groups: None,
         transposed: false,
         flipped: false,
@@ -93,9 +95,13 @@ fn shapes_that_do_not_fit() {
     };
     let dilated = |dilation| {
         Expr::Conv(Conv {
-            dilation: [dilation, 1],
+            dilation: [1, dilation, 1],
             ..conv("c", &[4, 4, 3, 3])
         })
+    };
+    let selected = |of, picked: &[usize]| {
+        let picked = picked.to_vec();
+        Expr::Select(Channels { of, picked })
     };
     let doubled = || sum([Expr::Identity, Expr::Identity]);
     let separable = || {
@@ -117,12 +123,12 @@ fn shapes_that_do_not_fit() {
     let cases = [
         (
             plain_conv("c", &[4]),
-            "`c` has shape [4]; expected a conv weight with 2, 3 or 4 dimensions and no zero",
+            "`c` has shape [4]; expected a conv weight with 2 to 5 dimensions and no zero",
             plain_conv("c", &[4, 4]),
         ),
         (
             plain_conv("c", &[4, 0, 3, 3]),
-            "`c` has shape [4, 0, 3, 3]; expected a conv weight with 2, 3 or 4 dimensions and no zero",
+            "`c` has shape [4, 0, 3, 3]; expected a conv weight with 2 to 5 dimensions and no zero",
             c(),
         ),
         (
@@ -221,10 +227,10 @@ fn shapes_that_do_not_fit() {
             sum([c(), plain_conv("d", &[4, 4, 1, 1])]),
         ),
         (
-            sum([c(), Expr::Mean([2, 2])]),
+            sum([c(), Expr::Mean([1, 2, 2])]),
             "`c` [4, 4, 3, 3] covers [3, 3] taps and the average pooling covers [2, 2]: they have no common centre; each axis needs \
              both odd or both even",
-            sum([c(), Expr::Mean([3, 3])]),
+            sum([c(), Expr::Mean([1, 3, 3])]),
         ),
         (
             sum([plain_conv("c", &[4, 4, 2, 2]), Expr::Identity]),
@@ -287,14 +293,46 @@ fn shapes_that_do_not_fit() {
             seq([norm(4), c()]),
         ),
         (
+            // 12 values are two groups of 6, and 9 are no groups.
+            seq([transposed(), norm(9)]),
+            "`mean` has 9 values; expected 6, one per channel",
+            seq([transposed(), norm(12)]),
+        ),
+        (
             seq([transposed(), c()]),
             "`t` is the weight of a transposed conv, which can only be followed by batch norms, scales and shifts",
             seq([transposed(), norm(6)]),
         ),
         (
             sum([c(), seq([])]),
-            "an empty sequence or sum",
+            "an empty sequence or sum, or no channels",
             sum([c(), seq([Expr::Identity])]),
+        ),
+        (
+            sum([c(), Expr::Mean([1, 0, 3])]),
+            "an average pooling over a window of [1, 0, 3]; expected at least 1 along each axis",
+            sum([c(), Expr::Mean([1, 1, 3])]),
+        ),
+        (
+            dilated(0),
+            "`c` has dilation [1, 0, 1]; expected at least 1 along each axis",
+            dilated(1),
+        ),
+        (
+            seq([norm(4), c(), selected(5, &[0])]),
+            "channels [0] of 5 are selected from 4",
+            seq([norm(4), c(), selected(4, &[0])]),
+        ),
+        (
+            seq([norm(4), c(), selected(4, &[1, 4])]),
+            "channels [1, 4] of 4 are selected from 4",
+            seq([norm(4), c(), selected(4, &[1, 3])]),
+        ),
+        (
+            seq([norm(4), c(), sum([selected(4, &[1]), selected(4, &[2, 3])])]),
+            "the selection of channels gives 1 channels and the selection of channels gives 2; branches that are added need the \
+             same number",
+            seq([norm(4), c(), sum([selected(4, &[1]), selected(4, &[2])])]),
         ),
         (
             seq(vec![c(); 65]),
@@ -307,9 +345,9 @@ fn shapes_that_do_not_fit() {
             dilated(2),
         ),
         (
-            seq([c(), Expr::Mean([63, 63])]),
+            seq([c(), Expr::Mean([1, 63, 63])]),
             "one kernel for it would be [4, 4, 65, 65], far more than the 144 numbers of its tensors; a dilation or a mean is too wide",
-            seq([c(), Expr::Mean([62, 62])]),
+            seq([c(), Expr::Mean([1, 62, 62])]),
         ),
         (
             seq([vec![c()], vec![doubled(); 11]].concat()),
@@ -324,6 +362,40 @@ fn shapes_that_do_not_fit() {
             panic!("beside {expected:?}: {error}");
         }
     }
+}
+
+#[test]
+fn inputs_that_do_not_fit_a_tree() {
+    let tree = resolve(grouped_conv("c", &[6, 2, 3, 3], 2)).expect("shapes that fit");
+    let run = |input, rows, want| {
+        let maps = forward(
+            tree.root(),
+            &input,
+            rows,
+            want,
+            Reading::Value,
+            &mut InMemory,
+        );
+        maps.expect_err("a misfit").to_string()
+    };
+    let maps = |channels| Input::Dense(Maps::zeros(channels, 1, [1, 3, 3]));
+    assert_eq!(
+        run(maps(3), 0..6, POINT),
+        "maps of 3 channels and size [1, 3, 3] do not fit; expected 4 channels and at least [1, 3, 3]"
+    );
+    assert_eq!(
+        run(maps(4), 0..7, POINT),
+        "output channels 0..7 in a window of [1, 1, 1] are wanted; there are 6"
+    );
+    let spikes = Spikes {
+        per_group: 3,
+        channels: 0..3,
+        amplitude: 1.0,
+    };
+    assert_eq!(
+        run(Input::Spikes(spikes), 0..6, [1, 3, 3]),
+        "impulses on channels 0..3 of 3 do not fit; expected groups of 2 or a multiple"
+    );
 }
 
 /// A conv that is narrower than those beside it, as the recipe declares.
@@ -387,8 +459,18 @@ fn blocks_that_are_not_whole() {
         ),
         (
             &bn,
-            &n[..2],
-            "`a.n` has 2 of the 4 batch-norm tensors; `weight`, `bias` are missing",
+            &[n[0], n[2]],
+            "`a.n` has 2 of the 4 batch-norm tensors; `weight`, `running_mean` are missing",
+        ),
+        (
+            &bn,
+            &n[..1],
+            "`a.n` has 3 of the 4 batch-norm tensors; `weight` is missing",
+        ),
+        (
+            &bn,
+            &n[2..],
+            "the norm `a.n` keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded",
         ),
         (
             r#"{"seq": [{"conv": "{p}.c"}, {"scale": "{p}.s"}]}"#,
@@ -432,6 +514,8 @@ fn blocks_that_are_not_whole() {
             panic!("beside {expected:?}: {error}");
         }
     }
+    // A norm of its statistics alone is `affine=False`.
+    assert!(planned(&without(&n[..2]), &fused(&bn)).is_ok());
     // An expression that does not fit the tensors, and one that does.
     for (expression, expected, twin) in [
         (

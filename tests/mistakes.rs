@@ -227,9 +227,9 @@ fn recipes_with_one_mistake() {
             fused(r#"{"conv": "{p}.c", "transposed": true, "flipped": false}"#),
         ),
         (
-            fused(r#"{"bn": "{p}.n", "affine": true}"#),
-            "at `blocks[0].fuse.{p}.d.affine`: found a boolean; expected \"optional\"",
-            fused(r#"{"bn": "{p}.n", "affine": "optional"}"#),
+            fused(r#"{"bn": "{p}.n", "eps": "1e-5"}"#),
+            "at `blocks[0].fuse.{p}.d.eps`: found a string; expected a number",
+            fused(r#"{"bn": "{p}.n", "eps": 1e-5}"#),
         ),
         (
             fused(r#"{"scale": {"row": 1}}"#),

@@ -229,7 +229,7 @@ const RECIPES: &[&str] = &[
         "rename": {"{p}.after": "{p}.post_norm"}}]}"#,
     r#"{"name": "own", "about": "a test", "eps": 1e-5, "blocks": [
         {"at": ["{p}.q.weight"], "fuse": {
-            "{p}.q": {"seq": [{"bn": "{p}.norm", "affine": "optional"}, {"conv": "{p}.q"}]},
+            "{p}.q": {"seq": [{"bn": "{p}.norm", "eps": 1e-3}, {"conv": "{p}.q"}]},
             "{p}.k": {"seq": [{"bn": "{p}.norm"}, {"conv": "{p}.k"}]}}},
         {"at": "{p}.up.weight", "fuse": {"{p}.up": {"seq": [{"conv": "{p}.up", "transposed": true}, {"bn": "{p}.up_bn"}]}}},
         {"at": "{p}.{s:expand|grow}.weight", "drop": ["{p}.more"], "fuse": {"{p}.out": {"seq": [

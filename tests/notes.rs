@@ -34,7 +34,7 @@ fn padded(x: &Array) -> Maps {
     let [maps, channels, h, w] = x.shape[..] else {
         panic!("x is {:?}", x.shape)
     };
-    let mut out = Maps::zeros(channels, maps, [h + 2, w + 2]);
+    let mut out = Maps::zeros(channels, maps, [1, h + 2, w + 2]);
     for (i, value) in x.data.iter().enumerate() {
         let (map, channel, y, x) = (
             i / (channels * h * w),
@@ -42,7 +42,7 @@ fn padded(x: &Array) -> Maps {
             i / w % h,
             i % w,
         );
-        out.data[((channel * maps + map) * (h + 2) + y + 1) * (w + 2) + x + 1] = *value;
+        out.data_mut()[((channel * maps + map) * (h + 2) + y + 1) * (w + 2) + x + 1] = *value;
     }
     out
 }
@@ -71,7 +71,7 @@ fn the_notes_end_to_end() {
     let conv = Conv {
         weight: array(&mut fused, "conv_2d_for_fussion.weight", "weight"),
         bias: Some(array(&mut fused, "conv_2d_for_fussion.bias", "bias")),
-        dilation: [1, 1],
+        dilation: [1; 3],
         groups: None,
         transposed: false,
         flipped: false,
@@ -85,22 +85,22 @@ fn the_notes_end_to_end() {
         panic!("y is {:?}", y.shape)
     };
     let input = Input::Dense(padded(&x));
-    let Ok(ours) = forward(
-        conv.expr(),
-        conv.geometry(),
+    let ours = forward(
+        conv.root(),
         &input,
         0..channels,
-        [h, w],
+        [1, h, w],
         Reading::Value,
         &mut InMemory,
-    );
+    )
+    .expect("maps that fit");
     assert_eq!(
-        (ours.channels, ours.maps, ours.size),
-        (channels, batch, [h, w])
+        (ours.channels(), ours.maps(), ours.size()),
+        (channels, batch, [1, h, w])
     );
     for (i, theirs) in y.data.iter().enumerate() {
         let (map, channel, pixel) = (i / (channels * h * w), i / (h * w) % channels, i % (h * w));
-        let ours = ours.data[(channel * batch + map) * h * w + pixel];
+        let ours = ours.data()[(channel * batch + map) * h * w + pixel];
         assert!(
             (ours - theirs).abs() < 1e-6,
             "map {map}, channel {channel}, pixel {pixel}: {ours} and {theirs}"

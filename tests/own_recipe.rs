@@ -566,7 +566,7 @@ fn mistakes_are_placed() {
         ),
         (
             r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": [1]}}}]}"#,
-            "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found an array; expected [height, width]",
+            "recipe `own.json`, at `blocks[0].fuse.{p}.d.dilation`: found an array; expected [height, width] or [depth, height, width]",
         ),
         (
             r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "dilation": 0}}}]}"#,

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
+use repfuse::algebra::Extent;
 use repfuse::recipe;
 use repfuse::plan::{self, Options};
 use repfuse::tensor::{Checkpoint, Float};
@@ -114,26 +115,23 @@ impl Grow<'_, '_> {
         format!("t{}", self.tensors.len())
     }
 
-    fn conv(&mut self, inputs: usize, outputs: usize, extent: [usize; 2]) -> Result<Value> {
+    fn conv(&mut self, inputs: usize, outputs: usize, extent: Extent) -> Result<Value> {
         let groups: Vec<usize> = divisors(inputs);
         let groups: Vec<usize> = groups.into_iter().filter(|g| outputs % g == 0).collect();
         let groups = self.pick(&groups)?;
-        let (mut kernel, mut dilation) = (extent, [1, 1]);
-        for axis in 0..2 {
+        let (mut kernel, mut dilation) = (extent, [1; 3]);
+        for axis in 0..3 {
             if extent[axis] > 1 {
                 let steps = self.pick(&divisors(extent[axis] - 1))?;
                 (kernel[axis], dilation[axis]) = ((extent[axis] - 1) / steps + 1, steps);
             }
         }
         let name = self.name();
-        let shape = [outputs, inputs / groups, kernel[0], kernel[1]];
-        let flat = [outputs, inputs / groups, kernel[1]];
-        let shape = match (kernel, self.below(3)?) {
-            ([1, 1], 0) => &flat[..2],
-            ([1, _], 1) => &flat[..],
-            _ => &shape[..],
-        };
-        self.tensor(format!("b.{name}.weight"), shape, false)?;
+        // As a Linear layer, a Conv1d, a Conv2d or a Conv3d, whichever can be so large.
+        let needed = kernel.iter().take_while(|n| **n == 1).count();
+        let axes = &kernel[self.below(needed + 1)?..];
+        let shape: Vec<usize> = [outputs, inputs / groups].iter().chain(axes).copied().collect();
+        self.tensor(format!("b.{name}.weight"), &shape, false)?;
         if self.u.arbitrary()? {
             self.tensor(format!("b.{name}.bias"), &[outputs], false)?;
         }
@@ -169,7 +167,7 @@ impl Grow<'_, '_> {
         &mut self,
         inputs: usize,
         outputs: usize,
-        extent: [usize; 2],
+        extent: Extent,
         depth: usize,
     ) -> Result<Value> {
         match self.below(if depth == 0 { 2 } else { 6 })? {
@@ -184,8 +182,11 @@ impl Grow<'_, '_> {
             }
             2 | 3 => {
                 let middle = self.pick(&[1, 2, 4, 6])?;
-                let first = [1 + self.below(extent[0])?, 1 + self.below(extent[1])?];
-                let second = [0, 1].map(|axis| extent[axis] + 1 - first[axis]);
+                let mut first = extent;
+                for n in &mut first {
+                    *n = 1 + self.below(*n)?;
+                }
+                let second = [0, 1, 2].map(|axis| extent[axis] + 1 - first[axis]);
                 let mut steps = Vec::new();
                 if self.u.arbitrary()? {
                     steps.push(self.diagonal(inputs)?);
@@ -198,10 +199,10 @@ impl Grow<'_, '_> {
             _ => {
                 let mut branches = vec![self.tree(inputs, outputs, extent, depth - 1)?];
                 for _ in 0..self.below(3)? {
-                    let smaller = [
-                        extent[0] - 2 * self.below(extent[0].div_ceil(2))?,
-                        extent[1] - 2 * self.below(extent[1].div_ceil(2))?,
-                    ];
+                    let mut smaller = extent;
+                    for n in &mut smaller {
+                        *n -= 2 * self.below(n.div_ceil(2))?;
+                    }
                     branches.push(self.tree(inputs, outputs, smaller, depth - 1)?);
                 }
                 if inputs == outputs && extent.iter().all(|n| n % 2 == 1) {
@@ -226,7 +227,11 @@ impl<'a> Arbitrary<'a> for Case {
             dtypes,
         };
         let (inputs, outputs) = (grow.pick(&[1, 2, 4, 6])?, grow.pick(&[1, 2, 4, 6])?);
-        let extent = [grow.pick(&[1, 2, 3, 5])?, grow.pick(&[1, 3, 4])?];
+        let extent = [
+            grow.pick(&[1, 1, 1, 2, 3])?,
+            grow.pick(&[1, 2, 3, 5])?,
+            grow.pick(&[1, 3, 4])?,
+        ];
         let depth = grow.below(4)?;
         let tree = grow.tree(inputs, outputs, extent, depth)?;
         // A tensor that no block takes, with or without numbers in it.

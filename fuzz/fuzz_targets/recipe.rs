@@ -43,7 +43,7 @@ fuzz_target!(|text: &str| {
         };
         let convs = plan.blocks.iter().flat_map(|block| &block.fused);
         let work: usize = convs
-            .map(|f| f.geometry().out * f.geometry().row_len())
+            .map(|f| f.geometry().out() * f.geometry().row_len())
             .sum();
         if work > MOST_WORK {
             continue;

@@ -1,73 +1,86 @@
 //! An expression in a line of text, as in `bn(3×3) + bn(1×1) + bn`.
 
-use crate::algebra::shape::four_dims;
-use crate::algebra::{Conv, Expr, Factor, Operand, Through};
+use crate::algebra::{Channels, Extent, Factor, Geometry, Kernel, Layout, Op, Part, Through};
 
-/// Describes an expression: convs by their kernels, everything else by its name.
-pub fn expression<T: Operand>(expr: &Expr<T>) -> String {
-    match expr {
-        Expr::Conv(c) => conv(c),
-        Expr::Bn(_) => "bn".to_owned(),
-        Expr::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
-        Expr::Scale(Factor::Number(n)) => n.to_string(),
-        Expr::Scale(Factor::Tensor(v)) if v.through == Through::Sigmoid => "gate".to_owned(),
-        Expr::Scale(Factor::Tensor(_)) => "scale".to_owned(),
-        Expr::Shift(_) => "shift".to_owned(),
-        Expr::Mean([kh, kw]) => format!("mean {kh}×{kw}"),
-        Expr::Identity => "x".to_owned(),
-        Expr::Sum(xs) => terms(xs),
-        Expr::Seq(xs) => sequence(xs),
+/// Describes a tree: convs by their kernels, everything else by its name.
+pub fn expression<T>(part: &Part<T>) -> String {
+    match part.op() {
+        Op::Conv(kernel) => conv(kernel, part.geometry()),
+        Op::Bn(_) => "bn".to_owned(),
+        Op::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
+        Op::Scale(Factor::Number(n)) => n.to_string(),
+        Op::Scale(Factor::Tensor(v)) if v.through == Through::Sigmoid => "gate".to_owned(),
+        Op::Scale(Factor::Tensor(_)) => "scale".to_owned(),
+        Op::Shift(_) => "shift".to_owned(),
+        Op::Mean(window) => format!("mean {}", size(*window)),
+        Op::Identity => "x".to_owned(),
+        Op::Sum(parts) => terms(parts, " + "),
+        Op::Stack(parts) => format!("[{}]", terms(parts, ", ")),
+        Op::Seq(parts) => sequence(parts),
+        Op::Select(Channels { of, picked }) => format!("{} of {of}", picked.len()),
+    }
+}
+
+/// An extent as in `3×3`: the depth only where there is one.
+pub fn size(extent: Extent) -> String {
+    match extent {
+        [1, h, w] => format!("{h}×{w}"),
+        [d, h, w] => format!("{d}×{h}×{w}"),
     }
 }
 
 /// Equal terms beside one another are counted: `4·bn(3×3)`.
-fn terms<T: Operand>(xs: &[Expr<T>]) -> String {
+fn terms<T>(parts: &[Part<T>], between: &str) -> String {
     let mut counted: Vec<(String, usize)> = Vec::new();
-    for text in xs.iter().map(expression) {
+    for text in parts.iter().map(expression) {
         match counted.last_mut() {
             Some((last, n)) if *last == text => *n += 1,
             _ => counted.push((text, 1)),
         }
     }
     let term = |(text, n): (String, usize)| if n == 1 { text } else { format!("{n}·{text}") };
-    counted
-        .into_iter()
-        .map(term)
-        .collect::<Vec<_>>()
-        .join(" + ")
+    let terms: Vec<String> = counted.into_iter().map(term).collect();
+    terms.join(between)
 }
 
 /// The last operator is outermost: `bn(3×3)`.
-fn sequence<T: Operand>(xs: &[Expr<T>]) -> String {
+fn sequence<T>(parts: &[Part<T>]) -> String {
     let mut text = String::new();
-    for (i, x) in xs.iter().enumerate() {
-        let this = expression(x);
-        text = match (i, x) {
+    for (i, part) in parts.iter().enumerate() {
+        let this = expression(part);
+        text = match (i, part.op()) {
             (0, _) => this,
-            (_, Expr::Sum(_)) => format!("({this})({text})"),
-            (_, Expr::Scale(Factor::Number(_))) => format!("{this}·({text})"),
+            (_, Op::Sum(_) | Op::Select(_)) => format!("({this})({text})"),
+            (_, Op::Scale(Factor::Number(_))) => format!("{this}·({text})"),
             _ => format!("{this}({text})"),
         };
     }
     text
 }
 
-fn conv<T: Operand>(c: &Conv<T>) -> String {
-    let [_, second, kh, kw] = four_dims(c.weight.shape()).unwrap_or([0; 4]);
-    let mut text = format!("{kh}×{kw}");
-    if second == 1 && c.groups.is_some_and(|g| g > 1) {
+fn conv<T>(kernel: &Kernel<T>, geometry: &Geometry) -> String {
+    let mut text = size(kernel.taps);
+    let narrow = match kernel.layout {
+        Layout::Transposed => geometry.out_per_group() == 1,
+        Layout::Plain | Layout::Shared => geometry.in_per_group() == 1,
+    };
+    if narrow && geometry.groups() > 1 {
         text = format!("dw {text}");
     }
-    match c.dilation {
-        [1, 1] => {}
-        [a, b] if a == b => text += &format!(" d{a}"),
-        [a, b] => text += &format!(" d{a}×{b}"),
+    match kernel.dilation {
+        [1, 1, 1] => {}
+        [1, a, b] if a == b => text += &format!(" d{a}"),
+        [a, b, c] if a == b && b == c => text += &format!(" d{a}"),
+        dilation => text += &format!(" d{}", size(dilation)),
     }
-    if c.flipped {
+    if kernel.flipped {
         text += " flipped";
     }
-    if c.transposed {
+    if kernel.layout == Layout::Transposed {
         text += "ᵀ";
     }
-    if c.bias.is_some() { text + "+b" } else { text }
+    match kernel.bias {
+        Some(_) => text + "+b",
+        None => text,
+    }
 }

@@ -1,15 +1,18 @@
 //! The one tree: what a re-parameterizable block is, whatever stands at its leaves.
 
 use std::fmt;
+use std::ops::Range;
 
-/// An expression over linear operators on feature maps `[channels, height, width]`.
+use super::extent::Extent;
+
+/// An expression over linear operators on feature maps `[channels, depth, height, width]`.
 ///
-/// The leaf type `T` changes with the phase: a name pattern in a recipe, a tensor of a checkpoint
-/// in a plan, an array in the tests of the law. Every conv is "valid": padding and stride belong to the
-/// caller of the block, and [`Sum`](Expr::Sum) crops its children to their common centre.
+/// The leaf type `T` is a tensor of a checkpoint in a plan, and an array in the tests of the law. Every conv is "valid": padding
+/// and stride belong to the caller of the block, and [`Sum`](Expr::Sum) and [`Stack`](Expr::Stack) crop their children to
+/// their common centre. An expression may be anything; [`resolve`](super::shape::resolve) checks it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expr<T> {
-    /// A convolution; a Linear layer is a 1×1 conv and a Conv1d is 1×k.
+    /// A convolution. All of them are seen in three dimensions: a Linear layer is 1×1×1, a Conv1d 1×1×k, a Conv2d 1×kh×kw.
     Conv(Conv<T>),
     /// A batch norm in evaluation mode.
     Bn(Bn<T>),
@@ -17,27 +20,48 @@ pub enum Expr<T> {
     Scale(Factor<T>),
     /// An addition of a constant per channel.
     Shift(T),
-    /// Average pooling over `[height, width]`.
-    Mean([usize; 2]),
+    /// Average pooling over `[depth, height, width]`.
+    Mean(Extent),
     /// The input itself.
     Identity,
     /// Operators applied one after the other, the first one first.
     Seq(Vec<Expr<T>>),
     /// Branches over the same input, added up.
     Sum(Vec<Expr<T>>),
+    /// Branches over the same input whose output channels are put one behind the other.
+    Stack(Vec<Expr<T>>),
+    /// Some of the channels.
+    Select(Channels),
+}
+
+/// Some of a number of channels, in any order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channels {
+    /// How many there are to choose from.
+    pub of: usize,
+    /// Which are taken, each less than `of`.
+    pub picked: Vec<usize>,
+}
+
+impl Channels {
+    /// Channels that lie side by side.
+    pub fn range(of: usize, range: Range<usize>) -> Channels {
+        let picked = range.collect();
+        Channels { of, picked }
+    }
 }
 
 /// The parameters of a convolution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv<T> {
-    /// `[out, in/groups, kh, kw]`, `[out, in/groups, k]` or `[out, in]`; for a transposed conv
-    /// `[in, out/groups, kh, kw]`; of a shared kernel, `out` and `in/groups` are 1.
+    /// `[out, in/groups, kd, kh, kw]`, `[out, in/groups, kh, kw]`, `[out, in/groups, k]` or `[out, in]`; for a transposed conv
+    /// `[in, out/groups, …]`; of a shared kernel, `out` and `in/groups` are 1.
     pub weight: T,
     /// `[out]`.
     pub bias: Option<T>,
-    /// Distance between taps, `[height, width]`.
-    pub dilation: [usize; 2],
-    /// The number of groups: what the recipe declares, then what [`geometry::resolve`](super::shape::resolve) found.
+    /// Distance between taps, `[depth, height, width]`.
+    pub dilation: Extent,
+    /// The number of groups, where it is declared.
     pub groups: Option<usize>,
     /// Whether the weight is that of a transposed conv.
     pub transposed: bool,
@@ -117,6 +141,11 @@ impl<T: Operand> Vector<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Where in the tensor its values begin.
+    pub fn first(&self) -> usize {
+        self.row.map_or(0, |row| row * self.len())
+    }
 }
 
 /// A leaf that has a shape and can be named in an error message.
@@ -152,67 +181,18 @@ pub trait Values<T> {
 }
 
 impl<T> Expr<T> {
-    /// The tree with every leaf replaced by what `f` makes of it, in the order in which they are written.
-    pub fn try_map<U, E>(&self, f: &mut impl FnMut(&T) -> Result<U, E>) -> Result<Expr<U>, E> {
-        Ok(match self {
-            Expr::Conv(c) => Expr::Conv(Conv {
-                weight: f(&c.weight)?,
-                bias: c.bias.as_ref().map(&mut *f).transpose()?,
-                dilation: c.dilation,
-                groups: c.groups,
-                transposed: c.transposed,
-                flipped: c.flipped,
-                shared: c.shared,
-            }),
-            Expr::Bn(b) => Expr::Bn(Bn {
-                affine: match &b.affine {
-                    Some([w, b]) => Some([f(w)?, f(b)?]),
-                    None => None,
-                },
-                mean: f(&b.mean)?,
-                var: f(&b.var)?,
-                eps: b.eps,
-            }),
-            Expr::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
-            Expr::Scale(Factor::Tensor(v)) => Expr::Scale(Factor::Tensor(Vector {
-                tensor: f(&v.tensor)?,
-                row: v.row,
-                through: v.through,
-            })),
-            Expr::Shift(t) => Expr::Shift(f(t)?),
-            Expr::Mean(k) => Expr::Mean(*k),
-            Expr::Identity => Expr::Identity,
-            Expr::Seq(xs) => Expr::Seq(xs.iter().map(|x| x.try_map(f)).collect::<Result<_, _>>()?),
-            Expr::Sum(xs) => Expr::Sum(xs.iter().map(|x| x.try_map(f)).collect::<Result<_, _>>()?),
-        })
-    }
-
-    /// Every leaf, in the order in which they are written.
-    pub fn leaves(&self) -> Vec<&T> {
-        let mut out = Vec::new();
-        self.visit(&mut |node| match node {
-            Expr::Conv(c) => {
-                out.push(&c.weight);
-                out.extend(&c.bias);
-            }
-            Expr::Bn(b) => {
-                out.extend(b.affine.iter().flatten());
-                out.extend([&b.mean, &b.var]);
-            }
-            Expr::Scale(Factor::Tensor(Vector { tensor: t, .. })) | Expr::Shift(t) => out.push(t),
-            _ => {}
-        });
-        out
+    /// The parts that a node is made of.
+    pub(super) fn parts(&self) -> &[Expr<T>] {
+        match self {
+            Expr::Seq(xs) | Expr::Sum(xs) | Expr::Stack(xs) => xs,
+            _ => &[],
+        }
     }
 
     /// Calls `f` on this node and on every node below it, parents first.
     pub fn visit<'a>(&'a self, f: &mut impl FnMut(&'a Expr<T>)) {
         f(self);
-        if let Expr::Seq(xs) | Expr::Sum(xs) = self {
-            for x in xs {
-                x.visit(f);
-            }
-        }
+        self.parts().iter().for_each(|x| x.visit(f));
     }
 
     /// Every conv of the tree.
@@ -226,34 +206,16 @@ impl<T> Expr<T> {
         out
     }
 
-    /// The first leaf that adds a constant: a conv's bias, a batch norm's mean or a shift. Without one the tree is linear, and its
-    /// fold has a bias of zeros.
-    pub fn constant(&self) -> Option<&T> {
-        let mut found = None;
-        self.visit(&mut |node| {
-            found = found.or(match node {
-                Expr::Conv(c) => c.bias.as_ref(),
-                Expr::Bn(b) => Some(&b.mean),
-                Expr::Shift(t) => Some(t),
-                _ => None,
-            });
-        });
-        found
+    /// Whether there is a conv in the tree.
+    pub fn has_conv(&self) -> bool {
+        matches!(self, Expr::Conv(_)) || self.parts().iter().any(Expr::has_conv)
     }
 
-    /// Whether an output channel can depend on an input channel other than its own.
-    ///
-    /// Without a conv the whole tree is a diagonal map, possibly blurred by [`Expr::Mean`].
-    pub fn mixes_channels(&self) -> bool {
-        !self.convs().is_empty()
-    }
-
-    /// Splits a sequence before its last element that mixes channels.
-    ///
-    /// Output channel `o` needs of that element and of all that follows only channel `o`, and of
-    /// what stands before it everything. This is what lets a block be worked on in slabs.
-    pub fn split_seq(xs: &[Expr<T>]) -> (&[Expr<T>], &[Expr<T>]) {
-        let last = xs.iter().rposition(Expr::mixes_channels).unwrap_or(0);
-        xs.split_at(last)
+    /// Whether every output channel depends on the input channel of the same number and on no other.
+    pub(super) fn is_channelwise(&self) -> bool {
+        match self {
+            Expr::Conv(_) | Expr::Stack(_) | Expr::Select(_) => false,
+            _ => self.parts().iter().all(Expr::is_channelwise),
+        }
     }
 }

@@ -393,8 +393,8 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
                 module: &fused.module,
                 dtype: fused.dtype.to_string(),
                 weight_shape: fused.geometry().weight_shape(),
-                groups: fused.geometry().groups,
-                expression: crate::algebra::describe::expression(fused.expr.expr()),
+                groups: fused.geometry().groups(),
+                expression: crate::algebra::describe::expression(fused.expr.root()),
             })
             .collect(),
         consumed: block.consumed.iter().map(|t| t.name()).collect(),
@@ -453,7 +453,7 @@ fn plan_table(plan: &Plan) -> String {
             crate::tensor::plain(&fused.module),
             shape,
             "=".to_owned(),
-            crate::algebra::describe::expression(fused.expr.expr()),
+            crate::algebra::describe::expression(fused.expr.root()),
         ]);
     }
     let copied = plan

@@ -137,9 +137,9 @@ struct BranchDocument<'a> {
     /// The name of its weight.
     weight: &'a str,
     shape: &'a [usize],
-    groups: Option<usize>,
-    /// Distance between taps, height and width.
-    dilation: [usize; 2],
+    groups: usize,
+    /// Distance between taps, height and width; of a Conv3d, depth, height and width.
+    dilation: &'a [usize],
 }
 
 /// A conv outside blocks.
@@ -339,7 +339,7 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
     let row = |block: &Block, fused: &PlannedConv, parameters: Change| {
         vec![
             units::shape(&fused.geometry().weight_shape()),
-            describe::expression(fused.expr.expr()),
+            describe::expression(fused.expr.root()),
             count(parameters.before),
             "→".to_owned(),
             count(parameters.after),
@@ -479,19 +479,22 @@ fn output_document(fused: &PlannedConv, kernels: Option<Vec<Kernel>>) -> OutputD
         module: &fused.module,
         weight_shape: g.weight_shape(),
         dtype: fused.dtype.to_string(),
-        groups: g.groups_known.then_some(g.groups),
-        expression: describe::expression(fused.expr.expr()),
+        groups: g.groups_known().then_some(g.groups()),
+        expression: describe::expression(fused.expr.root()),
         macs_per_pixel: macs_per_pixel(fused, 1),
         convs: fused
             .expr
-            .expr()
+            .root()
             .convs()
             .into_iter()
-            .map(|conv| BranchDocument {
-                weight: conv.weight.name(),
-                shape: conv.weight.shape(),
-                groups: conv.groups,
-                dilation: conv.dilation,
+            .map(|(kernel, geometry)| BranchDocument {
+                weight: kernel.weight.name(),
+                shape: kernel.weight.shape(),
+                groups: geometry.groups(),
+                dilation: match geometry.rank() {
+                    5 => &kernel.dilation,
+                    _ => &kernel.dilation[1..],
+                },
             })
             .collect(),
         kernels,

@@ -70,7 +70,8 @@ pub(super) fn text(block: &Block, maps: &[(&PlannedConv, KernelMaps)], width: us
             }),
             output::soft(&format!("largest mean |w| {}", units::magnitude(largest)))
         );
-        let frame = fused.geometry().extent;
+        let [_, rows, columns] = fused.geometry().extent();
+        let frame = [rows, columns];
         let mut drawn: Vec<Drawing> = Vec::new();
         for (i, kernel) in maps.branches.iter().enumerate() {
             let before = if i == 0 { " " } else { "+" };

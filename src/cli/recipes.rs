@@ -247,7 +247,7 @@ fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<M
             block: block.name.clone(),
             module: fused.module.clone(),
             weight_shape: fused.geometry().weight_shape(),
-            expression: crate::algebra::describe::expression(fused.expr.expr()),
+            expression: crate::algebra::describe::expression(fused.expr.root()),
         })
     });
     let copied = plan

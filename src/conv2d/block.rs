@@ -4,12 +4,15 @@
 //! [`engine`]. Padding and stride belong to the block, not to its branches: the map is padded once for the whole
 //! extent, each branch sees the centre it needs, and the last conv of each branch takes the strides.
 
-use ndarray::{Array1, Array4, ArrayView4, Axis, Slice};
+use ndarray::{Array1, Array4, ArrayView4, Axis, ShapeError, Slice, concatenate};
 use num_traits::{Float, NumCast};
 
+use crate::algebra::extent::Extent;
 use crate::algebra::forward::{Reading, gate};
-use crate::algebra::shape::{extent as extent_of, four_dims};
-use crate::algebra::{Bn, Conv, Expr, Factor, Geometry, GeometryError, Operand, Resolved, Values};
+use crate::algebra::part::split;
+use crate::algebra::{
+    Bn, Factor, Geometry, GeometryError, Kernel, Layout, Op, Operand, Part, Resolved, Values,
+};
 use crate::conv2d::{self, Conv2dGeometry, ConvError, Element, PaddingMode};
 use crate::tensor::Tensor;
 
@@ -29,9 +32,10 @@ impl Placement {
     /// total is odd, the extra row or column goes to the bottom and the right, as in PyTorch.
     pub fn same(geometry: &Geometry, stride: usize) -> Placement {
         let axis = |extent: usize| [(extent - 1) / 2, extent / 2];
+        let [_, height, width] = geometry.extent();
         Placement {
             stride: [stride; 2],
-            padding: geometry.extent.map(axis),
+            padding: [height, width].map(axis),
             mode: PaddingMode::Zeros,
         }
     }
@@ -56,6 +60,10 @@ pub enum Error {
     Transposed(String),
     #[error("an average pooling behind a strided conv is not run on maps")]
     StridedMean,
+    #[error("a kernel of {0:?} has a depth; only two-dimensional maps are run")]
+    Depth(Extent),
+    #[error("a part over {inputs} channels is run on {channels}")]
+    Channels { inputs: usize, channels: usize },
     #[error("the maps do not fit the block")]
     Shapes(#[from] GeometryError),
     #[error("a border makes maps of {padded:?} of maps of {size:?}; it is too wide for them")]
@@ -65,6 +73,8 @@ pub enum Error {
     },
     #[error(transparent)]
     Conv(#[from] ConvError),
+    #[error(transparent)]
+    Array(#[from] ShapeError),
     #[error(transparent)]
     Tensor(#[from] crate::tensor::Error),
 }
@@ -148,31 +158,43 @@ pub fn run<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
     values: &mut V,
 ) -> Result<Array4<F>, Error> {
     let block = block.for_inputs(padded.dim().1)?;
-    run_part(&block, block.expr(), padded, stride, reading, values)
+    run_part(&block, block.root(), padded, stride, reading, values)
 }
 
-/// The same for a part of a block, which sees the centre it needs of what the whole block would cover. The block must be one
-/// over as many channels as the maps have.
+/// The same for a part of a block, which sees the centre it needs of what the whole block would cover.
 ///
 /// # Errors
 /// When the maps do not fit the block, or a value cannot be read.
 pub fn run_part<F: Element, V: Values<Tensor, Error = crate::tensor::Error>>(
     block: &Resolved<Tensor>,
-    part: &Expr<Tensor>,
+    part: &Part<Tensor>,
     padded: ArrayView4<'_, F>,
     stride: [usize; 2],
     reading: Reading,
     values: &mut V,
 ) -> Result<Array4<F>, Error> {
-    let (_, _, h, w) = padded.dim();
-    let extent = block.geometry().extent;
-    if h < extent[0] || w < extent[1] {
+    let (_, channels, h, w) = padded.dim();
+    let (extent, own) = (plane(block.geometry())?, plane(part.geometry())?);
+    let inputs = part.geometry().inputs();
+    if channels != inputs {
+        return Err(Error::Channels { inputs, channels });
+    }
+    let largest = [0, 1].map(|axis| extent[axis].max(own[axis]));
+    if h < largest[0] || w < largest[1] {
         return Err(Error::TooSmall {
             size: [h, w],
-            extent,
+            extent: largest,
         });
     }
-    Runner { reading, values }.run(part, padded, extent, stride)
+    Runner { reading, values }.run(part, padded, largest, stride)
+}
+
+/// The height and width that a tree covers.
+fn plane(geometry: &Geometry) -> Result<[usize; 2], Error> {
+    match geometry.extent() {
+        [1, height, width] => Ok([height, width]),
+        extent => Err(Error::Depth(extent)),
+    }
 }
 
 struct Runner<'a, V> {
@@ -184,17 +206,17 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
     /// Runs a branch in a block that covers `extent`: the branch sees the centre it needs.
     fn run<F: Element>(
         &mut self,
-        expr: &Expr<Tensor>,
+        part: &Part<Tensor>,
         x: ArrayView4<'_, F>,
         extent: [usize; 2],
         stride: [usize; 2],
     ) -> Result<Array4<F>, Error> {
-        let own = extent_of(expr);
+        let own = plane(part.geometry())?;
         let x = centre(x, [extent[0] - own[0], extent[1] - own[1]]);
-        match expr {
-            Expr::Conv(conv) => self.conv(conv, x, stride),
-            Expr::Sum(xs) => {
-                let mut branches = xs
+        match part.op() {
+            Op::Conv(kernel) => self.conv(kernel, part.geometry(), x, stride),
+            Op::Sum(parts) => {
+                let mut branches = parts
                     .iter()
                     .map(|branch| self.run(branch, x.view(), own, stride));
                 let first = branches.next().unwrap_or_else(|| Ok(x.to_owned()))?;
@@ -203,71 +225,88 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     Ok(sum)
                 })
             }
-            Expr::Seq(xs) => {
-                let (head, tail) = Expr::split_seq(xs);
+            Op::Stack(parts) => {
+                let branches = parts
+                    .iter()
+                    .map(|branch| self.run(branch, x.view(), own, stride))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let views: Vec<_> = branches.iter().map(|branch| branch.view()).collect();
+                Ok(concatenate(Axis(1), &views)?)
+            }
+            Op::Select(channels) => {
+                let picked = x.select(Axis(1), &channels.picked);
+                Ok(strided(picked.view(), stride))
+            }
+            Op::Seq(parts) => {
+                let (head, tail) = split(parts);
                 let Some((first, rest)) = tail.split_first() else {
                     return Ok(x.to_owned());
                 };
                 let mut y = x.to_owned();
                 for step in head {
-                    y = self.run(step, y.view(), extent_of(step), [1, 1])?;
+                    y = self.step(step, y.view(), [1, 1])?;
                 }
                 // A sequence without a conv runs at stride 1; its result is strided at the end.
-                let mixes = first.mixes_channels();
-                y = self.run(
-                    first,
-                    y.view(),
-                    extent_of(first),
-                    if mixes { stride } else { [1, 1] },
-                )?;
+                let has_conv = first.has_conv();
+                y = self.step(first, y.view(), if has_conv { stride } else { [1, 1] })?;
                 for step in rest {
-                    if mixes && stride != [1, 1] && extent_of(step) != [1, 1] {
+                    if has_conv && stride != [1, 1] && plane(step.geometry())? != [1, 1] {
                         return Err(Error::StridedMean);
                     }
-                    y = self.run(step, y.view(), extent_of(step), [1, 1])?;
+                    y = self.step(step, y.view(), [1, 1])?;
                 }
-                Ok(if mixes { y } else { strided(y.view(), stride) })
+                Ok(match has_conv {
+                    true => y,
+                    false => strided(y.view(), stride),
+                })
             }
-            Expr::Mean(k) => {
-                let weight = number(self.reading.of(1.0 / (k[0] * k[1]) as f64));
-                Ok(strided(pool(x, *k, weight).view(), stride))
+            Op::Mean([_, height, width]) => {
+                let weight = number(self.reading.of(1.0 / (height * width) as f64));
+                Ok(strided(pool(x, [*height, *width], weight).view(), stride))
             }
             diagonal => self.diagonal(diagonal, strided(x, stride)),
         }
     }
 
-    fn conv<F: Element>(
+    /// Runs a part by itself.
+    fn step<F: Element>(
         &mut self,
-        conv: &Conv<Tensor>,
+        part: &Part<Tensor>,
         x: ArrayView4<'_, F>,
         stride: [usize; 2],
     ) -> Result<Array4<F>, Error> {
-        if conv.transposed {
-            return Err(Error::Transposed(conv.weight.to_string()));
+        self.run(part, x, plane(part.geometry())?, stride)
+    }
+
+    fn conv<F: Element>(
+        &mut self,
+        kernel: &Kernel<Tensor>,
+        geometry: &Geometry,
+        x: ArrayView4<'_, F>,
+        stride: [usize; 2],
+    ) -> Result<Array4<F>, Error> {
+        let [_, kh, kw] = kernel.taps;
+        let mut values = self.vector(&kernel.weight)?;
+        match kernel.layout {
+            Layout::Plain => {}
+            Layout::Shared => values = values.repeat(geometry.out()),
+            Layout::Transposed => return Err(Error::Transposed(kernel.weight.to_string())),
         }
-        let [o, i, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
-        let mut weight =
-            Array4::from_shape_vec((o, i, kh, kw), self.vector(&conv.weight)?).unwrap_or_default();
-        if conv.flipped {
+        let shape = (geometry.out(), geometry.in_per_group(), kh, kw);
+        let mut weight = Array4::from_shape_vec(shape, values)?;
+        if kernel.flipped {
             weight.invert_axis(Axis(2));
             weight.invert_axis(Axis(3));
         }
-        if conv.shared {
-            let channels = (x.dim().1, i, kh, kw);
-            weight = weight
-                .broadcast(channels)
-                .map(|w| w.to_owned())
-                .unwrap_or(weight);
-        }
-        let bias = conv
+        let bias = kernel
             .bias
             .as_ref()
             .map(|b| self.vector(b).map(Array1::from))
             .transpose()?;
         let geometry = Conv2dGeometry {
             stride,
-            dilation: conv.dilation,
-            groups: conv.groups.unwrap_or(1),
+            dilation: [kernel.dilation[1], kernel.dilation[2]],
+            groups: geometry.groups(),
             ..Default::default()
         };
         Ok(conv2d::conv2d(
@@ -280,7 +319,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
 
     fn diagonal<F: Element>(
         &mut self,
-        expr: &Expr<Tensor>,
+        op: &Op<Tensor>,
         mut x: Array4<F>,
     ) -> Result<Array4<F>, Error> {
         let channels = x.dim().1;
@@ -294,15 +333,15 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
             })
         };
         // A variance is one, however the numbers are read.
-        let variance = match expr {
-            Expr::Bn(bn) => as_read(&bn.var, Reading::Value)?,
+        let variance = match op {
+            Op::Bn(bn) => as_read(&bn.var, Reading::Value)?,
             _ => Vec::new(),
         };
         let mut per_channel = |leaf| as_read(leaf, reading);
         let (ones, zeros) = (vec![F::one(); channels], vec![F::zero(); channels]);
         // As training did: subtract the mean, divide by the root, scale, shift.
-        let (mean, factor, shift) = match expr {
-            Expr::Bn(Bn {
+        let (mean, factor, shift) = match op {
+            Op::Bn(Bn {
                 mean, affine, eps, ..
             }) => {
                 let eps: F = number(*eps);
@@ -321,15 +360,15 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     bias,
                 )
             }
-            Expr::Scale(Factor::Number(n)) => {
+            Op::Scale(Factor::Number(n)) => {
                 (zeros.clone(), vec![number(reading.of(*n)); channels], zeros)
             }
-            Expr::Scale(Factor::Tensor(v)) => {
+            Op::Scale(Factor::Tensor(v)) => {
                 let factors = gate(v, &(0..channels), self.values)?.into_iter();
                 let factors = factors.map(|x| number(reading.of(x))).collect();
                 (zeros.clone(), factors, zeros)
             }
-            Expr::Shift(t) => (zeros, ones, per_channel(t)?),
+            Op::Shift(t) => (zeros, ones, per_channel(t)?),
             _ => return Ok(x),
         };
         // Sizes grow by the mean instead of losing it; everything else is positive already.

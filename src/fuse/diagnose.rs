@@ -1,6 +1,7 @@
 //! Numbers that cannot be folded or stored: found, named, and placed.
 
-use crate::algebra::{Expr, Values};
+use crate::algebra::forward;
+use crate::algebra::{GeometryError, Values};
 use crate::plan::{Plan, PlannedConv};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
@@ -36,7 +37,20 @@ pub enum Error {
     #[error("{0}")]
     Deployed(String),
     #[error(transparent)]
+    Shapes(#[from] GeometryError),
+    #[error(transparent)]
+    Probes(#[from] forward::Misfit),
+    #[error(transparent)]
     Tensor(#[from] TensorError),
+}
+
+impl From<forward::Error<TensorError>> for Error {
+    fn from(error: forward::Error<TensorError>) -> Error {
+        match error {
+            forward::Error::Misfit(misfit) => misfit.into(),
+            forward::Error::Values(error) => error.into(),
+        }
+    }
 }
 
 /// The element types that would hold a number that `dtype` does not.
@@ -74,13 +88,7 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWei
     let mut reader = Reader::new(checkpoint, 1 << 16);
     let mut heaviest: Option<EpsWeight> = None;
     for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        let mut norms = Vec::new();
-        fused.expr.expr().visit(&mut |node| {
-            if let Expr::Bn(bn) = node {
-                norms.push(bn);
-            }
-        });
-        for bn in norms {
+        for bn in fused.expr.root().norms() {
             let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
             for (i, var) in reader
                 .vector(&bn.var, 0, bn.var.len())?
@@ -119,7 +127,7 @@ pub(crate) fn explain(
     bias: f64,
 ) -> Error {
     let mut reader = Reader::new(checkpoint, 1 << 16);
-    for leaf in fused.expr.expr().leaves() {
+    for leaf in fused.expr.root().leaves() {
         match first_not_finite(&mut reader, leaf) {
             Ok(Some((i, value))) => {
                 return Error::NotFinite {

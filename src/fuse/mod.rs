@@ -490,7 +490,7 @@ impl<'a> Worker<'a> {
         let stored = self.bytes.chunks_exact_mut(row_len * dtype.size());
         for (row, stored) in rows.clone().zip(stored) {
             let (reader, scratch) = (&mut self.reader, &mut self.scratch);
-            let bias = if g.transposed {
+            let bias = if g.transposed() {
                 folded.transposed_row(row, reader, scratch, &mut self.row)?;
                 0.0
             } else {
@@ -505,7 +505,7 @@ impl<'a> Worker<'a> {
         self.vanished.fetch_add(vanished as u64, Relaxed);
         let mut written =
             self.write(job.weight_at + (rows.start * row_len * dtype.size()) as u64)?;
-        if !g.transposed {
+        if !g.transposed() {
             written += self.write_biases(job, rows.start)?;
         } else if rows.start == 0 {
             // The rows are input channels; the biases belong to none of them.

@@ -28,7 +28,7 @@ pub(super) fn cost_of_one(expr: &Resolved<Tensor>, bias: bool) -> Cost {
     let g = expr.geometry();
     let kernel = g.weight_shape().iter().map(|d| *d as u64).product();
     Cost {
-        parameters: kernel + if bias { g.out as u64 } else { 0 },
+        parameters: kernel + if bias { g.out() as u64 } else { 0 },
         macs: kernel,
     }
 }

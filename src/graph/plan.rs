@@ -114,7 +114,7 @@ fn block(
     taken: &mut HashSet<String>,
 ) -> Result<Block, Error> {
     let name = free_name(base_name(graph, region), taken);
-    let expr = region.expr.expr();
+    let expr = region.expr.root();
     let stored = stored_type(expr).map_err(|message| Error::Block {
         block: name.clone(),
         message,
@@ -156,7 +156,7 @@ fn free_name(base: String, taken: &mut HashSet<String>) -> String {
 
 /// The name of a region: its conv's module if it has one conv, else the path that its tensors share, else that of its nodes.
 fn base_name(graph: &Graph, region: &Region) -> String {
-    let expr = region.expr.expr();
+    let expr = region.expr.root();
     let convs = expr.convs();
     let of_nodes = || {
         let modules = region
@@ -166,7 +166,7 @@ fn base_name(graph: &Graph, region: &Region) -> String {
         common(modules.map(str::to_owned))
     };
     let of_tensors = match convs[..] {
-        [conv] => module_of(conv.weight.name()).map(str::to_owned),
+        [(conv, _)] => module_of(conv.weight.name()).map(str::to_owned),
         _ => {
             let named = expr.leaves().into_iter().filter(|leaf| leaf.len() > 1);
             common(

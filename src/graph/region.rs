@@ -227,7 +227,7 @@ impl<'a> Search<'a> {
             }
             let stopped = match self.region(*source, value, form, nodes) {
                 Ok(region) => {
-                    let new = cost_of_one(&region.expr, region.expr.expr().constant().is_some());
+                    let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(self.graph, &self.forms, *source, value, &saved);
                     if even_if_dearer || new.no_more_than(&old) {
                         best = Some((count, region));

@@ -1,7 +1,7 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
 use super::model::{Arithmetic, Conv, Graph, Linear, NodeId, Op, ValueId, Window};
-use crate::algebra::{self, Bn, Expr, Factor, Through, Vector};
+use crate::algebra::{self, Bn, Expr, Extent, Factor, Through, Vector};
 use crate::tensor::Tensor;
 
 /// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
@@ -92,17 +92,18 @@ fn operator(op: &Op, dilation: &[usize], steps: &mut Vec<Expr<Tensor>>) -> Resul
     Ok(())
 }
 
-/// `[height, width]` of as many axes as there are.
-fn two<T: Copy>(axes: &[T], missing: T) -> Result<[T; 2], String> {
+/// `[depth, height, width]` of as many axes as there are; those that are missing are 1.
+fn three(axes: &[usize]) -> Result<Extent, String> {
     match *axes {
-        [] => Ok([missing; 2]),
-        [width] => Ok([missing, width]),
-        [height, width] => Ok([height, width]),
-        _ => Err("it has three spatial axes".to_owned()),
+        [] => Ok([1; 3]),
+        [width] => Ok([1, 1, width]),
+        [height, width] => Ok([1, height, width]),
+        [depth, height, width] => Ok([depth, height, width]),
+        _ => Err("it has more than three spatial axes".to_owned()),
     }
 }
 
-fn of_window(window: &Window, dilation: &[usize]) -> Result<[usize; 2], String> {
+fn of_window(window: &Window, dilation: &[usize]) -> Result<Extent, String> {
     // A window of several taps lies on every grid point.
     debug_assert!(
         window
@@ -111,7 +112,7 @@ fn of_window(window: &Window, dilation: &[usize]) -> Result<[usize; 2], String> 
             .zip(dilation)
             .all(|(k, d)| *k == 1 || *d == 1)
     );
-    two(&window.kernel, 1)
+    three(&window.kernel)
 }
 
 fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
@@ -124,7 +125,7 @@ fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
     Ok(Expr::Conv(algebra::Conv {
         weight: conv.weight.clone(),
         bias: conv.bias.clone(),
-        dilation: two(&between, 1)?,
+        dilation: three(&between)?,
         groups: Some(conv.groups),
         transposed: conv.transposed.is_some(),
         flipped: false,
@@ -137,7 +138,7 @@ fn of_linear(linear: &Linear) -> Expr<Tensor> {
     Expr::Conv(algebra::Conv {
         weight: linear.weight.clone(),
         bias: linear.bias.clone(),
-        dilation: [1, 1],
+        dilation: [1; 3],
         groups: Some(1),
         transposed: linear.in_first,
         flipped: false,

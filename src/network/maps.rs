@@ -129,9 +129,9 @@ pub fn verify_maps(
 /// The numbers of channels that a block may be applied to: a conv `[out, 1, kh, kw]` may be depthwise.
 fn widths(fused: &PlannedConv) -> Vec<usize> {
     let g = fused.geometry();
-    match !g.groups_known && g.in_per_group() == 1 {
-        true => vec![g.inputs, g.out],
-        false => vec![g.inputs],
+    match !g.groups_known() && g.in_per_group() == 1 {
+        true => vec![g.inputs(), g.out()],
+        false => vec![g.inputs()],
     }
 }
 
@@ -173,12 +173,12 @@ fn one(
         )
         .map_err(failed)
     };
-    let rows = deployed_rows(checkpoint, fused, deployed, 0..g.out)?;
+    let rows = deployed_rows(checkpoint, fused, deployed, 0..g.out())?;
     let stored = |reading: Reading| {
         let x = padded.mapv(|x| reading.of(x));
         deployed_conv(fused, &rows, x.view(), placement.stride, reading)
     };
-    let ours = trained(block.expr(), Reading::Value)?;
+    let ours = trained(block.root(), Reading::Value)?;
     let theirs = stored(Reading::Value)?;
     let magnitude = stored(Reading::Magnitude)?;
     let DeployedRows { bias, types, .. } = &rows;

@@ -7,8 +7,9 @@
 
 use ndarray::{Array1, Array2, Array4, ArrayView4, Axis};
 
+use crate::algebra::extent::POINT;
 use crate::algebra::forward::Reading;
-use crate::algebra::{Expr, Operand, Values};
+use crate::algebra::{Op, Operand, Part, Values};
 use crate::conv2d::block::{self, Placement, number, pad, run};
 use crate::conv2d::{self, Conv2dGeometry, Element};
 use crate::plan::{Plan, PlannedConv, Source};
@@ -120,8 +121,8 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
             }
             _ => None,
         };
-        let larger = fused.geometry().extent != [1, 1];
-        let stride = if larger && !has_identity(fused.expr.expr()) {
+        let larger = fused.geometry().extent() != POINT;
+        let stride = if larger && !has_identity(fused.expr.root()) {
             2
         } else {
             1
@@ -152,8 +153,8 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
 }
 
 /// Whether a branch without a conv leads from input to output.
-fn has_identity<T>(expr: &Expr<T>) -> bool {
-    matches!(expr, Expr::Sum(branches) if branches.iter().any(|branch| !branch.mixes_channels()))
+fn has_identity<T>(part: &Part<T>) -> bool {
+    matches!(part.op(), Op::Sum(branches) if branches.iter().any(Part::is_channelwise))
 }
 
 impl Sequential<'_> {
@@ -161,7 +162,7 @@ impl Sequential<'_> {
     pub fn channels(&self) -> usize {
         self.steps
             .first()
-            .map_or(0, |step| step.fused.geometry().inputs)
+            .map_or(0, |step| step.fused.geometry().inputs())
     }
 
     /// The classifier's weight `[classes, features]` and, as a matrix of one row, its bias.
@@ -173,7 +174,7 @@ impl Sequential<'_> {
         let features = self
             .steps
             .last()
-            .map_or(0, |step| step.fused.geometry().out);
+            .map_or(0, |step| step.fused.geometry().out());
         let weight = matrix(&self.head[0], features, &mut reader)?;
         let bias = Array1::from(reader.vector(&self.head[1], 0, weight.dim().0)?);
         Ok([weight, bias.insert_axis(Axis(0))])
@@ -224,7 +225,7 @@ impl Sequential<'_> {
             )
             .map_err(failed)?;
             let padded = pad(folded.view(), &placement).map_err(failed)?;
-            let rows = deployed_rows(checkpoint, fused, deployed, 0..fused.geometry().out)?;
+            let rows = deployed_rows(checkpoint, fused, deployed, 0..fused.geometry().out())?;
             let stride = placement.stride;
             folded = deployed_conv(fused, &rows, padded.view(), stride, Reading::Value)?;
             for maps in [&mut trained, &mut folded] {
@@ -284,21 +285,25 @@ pub fn deployed_conv<F: Element>(
     reading: Reading,
 ) -> Result<Array4<F>, Error> {
     let g = fused.geometry();
-    let shape = (g.out, g.in_per_group(), g.extent[0], g.extent[1]);
+    let failed = |source: block::Error| Error::Run {
+        block: fused.module.clone(),
+        source,
+    };
+    let [1, height, width] = g.extent() else {
+        return Err(failed(block::Error::Depth(g.extent())));
+    };
+    let shape = (g.out(), g.in_per_group(), height, width);
     let as_read = |x: &f64| number(reading.of(*x));
     let kernel = rows.kernel.iter().map(as_read).collect::<Vec<F>>();
-    let kernel = Array4::from_shape_vec(shape, kernel).unwrap_or_default();
+    let kernel = Array4::from_shape_vec(shape, kernel).map_err(|e| failed(e.into()))?;
     let bias: Array1<F> = rows.bias.iter().map(as_read).collect();
     let geometry = Conv2dGeometry {
         stride,
-        groups: padded.dim().1 / g.in_per_group().max(1),
+        groups: padded.dim().1 / g.in_per_group(),
         ..Default::default()
     };
     let out = conv2d::conv2d(padded, kernel.view(), Some(bias.view()), &geometry);
-    out.map_err(|e| Error::Run {
-        block: fused.module.clone(),
-        source: e.into(),
-    })
+    out.map_err(|e| failed(e.into()))
 }
 
 /// A matrix `[out, in]`, which may be stored as a 1×1 conv.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::select::Select;
 use crate::algebra::shape::resolve;
-use crate::algebra::{Expr, Geometry, GeometryError, Resolved};
+use crate::algebra::{Geometry, GeometryError, Part, Resolved};
 use crate::recipe::Error;
 use crate::recipe::detect::{Start, nothing, starts};
 use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
@@ -124,8 +124,8 @@ impl PlannedConv {
     /// How many numbers its tensors hold.
     pub fn numbers(&self) -> u64 {
         let g = self.geometry();
-        let bias = if self.bias { g.out } else { 0 };
-        (g.out * g.row_len() + bias) as u64
+        let bias = if self.bias { g.out() } else { 0 };
+        (g.out() * g.row_len() + bias) as u64
     }
 }
 
@@ -346,7 +346,6 @@ impl<'a> Ledger<'a> {
             )));
         }
         let module = module.fill(captures).unwrap_or_default();
-        let expr = stored_like(expr, &format!("{module}.weight"));
         let expr =
             resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
                 (GeometryError::NoConv, Some(conv)) => {
@@ -357,12 +356,13 @@ impl<'a> Ledger<'a> {
                     source,
                 },
             })?;
-        if let Some(leaf) = expr.expr().constant().filter(|_| !rule.bias) {
+        let expr = stored_like(expr, &format!("{module}.weight"));
+        if let Some(leaf) = expr.root().constant().filter(|_| !rule.bias) {
             return Err(fail(format!(
                 "{leaf} adds a constant, and the recipe says that the block has no `bias`"
             )));
         }
-        let stored = stored_type(expr.expr()).map_err(fail)?;
+        let stored = stored_type(expr.root()).map_err(fail)?;
         let fused = PlannedConv {
             module,
             expr,
@@ -460,7 +460,7 @@ impl<'a> Ledger<'a> {
                     outputs.push(planned(
                         format!("{}.bias", fused.module),
                         fused.dtype,
-                        vec![fused.geometry().out],
+                        vec![fused.geometry().out()],
                         Source::Bias(b, f),
                     ));
                 }
@@ -512,27 +512,20 @@ impl<'a> Ledger<'a> {
     }
 }
 
-/// What takes the place of a weight keeps its number of dimensions: a Linear behind a Conv1d of size 1 stays a matrix.
-fn stored_like(expr: Expr<Tensor>, weight: &str) -> Expr<Tensor> {
-    let leaves = expr.leaves();
-    let Some(in_place) = leaves.iter().find(|leaf| leaf.name() == weight) else {
-        return expr;
-    };
-    let rank = in_place.shape().len();
-    let as_stored = |leaf: &Tensor| match leaf.shape().split_at_checked(rank) {
-        Some((axes, ones)) if !ones.is_empty() && ones.iter().all(|n| *n == 1) => {
-            leaf.reshaped(axes.to_vec())
-        }
-        _ => leaf.clone(),
-    };
-    let Ok(expr) = expr.try_map(&mut |leaf| Ok::<_, std::convert::Infallible>(as_stored(leaf)));
-    expr
+/// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.
+fn stored_like(expr: Resolved<Tensor>, weight: &str) -> Resolved<Tensor> {
+    let leaves = expr.root().leaves();
+    let in_place = leaves.iter().find(|leaf| leaf.name() == weight);
+    match in_place.map(|leaf| leaf.shape().len()) {
+        Some(rank) => expr.with_rank(rank),
+        None => expr,
+    }
 }
 
 /// A block is stored in the type of its conv weights, the widest if they differ.
-pub(crate) fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
+pub(crate) fn stored_type(root: &Part<Tensor>) -> Result<Float, String> {
     let mut found: Option<Float> = None;
-    for leaf in expr.leaves() {
+    for leaf in root.leaves() {
         if leaf.dtype().float().is_none() {
             return Err(format!(
                 "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
@@ -540,7 +533,7 @@ pub(crate) fn stored_type(expr: &Expr<Tensor>) -> Result<Float, String> {
             ));
         }
     }
-    for conv in expr.convs() {
+    for (conv, _) in root.convs() {
         let float = conv.weight.dtype().float();
         found = match (found, float) {
             (Some(a), Some(b)) => Some(a.wider(b)),

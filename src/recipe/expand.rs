@@ -9,7 +9,8 @@ use std::ops::Bound;
 
 use super::model::{BATCH_COUNT, Groups, NORM, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
-use crate::algebra::shape::{dilated, four_dims, keeps_width};
+use crate::algebra::extent::dilated;
+use crate::algebra::shape::{keeps_width, weight_axes};
 use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::tensor::{Tensor, quoted};
 
@@ -290,14 +291,20 @@ impl Expander<'_> {
                     Some(Groups::Depthwise) => weight.shape().first().copied(),
                     None => None,
                 };
-                let dilation = [size(&dilation[0], captures)?, size(&dilation[1], captures)?];
+                let [depth, height, width] = dilation;
+                let dilation = [
+                    size(depth, captures)?,
+                    size(height, captures)?,
+                    size(width, captures)?,
+                ];
                 // (A kernel without taps is no kernel; that is said elsewhere.)
-                if four_dims(weight.shape()).is_some_and(|[_, _, kh, kw]| {
-                    dilated([kh.max(1), kw.max(1)], dilation)
-                        .is_none_or(|e| e.iter().any(|n| *n > MAX_EXTENT))
+                if weight_axes(weight.shape()).is_some_and(|(_, taps)| {
+                    let extent = dilated(taps.map(|n| n.max(1)), dilation);
+                    extent.iter().any(|n| *n > MAX_EXTENT)
                 }) {
+                    let axes = &dilation[usize::from(weight.shape().len() < 5)..];
                     return Err(format!(
-                        "{weight} {:?} at dilation {dilation:?} covers more than {MAX_EXTENT} taps",
+                        "{weight} {:?} at dilation {axes:?} covers more than {MAX_EXTENT} taps",
                         weight.shape()
                     ));
                 }
@@ -311,11 +318,7 @@ impl Expander<'_> {
                     shared,
                 })
             }
-            Template::Bn {
-                module,
-                affine_optional,
-                eps,
-            } => self.bn(module, *affine_optional, *eps, captures)?,
+            Template::Bn { module, eps } => self.bn(module, *eps, captures)?,
             Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
             Template::Scale(Factor::Tensor(t)) => {
                 let tensor = self.claim(&t.tensor, captures)?;
@@ -329,7 +332,7 @@ impl Expander<'_> {
             Template::Mean(Window::Is(window)) => Expr::Mean(*window),
             Template::Mean(Window::Of(weight)) => {
                 let name = weight.fill(captures).unwrap_or_default();
-                match self.index.get(&name).map(|t| four_dims(t.shape())) {
+                match self.index.get(&name).map(|t| weight_axes(t.shape())) {
                     None => {
                         return Err(format!(
                             "{} is missing, whose kernel an average pooling is as large as",
@@ -342,7 +345,7 @@ impl Expander<'_> {
                             quoted(&name)
                         ));
                     }
-                    Some(Some([_, _, kh, kw])) => Expr::Mean([kh.max(1), kw.max(1)]),
+                    Some(Some((_, taps))) => Expr::Mean(taps),
                 }
             }
             Template::Identity => {
@@ -359,7 +362,6 @@ impl Expander<'_> {
     fn bn(
         &mut self,
         module: &Pattern,
-        affine_optional: bool,
         own_eps: Option<f64>,
         captures: &Captures,
     ) -> Result<Expr<Tensor>, String> {
@@ -372,12 +374,17 @@ impl Expander<'_> {
             .collect();
         let affine = match missing[..] {
             [] => true,
-            ["weight", "bias"] if affine_optional => false,
+            // `affine=False`.
+            ["weight", "bias"] => false,
             _ => {
                 let module = quoted(&module.fill(captures).unwrap_or_default());
-                return Err(match missing.len() {
-                    4 => format!("the batch norm {module} is missing"),
-                    n => {
+                return Err(match missing[..] {
+                    [_, _, _, _] => format!("the batch norm {module} is missing"),
+                    ["running_mean", "running_var"] => format!(
+                        "the norm {module} keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded"
+                    ),
+                    _ => {
+                        let n = missing.len();
                         let are = if n == 1 { "is" } else { "are" };
                         format!(
                             "{module} has {} of the 4 batch-norm tensors; `{}` {are} missing",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::pattern::{Captures, Pattern};
-use crate::algebra::{Factor, Vector};
+use crate::algebra::{Extent, Factor, Vector};
 
 /// A family of re-parameterizable blocks, in tensor names.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,8 +131,8 @@ pub enum Template {
         bias: Option<Pattern>,
         /// Whether the bias must be there.
         bias_required: bool,
-        /// Distance between taps.
-        dilation: [Size; 2],
+        /// Distance between taps, `[depth, height, width]`.
+        dilation: [Size; 3],
         /// Declared groups.
         groups: Option<Groups>,
         /// Whether it is a transposed conv.
@@ -146,8 +146,6 @@ pub enum Template {
     Bn {
         /// The module's name, without `.weight` and the like.
         module: Pattern,
-        /// Whether weight and bias may both be absent.
-        affine_optional: bool,
         /// An eps of its own.
         eps: Option<f64>,
     },
@@ -245,8 +243,8 @@ impl fmt::Display for Axes {
 /// The window of an average pooling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// `[height, width]`.
-    Is([usize; 2]),
+    /// `[depth, height, width]`.
+    Is(Extent),
     /// The kernel extent of this weight.
     Of(Pattern),
 }

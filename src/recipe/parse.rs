@@ -493,7 +493,7 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         .iter()
         .copied()
         .chain(CONV_OPTIONS)
-        .chain(["eps", "affine"])
+        .chain(["eps"])
         .collect();
     at.object_of("an expression", &known)?;
     let kinds: Vec<&str> = KINDS
@@ -510,7 +510,7 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
     };
     let options: &[&str] = match kind {
         "conv" => &[&["conv"], &CONV_OPTIONS[..]].concat(),
-        "bn" => &["bn", "eps", "affine"],
+        "bn" => &["bn", "eps"],
         _ => &KINDS,
     };
     at.object_of("an expression", options)?;
@@ -529,11 +529,6 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         "conv" => parse_conv(at, &inside)?,
         "bn" => Template::Bn {
             module: inside.pattern()?,
-            affine_optional: match at.get("affine") {
-                None => false,
-                Some(at) if at.value == "optional" => true,
-                Some(at) => return at.expected("\"optional\""),
-            },
             eps: at.get("eps").map(|at| at.eps()).transpose()?,
         },
         "scale" => Template::Scale(match inside.value {
@@ -544,7 +539,11 @@ fn parse_template(at: &At<'_>) -> Parsed<Template> {
         "shift" => Template::Shift(inside.pattern()?),
         "mean" => Template::Mean(match inside.value {
             Value::String(_) => Window::Of(inside.pattern()?),
-            _ => Window::Is(pair(&inside, At::count)?),
+            Value::Number(_) => {
+                let both = inside.count()?;
+                Window::Is([1, both, both])
+            }
+            _ => Window::Is(along_axes(&inside, 1, At::count)?),
         }),
         "seq" => Template::Seq(terms()?),
         "sum" => Template::Sum(terms()?),
@@ -586,9 +585,12 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
         weight,
         bias,
         bias_required,
-        dilation: at
-            .get("dilation")
-            .map_or(Ok([Size::Is(1), Size::Is(1)]), |at| pair(&at, parse_size))?,
+        dilation: at.get("dilation").map_or(Ok([1; 3].map(Size::Is)), |at| {
+            match at.value.is_array() {
+                true => along_axes(&at, Size::Is(1), parse_size),
+                false => parse_size(&at).map(|all| [all.clone(), all.clone(), all]),
+            }
+        })?,
         groups: match at.get("groups") {
             None => None,
             Some(at) if at.value == "depthwise" => Some(Groups::Depthwise),
@@ -636,14 +638,16 @@ fn parse_size(at: &At<'_>) -> Parsed<Size> {
     }
 }
 
-/// One value for both axes, or `[height, width]`.
-fn pair<'a, T: Clone>(at: &At<'a>, parse: impl Fn(&At<'a>) -> Parsed<T>) -> Parsed<[T; 2]> {
-    if !at.value.is_array() {
-        let both = parse(at)?;
-        return Ok([both.clone(), both]);
-    }
-    match at.items("[height, width]")?.as_slice() {
-        [height, width] => Ok([parse(height)?, parse(width)?]),
-        _ => at.expected("[height, width]"),
+/// `[height, width]`, with this depth, or `[depth, height, width]`.
+fn along_axes<'a, T>(
+    at: &At<'a>,
+    depth: T,
+    parse: impl Fn(&At<'a>) -> Parsed<T>,
+) -> Parsed<[T; 3]> {
+    let what = "[height, width] or [depth, height, width]";
+    match at.items(what)?.as_slice() {
+        [height, width] => Ok([depth, parse(height)?, parse(width)?]),
+        [depth, height, width] => Ok([parse(depth)?, parse(height)?, parse(width)?]),
+        _ => at.expected(what),
     }
 }

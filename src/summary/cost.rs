@@ -1,7 +1,7 @@
 //! What blocks cost before and after: parameters and multiply-adds.
 
-use crate::algebra::shape::four_dims;
-use crate::algebra::{Expr, Operand};
+use crate::algebra::extent::volume;
+use crate::algebra::part::{Op, Part, split};
 use crate::network::sequential;
 use crate::plan::{Plan, PlannedConv};
 use crate::tensor::{Checkpoint, Tensor};
@@ -47,25 +47,21 @@ pub fn is_learned(name: &str) -> bool {
 pub fn macs_per_pixel(fused: &PlannedConv, stride: usize) -> Change {
     let g = fused.geometry();
     Change {
-        before: macs(fused.expr.expr(), 1, (stride * stride) as u64),
-        after: (g.out * g.row_len()) as u64,
+        before: macs(fused.expr.root(), 1, (stride * stride) as u64),
+        after: (g.out() * g.row_len()) as u64,
     }
 }
 
 /// `times`: how often the part's last conv runs for an output pixel; `inner`: how often one before it does.
-fn macs(expr: &Expr<Tensor>, times: u64, inner: u64) -> u64 {
-    match expr {
-        Expr::Conv(conv) => {
-            let [a, b, kh, kw] = four_dims(Operand::shape(&conv.weight)).unwrap_or([0; 4]);
-            let kernels = match conv.shared {
-                true => conv.groups.unwrap_or(1),
-                false => a * b,
-            };
-            times * (kernels * kh * kw) as u64
+fn macs(part: &Part<Tensor>, times: u64, inner: u64) -> u64 {
+    match part.op() {
+        Op::Conv(kernel) => {
+            let g = part.geometry();
+            times * (g.out() * g.in_per_group() * volume(kernel.taps)) as u64
         }
-        Expr::Sum(xs) => xs.iter().map(|x| macs(x, times, inner)).sum(),
-        Expr::Seq(xs) => {
-            let (head, tail) = Expr::split_seq(xs);
+        Op::Sum(parts) | Op::Stack(parts) => parts.iter().map(|x| macs(x, times, inner)).sum(),
+        Op::Seq(parts) => {
+            let (head, tail) = split(parts);
             let head: u64 = head.iter().map(|x| macs(x, inner, inner)).sum();
             head + tail.iter().map(|x| macs(x, times, inner)).sum::<u64>()
         }

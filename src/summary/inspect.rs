@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::algebra::shape::four_dims;
+use crate::algebra::Extent;
+use crate::algebra::extent::POINT;
+use crate::algebra::shape::weight_axes;
 use crate::plan::{self, Options, Plan};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, Tensor};
@@ -117,19 +119,19 @@ pub fn of_plan(checkpoint: &Checkpoint, plan: Option<Plan>, form: Form) -> Inspe
 /// Groups are not stored. One input channel per group is depthwise; beyond that a weight alone does not tell.
 pub fn class_of(tensor: &Tensor) -> Option<Class> {
     let shape = tensor.shape();
-    if shape.len() != 4 || !tensor.name().ends_with("weight") {
+    if !(4..=5).contains(&shape.len()) || !tensor.name().ends_with("weight") {
         return None;
     }
-    let [out, per_group, kh, kw] = four_dims(shape)?;
-    Some(class(out, per_group, [kh, kw], 1))
+    let ([out, per_group], taps) = weight_axes(shape)?;
+    Some(class(out, per_group, taps, 1))
 }
 
 /// The class of a conv of which the groups are known.
-pub fn class(out: usize, per_group: usize, kernel: [usize; 2], groups: usize) -> Class {
+pub fn class(out: usize, per_group: usize, kernel: Extent, groups: usize) -> Class {
     match (per_group, kernel) {
         (1, _) if out > 1 => Class::Depthwise,
         _ if groups > 1 => Class::Grouped,
-        (_, [1, 1]) => Class::Pointwise,
+        (_, POINT) => Class::Pointwise,
         _ => Class::Dense,
     }
 }

@@ -1,10 +1,11 @@
-//! Kernels seen from above: the mean of |w| over all channels at every tap, as the ACNet and RepLKNet papers draw them.
+//! Kernels seen from above: the mean of |w| over all channels at every tap, as the ACNet and RepLKNet papers draw them; of a kernel
+//! with a depth, over that as well.
 //!
 //! A kernel is reduced row by row, so a block of a gigabyte needs the memory of one of its rows.
 
 use crate::algebra::describe;
 use crate::algebra::fold::{Folded, Scratch};
-use crate::algebra::{Geometry, branches};
+use crate::algebra::{Extent, Geometry, branches};
 use crate::fuse::diagnose;
 use crate::plan::PlannedConv;
 use crate::tensor::Checkpoint;
@@ -20,7 +21,7 @@ pub struct Kernel {
     pub label: String,
     /// Its own height and width, in the middle of the fused kernel's.
     pub extent: [usize; 2],
-    /// The mean of |w| over all channels at each tap of the fused kernel, row by row.
+    /// The mean of |w| over all channels, and the depth, at each tap of the fused kernel, row by row.
     pub taps: Vec<f64>,
 }
 
@@ -53,11 +54,11 @@ pub fn kernel_maps(
         .iter()
         .map(|branch| Folded::compile_branch(&fused.expr, branch, &mut reader))
         .collect::<Result<Vec<_>, _>>()?;
-    let area = g.extent[0] * g.extent[1];
+    let area = area(g);
     let mut sums = vec![vec![0.0; area]; branches.len()];
     let mut whole = vec![0.0; area];
     let (mut row, mut total) = (vec![0.0; g.row_len()], vec![0.0; g.row_len()]);
-    for o in 0..g.out {
+    for o in 0..g.out() {
         total.fill(0.0);
         for (folded, sums) in folded.iter().zip(&mut sums) {
             folded.row(o, &mut reader, &mut scratch, &mut row)?;
@@ -66,14 +67,12 @@ pub fn kernel_maps(
         }
         add_magnitudes(&total, &mut whole);
     }
-    let frame = |label: String, extent, sums| Kernel {
+    let frame = |label: String, [_, height, width]: Extent, sums| Kernel {
         label,
-        extent,
+        extent: [height, width],
         taps: means(sums, g),
     };
-    let fused_label = match g.extent {
-        [kh, kw] => format!("{kh}×{kw}"),
-    };
+    let fused_label = describe::size(g.extent());
     let stored = match deployed {
         Deployed::InMemory => Some(whole),
         Deployed::File(_) => stored_magnitudes(checkpoint, fused, deployed)?,
@@ -82,9 +81,12 @@ pub fn kernel_maps(
         branches: branches
             .iter()
             .zip(sums)
-            .map(|(branch, sums)| frame(describe::expression(&branch.expr), branch.extent, sums))
+            .map(|(branch, sums)| {
+                let label = describe::expression(branch);
+                frame(label, branch.geometry().extent(), sums)
+            })
             .collect(),
-        fused: stored.map(|sums| frame(fused_label, g.extent, sums)),
+        fused: stored.map(|sums| frame(fused_label, g.extent(), sums)),
     })
 }
 
@@ -94,15 +96,15 @@ fn stored_magnitudes(
     deployed: Deployed<'_>,
 ) -> Result<Option<Vec<f64>>, diagnose::Error> {
     let g = fused.geometry();
-    let mut sums = vec![0.0; g.extent[0] * g.extent[1]];
+    let mut sums = vec![0.0; area(g)];
     // A transposed conv is stored by input channel, so it is read whole.
-    let step = if g.transposed {
-        g.out
+    let step = if g.transposed() {
+        g.out()
     } else {
-        (SLAB_VALUES / g.row_len().max(1)).max(1)
+        (SLAB_VALUES / g.row_len()).max(1)
     };
-    for first in (0..g.out).step_by(step.max(1)) {
-        let rows = first..(first + step).min(g.out);
+    for first in (0..g.out()).step_by(step) {
+        let rows = first..(first + step).min(g.out());
         match deployed_rows(checkpoint, fused, deployed, rows) {
             Ok(rows) => add_magnitudes(&rows.kernel, &mut sums),
             // The verdict says what is wrong with it.
@@ -115,16 +117,22 @@ fn stored_magnitudes(
 
 /// `row` holds one kernel of `sums.len()` taps after the other.
 fn add_magnitudes(row: &[f64], sums: &mut [f64]) {
-    for kernel in row.chunks_exact(sums.len().max(1)) {
+    for kernel in row.chunks_exact(sums.len()) {
         sums.iter_mut().zip(kernel).for_each(|(s, w)| *s += w.abs());
     }
 }
 
+/// The taps that a kernel has from above.
+fn area(g: &Geometry) -> usize {
+    let [_, height, width] = g.extent();
+    height * width
+}
+
 fn means(mut sums: Vec<f64>, g: &Geometry) -> Vec<f64> {
-    let kernels = (g.out * g.in_per_group()).max(1) as f64;
+    let kernels = (g.out() * g.row_len() / area(g)) as f64;
     sums.iter_mut().for_each(|s| *s /= kernels);
     // Folding sees a transposed conv as a plain one with its taps turned by 180°.
-    if g.transposed {
+    if g.transposed() {
         sums.reverse();
     }
     sums

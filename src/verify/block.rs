@@ -5,13 +5,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::bound::{Allowance, Rounding, Shown, beyond};
-use super::deployed::{Deployed, Part, Slab, deployed_rows, stored, stored_index};
+use super::deployed::{Deployed, Slab, Stored, deployed_rows, stored, stored_index};
 use super::probes::{amplitude, as_read, input_size, maps};
 use super::tally::Tally;
 use super::{BlockVerdict, Options};
 use crate::algebra::describe;
-use crate::algebra::forward::{Input, Reading, forward};
-use crate::algebra::{Expr, Operand};
+use crate::algebra::extent::{POINT, position, volume};
+use crate::algebra::forward::{self, Input, Reading, Spikes, forward};
+use crate::algebra::part::split;
+use crate::algebra::{Extent, Geometry, Kernel, Op, Part, Resolved};
 use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
 use crate::plan::PlannedConv;
@@ -37,8 +39,7 @@ pub(super) fn impulse_share<'a>(convs: impl Iterator<Item = &'a PlannedConv>) ->
 /// The multiply-adds of an impulse through every input channel, where each runs through inner convs.
 fn impulse_cost(fused: &PlannedConv) -> f64 {
     let g = fused.geometry();
-    let area = g.extent[0] * g.extent[1];
-    inner_cost(fused.expr.expr()) * (area * g.in_per_group()) as f64
+    inner_cost(fused.expr.root()) * g.row_len() as f64
 }
 
 /// What a conv is compared by.
@@ -58,7 +59,7 @@ impl Check<'_> {
         let mut verdict = BlockVerdict {
             name: name.to_owned(),
             module: fused.module.clone(),
-            expression: describe::expression(fused.expr.expr()),
+            expression: describe::expression(fused.expr.root()),
             ratio: f64::NAN,
             absolute: f64::NAN,
             relative: f64::NAN,
@@ -80,12 +81,12 @@ impl Check<'_> {
             }
         }
         let g = *fused.geometry();
-        let composed = inner_cost(fused.expr.expr());
+        let composed = inner_cost(fused.expr.root());
         // What stands before the last conv runs anew for every slab, so such blocks are taken whole.
         let per_slab = if composed > 0.0 {
-            g.out
+            g.out()
         } else {
-            (SLAB_VALUES / g.row_len().max(1)).max(1)
+            (SLAB_VALUES / g.row_len()).max(1)
         };
         let all = g.in_per_group();
         let tried = match composed > 0.0 && !self.options.exhaustive {
@@ -93,10 +94,10 @@ impl Check<'_> {
             false => all,
         };
         verdict.impulses[0] = tried;
-        let slabs: Vec<usize> = (0..g.out).step_by(per_slab).collect();
+        let slabs: Vec<usize> = (0..g.out()).step_by(per_slab).collect();
         let tallies = slabs
             .par_iter()
-            .map(|&first| self.slab(first..(first + per_slab).min(g.out), tried))
+            .map(|&first| self.slab(first..(first + per_slab).min(g.out()), tried))
             .collect::<Result<Vec<_>, _>>()?;
         let mut total = Tally::default();
         tallies.into_iter().for_each(|tally| total.merge(tally));
@@ -131,7 +132,7 @@ impl Check<'_> {
             tally.add(f64::NAN, f64::NAN, f64::NAN, 1.0, || at);
             return Ok(tally);
         }
-        let conv = slab.as_conv();
+        let conv = slab.as_conv()?;
         let mut reader = Reader::new(self.checkpoint, 0);
         let compare = Compare {
             check: self,
@@ -139,9 +140,9 @@ impl Check<'_> {
             slab: &slab,
             rows: rows.clone(),
         };
-        let area = g.extent[0] * g.extent[1];
+        let area = g.taps();
         // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
-        let (part, step) = if inner_cost(self.fused.expr.expr()) > 0.0 {
+        let (part, step) = if inner_cost(self.fused.expr.root()) > 0.0 {
             let step = SLAB_VALUES / (rows.len() * area).max(1);
             (rows.len(), step.clamp(1, channels.max(1)))
         } else {
@@ -161,12 +162,12 @@ impl Check<'_> {
             };
             for first in (0..channels).step_by(step) {
                 let last = (first + step).min(channels);
-                let input = Input::Spikes {
+                let input = Input::Spikes(Spikes {
                     per_group: g.in_per_group(),
                     channels: first + offset..last + offset,
                     amplitude,
-                };
-                compare.over(&input, g.extent, &mut reader, &mut tally)?;
+                });
+                compare.over(&input, g.extent(), &mut reader, &mut tally)?;
             }
         }
         if tally.ratio.is_nan() {
@@ -175,7 +176,7 @@ impl Check<'_> {
         }
         // After the impulses, which name a weight where these can only name a channel.
         let dense = maps(g, self.options.probes.get().into(), self.options.seed);
-        compare.over(&dense, [1, 1], &mut reader, &mut tally)?;
+        compare.over(&dense, POINT, &mut reader, &mut tally)?;
         Ok(tally)
     }
 }
@@ -183,7 +184,7 @@ impl Check<'_> {
 /// Both forms of some output channels, to run on the same input.
 struct Compare<'a> {
     check: &'a Check<'a>,
-    conv: &'a Expr<Part>,
+    conv: &'a Resolved<Stored>,
     slab: &'a Slab,
     rows: Range<usize>,
 }
@@ -192,19 +193,19 @@ impl Compare<'_> {
     fn over(
         &self,
         input: &Input,
-        want: [usize; 2],
+        want: Extent,
         reader: &mut Reader<'_>,
         tally: &mut Tally,
     ) -> Result<(), diagnose::Error> {
         let trained = self.trained(
-            self.check.fused.expr.expr(),
+            self.check.fused.expr.root(),
             input,
             want,
             Reading::Value,
             reader,
         )?;
-        let deployed = self.deployed(input, want, Reading::Value);
-        let bound = self.bound(input, want);
+        let deployed = self.deployed(input, want, Reading::Value)?;
+        let bound = self.bound(input, want)?;
         let off: Vec<f64> = trained
             .iter()
             .zip(deployed)
@@ -217,7 +218,7 @@ impl Compare<'_> {
         };
         let height = match input {
             Input::Dense(_) => 1.0,
-            Input::Spikes { amplitude, .. } => *amplitude,
+            Input::Spikes(spikes) => spikes.amplitude,
         };
         for (i, y) in trained.iter().enumerate() {
             let allowed = bound[i] + beyond[i];
@@ -229,29 +230,36 @@ impl Compare<'_> {
     /// Outputs of an expression over the training form's tensors.
     fn trained(
         &self,
-        expr: &Expr<Tensor>,
+        part: &Part<Tensor>,
         input: &Input,
-        want: [usize; 2],
+        want: Extent,
         reading: Reading,
         reader: &mut Reader<'_>,
     ) -> Result<Vec<f64>, diagnose::Error> {
-        let (g, input) = (self.check.fused.geometry(), as_read(input, reading));
-        let maps = forward(expr, g, &input, self.rows.clone(), want, reading, reader)?;
-        Ok(maps.data)
+        let (input, rows) = (as_read(input, reading), self.rows.clone());
+        let maps = forward(part, &input, rows, want, reading, reader);
+        Ok(maps?.into_data())
     }
 
     /// Outputs of the deploy form.
-    fn deployed(&self, input: &Input, want: [usize; 2], reading: Reading) -> Vec<f64> {
-        let (g, input) = (self.check.fused.geometry(), as_read(input, reading));
-        let rows = self.rows.clone();
+    fn deployed(
+        &self,
+        input: &Input,
+        want: Extent,
+        reading: Reading,
+    ) -> Result<Vec<f64>, diagnose::Error> {
+        let (input, rows) = (as_read(input, reading), self.rows.clone());
         let mut slab = self.slab;
-        let Ok(maps) = forward(self.conv, g, &input, rows, want, reading, &mut slab);
-        maps.data
+        let maps = forward(self.conv.root(), &input, rows, want, reading, &mut slab);
+        match maps {
+            Ok(maps) => Ok(maps.into_data()),
+            Err(forward::Error::Misfit(misfit)) => Err(misfit.into()),
+        }
     }
 
     /// What rounding the stored numbers may move each output by.
-    fn bound(&self, input: &Input, want: [usize; 2]) -> Vec<f64> {
-        let mut bound = self.deployed(input, want, Reading::Magnitude);
+    fn bound(&self, input: &Input, want: Extent) -> Result<Vec<f64>, diagnose::Error> {
+        let mut bound = self.deployed(input, want, Reading::Magnitude)?;
         let rows = &self.slab.rows;
         let rounding = Rounding {
             types: rows.types,
@@ -264,20 +272,20 @@ impl Compare<'_> {
                 .iter_mut()
                 .for_each(|size| *size = rounding.of(*size, *bias));
         }
-        bound
+        Ok(bound)
     }
 
     /// What arithmetic may add to that.
     fn beyond(
         &self,
         input: &Input,
-        want: [usize; 2],
+        want: Extent,
         reader: &mut Reader<'_>,
     ) -> Result<Vec<f64>, diagnose::Error> {
         // An impulse shows weights; the others show biases, too.
         let [weight, bias] = self.slab.rows.types;
         let (float, shown) = match input {
-            Input::Spikes { .. } => (weight, Shown::Weight),
+            Input::Spikes(_) => (weight, Shown::Weight),
             Input::Dense(_) => (weight.min(bias), Shown::All),
         };
         let run = |part: &_, reading| self.trained(part, input, want, reading, reader);
@@ -291,45 +299,37 @@ impl Compare<'_> {
     }
 
     /// The number of the deploy form that an output shows.
-    fn place(&self, input: &Input, i: usize, want: [usize; 2]) -> (&'static str, Vec<usize>) {
+    fn place(&self, input: &Input, i: usize, want: Extent) -> (&'static str, Vec<usize>) {
         let g = self.check.fused.geometry();
         match input {
             Input::Dense(maps) => {
-                let (o, map) = (self.rows.start + i / maps.maps, i % maps.maps);
+                let (o, map) = (self.rows.start + i / maps.maps(), i % maps.maps());
                 (if map == 0 { "bias" } else { "weight" }, vec![o])
             }
-            Input::Spikes { channels, .. } => {
-                let area = want[0] * want[1];
+            Input::Spikes(Spikes { channels, .. }) => {
+                let area = volume(want);
                 let (map, tap) = (i / area, area - 1 - i % area);
                 let o = self.rows.start + map / channels.len();
-                let index = [
-                    o,
-                    channels.start + map % channels.len(),
-                    tap / want[1],
-                    tap % want[1],
-                ];
-                ("weight", stored_index(g, index))
+                let input = channels.start + map % channels.len();
+                ("weight", stored_index(g, [o, input], position(tap, want)))
             }
         }
     }
 }
 
 /// The multiply-adds per position and map of convs that run on what another conv has made.
-fn inner_cost<T: Operand>(expr: &Expr<T>) -> f64 {
-    match expr {
-        Expr::Sum(xs) => xs.iter().map(inner_cost).sum(),
-        Expr::Seq(xs) => {
-            let (head, tail) = Expr::split_seq(xs);
+fn inner_cost<T>(part: &Part<T>) -> f64 {
+    match part.op() {
+        Op::Sum(parts) | Op::Stack(parts) => parts.iter().map(inner_cost).sum(),
+        Op::Seq(parts) => {
+            let (head, tail) = split(parts);
             let inner: f64 = head.iter().map(inner_cost).sum();
-            let outer = if head.iter().any(Expr::mixes_channels) {
-                tail.iter()
-                    .flat_map(Expr::convs)
-                    .map(|c| c.weight.len() as f64)
-                    .sum()
-            } else {
-                0.0
+            let behind = head.iter().any(Part::has_conv);
+            let outer = tail.iter().filter(|_| behind).flat_map(Part::convs);
+            let cost = |(kernel, g): (&Kernel<T>, &Geometry)| {
+                (g.out() * g.in_per_group() * volume(kernel.taps)) as f64
             };
-            inner + outer
+            inner + outer.map(cost).sum::<f64>()
         }
         _ => 0.0,
     }

@@ -2,9 +2,9 @@
 
 use super::Deployed;
 use crate::algebra::branches::branches;
+use crate::algebra::extent::{POINT, grown, volume};
 use crate::algebra::forward::Reading;
-use crate::algebra::shape::{extent_of, four_dims};
-use crate::algebra::{Expr, Operand, Resolved};
+use crate::algebra::{Extent, Op, Part, Resolved};
 use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
 
@@ -57,14 +57,14 @@ impl Rounding {
 ///
 /// # Errors
 /// Whatever running gives.
-pub(crate) fn beyond<T: Operand, E>(
+pub(crate) fn beyond<T: Clone, E>(
     allowance: Allowance,
     float: Float,
     shown: Shown,
     expr: &Resolved<T>,
-    mut run: impl FnMut(&Expr<T>, Reading) -> Result<Vec<f64>, E>,
+    mut run: impl FnMut(&Part<T>, Reading) -> Result<Vec<f64>, E>,
 ) -> Result<Vec<f64>, E> {
-    let whole = expr.expr();
+    let whole = expr.root();
     if allowance == Allowance::OneRounding {
         let slack = f64::EPSILON * (steps(whole) + added_up(whole, shown, None).sqrt());
         let mut terms = run(whole, Reading::Magnitude)?;
@@ -75,7 +75,7 @@ pub(crate) fn beyond<T: Operand, E>(
     let mut beyond = run(whole, Reading::Energy)?;
     beyond.iter_mut().for_each(|x| *x = of_terms * x.sqrt());
     for branch in branches(expr) {
-        let sizes = run(&branch.expr, Reading::Value)?;
+        let sizes = run(&branch, Reading::Value)?;
         let sizes = sizes.iter().map(|y| of_branches * y.abs());
         beyond.iter_mut().zip(sizes).for_each(|(x, y)| *x += y);
     }
@@ -89,11 +89,11 @@ pub(crate) fn beyond<T: Operand, E>(
 /// pass. But the errors of many terms are as likely up as down, and add up like the root of their squares: 3.5·√steps is six
 /// standard deviations of as many roundings. What all terms of a branch share (the scale of its last norm) it is wrong by as a
 /// whole. Sums of products are accumulated in f32 at the least, as PyTorch does for the half types.
-fn expected<T: Operand>(float: Float, expr: &Expr<T>, shown: Shown) -> [f64; 2] {
+fn expected<T>(float: Float, whole: &Part<T>, shown: Shown) -> [f64; 2] {
     let unit = float.unit_roundoff();
     let accumulated =
-        2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(expr, shown, None).sqrt();
-    let steps = steps(expr);
+        2.5 * unit.min(Float::F32.unit_roundoff()) * added_up(whole, shown, None).sqrt();
+    let steps = steps(whole);
     [
         3.5 * unit * steps.sqrt() + accumulated,
         unit * steps + accumulated,
@@ -103,14 +103,15 @@ fn expected<T: Operand>(float: Float, expr: &Expr<T>, shown: Shown) -> [f64; 2] 
 /// How many roundings in a row the longest path through an expression takes when it is folded, those of long sums aside.
 ///
 /// A conv takes two (scale, bias), a batch norm four (root, quotient, product, sum) and a sum one per branch.
-fn steps<T: Operand>(expr: &Expr<T>) -> f64 {
-    match expr {
-        Expr::Conv(_) => 2.0,
-        Expr::Bn(_) => 4.0,
-        Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) => 1.0,
-        Expr::Identity => 0.0,
-        Expr::Sum(xs) => xs.iter().map(steps).fold(0.0, f64::max) + xs.len() as f64,
-        Expr::Seq(xs) => xs.iter().map(steps).sum(),
+fn steps<T>(part: &Part<T>) -> f64 {
+    match part.op() {
+        Op::Conv(_) => 2.0,
+        Op::Bn(_) => 4.0,
+        Op::Scale(_) | Op::Shift(_) | Op::Mean(_) => 1.0,
+        Op::Identity | Op::Select(_) => 0.0,
+        Op::Sum(parts) => parts.iter().map(steps).fold(0.0, f64::max) + parts.len() as f64,
+        Op::Stack(parts) => parts.iter().map(steps).fold(0.0, f64::max),
+        Op::Seq(parts) => parts.iter().map(steps).sum(),
     }
 }
 
@@ -126,27 +127,27 @@ pub(crate) enum Shown {
 /// How many products are added up for one number. A weight of a conv on the block's input, or on diagonal maps of it, is
 /// folded by itself. A conv behind an inner kernel, of the extent that stands `behind` it, adds up one product for each channel
 /// and each way in which the two kernels' taps meet; and a bias, one for each channel and tap.
-fn added_up<T: Operand>(expr: &Expr<T>, shown: Shown, behind: Option<[usize; 2]>) -> f64 {
-    match (expr, behind) {
-        (Expr::Conv(c), Some([h, w])) => {
-            let [_, i, kh, kw] = four_dims(c.weight.shape()).unwrap_or([1; 4]);
-            match shown {
-                Shown::Weight => (i * kh.min(h) * kw.min(w)) as f64,
-                Shown::All => (i * kh * kw) as f64,
-            }
+fn added_up<T>(part: &Part<T>, shown: Shown, behind: Option<Extent>) -> f64 {
+    match (part.op(), behind) {
+        (Op::Conv(kernel), Some(behind)) => {
+            let meet = match shown {
+                Shown::Weight => [0, 1, 2].map(|axis| kernel.taps[axis].min(behind[axis])),
+                Shown::All => kernel.taps,
+            };
+            (part.geometry().in_per_group() * volume(meet)) as f64
         }
-        (Expr::Sum(xs), _) => {
-            let branches = xs.iter().map(|x| added_up(x, shown, behind));
+        (Op::Sum(parts) | Op::Stack(parts), _) => {
+            let branches = parts.iter().map(|x| added_up(x, shown, behind));
             branches.fold(0.0, f64::max)
         }
-        (Expr::Seq(xs), _) => {
-            let (start, mut behind, mut sum) = (behind.unwrap_or([1, 1]), behind, 0.0);
-            for (i, x) in xs.iter().enumerate() {
+        (Op::Seq(parts), _) => {
+            let (mut reach, mut behind, mut sum) = (behind.unwrap_or(POINT), behind, 0.0);
+            for x in parts {
                 sum += added_up(x, shown, behind);
+                reach = grown(reach, x.geometry().extent());
                 // What a norm adds on the input, too, a conv behind it adds up in its bias.
-                if behind.is_some() || x.mixes_channels() || shown == Shown::All {
-                    let [h, w] = extent_of(&xs[..=i]);
-                    behind = Some([start[0] + h - 1, start[1] + w - 1]);
+                if behind.is_some() || x.has_conv() || shown == Shown::All {
+                    behind = Some(reach);
                 }
             }
             sum

@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::fmt;
 use std::ops::Range;
 
-use crate::algebra::shape::transposed;
-use crate::algebra::{Conv, Expr, Geometry, Operand, Values};
+use crate::algebra::extent::{POINT, position};
+use crate::algebra::shape::resolve;
+use crate::algebra::{Conv, Expr, Extent, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
 use crate::plan::PlannedConv;
 use crate::tensor::Reader;
-use crate::tensor::{Checkpoint, Float, Tensor, quoted};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
 /// What the training form is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub enum Deployed<'a> {
 /// Some output channels of a deploy form.
 #[derive(Clone, Debug)]
 pub struct DeployedRows {
-    /// `[rows, in/groups, kh, kw]`.
+    /// `[rows, in/groups, kd, kh, kw]`.
     pub kernel: Vec<f64>,
     /// `[rows]`.
     pub bias: Vec<f64>,
@@ -33,13 +34,13 @@ pub struct DeployedRows {
 }
 
 /// A tensor of the deploy form and its type.
-type Stored<'a> = (&'a Tensor, Float);
+type Typed<'a> = (&'a Tensor, Float);
 
 /// The deploy form's weight and, if it has one, its bias, or what is wrong with them. None in memory.
 pub(super) fn stored<'a>(
     fused: &PlannedConv,
     deployed: Deployed<'a>,
-) -> Result<Option<(Stored<'a>, Option<Stored<'a>>)>, String> {
+) -> Result<Option<(Typed<'a>, Option<Typed<'a>>)>, String> {
     let Deployed::File(file) = deployed else {
         return Ok(None);
     };
@@ -69,7 +70,7 @@ pub(super) fn stored<'a>(
     };
     Ok(Some((
         check(weight, g.weight_shape())?,
-        bias.map(|bias| check(bias, vec![g.out])).transpose()?,
+        bias.map(|bias| check(bias, vec![g.out()])).transpose()?,
     )))
 }
 
@@ -90,8 +91,8 @@ pub fn deployed_rows(
     ) {
         (Some(((weight, of_weight), bias)), Deployed::File(file)) => {
             let mut reader = Reader::new(file, 0);
-            let kernel = if g.transposed {
-                transposed::read_rows(weight, g.groups, rows.clone(), &mut reader)?
+            let kernel = if g.transposed() {
+                turned_rows(weight, g, rows.clone(), &mut reader)?
             } else {
                 reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
             };
@@ -107,7 +108,7 @@ pub fn deployed_rows(
         }
         _ => {
             // A row of a transposed conv lies all over its weight; nothing beside it is wanted.
-            let window = if g.transposed { 0 } else { 1 << 18 };
+            let window = if g.transposed() { 0 } else { 1 << 18 };
             let mut reader = Reader::new(checkpoint, window);
             let (mut kernel, mut bias) = fold_rows(checkpoint, fused, rows, &mut reader)?;
             kernel
@@ -123,6 +124,26 @@ pub fn deployed_rows(
     }
 }
 
+/// Output channels of a transposed conv's weight, which is stored as `[in, out/groups, …]`, as those of the plain conv that does the
+/// same over a map with zeros between the pixels: its taps are turned by 180°.
+fn turned_rows(
+    weight: &Tensor,
+    g: &Geometry,
+    rows: Range<usize>,
+    reader: &mut Reader<'_>,
+) -> Result<Vec<f64>, TensorError> {
+    let mut kernel = Vec::with_capacity(rows.len() * g.row_len());
+    let mut taps = vec![0.0; g.taps()];
+    for o in rows {
+        for input in (0..g.in_per_group()).map(|i| g.first_input(o) + i) {
+            let at = input * g.out_per_group() + o % g.out_per_group();
+            reader.read(weight, at * taps.len(), &mut taps)?;
+            kernel.extend(taps.iter().rev());
+        }
+    }
+    Ok(kernel)
+}
+
 /// The deploy form's rows that are compared at a time, as operands of the algebra.
 pub(super) struct Slab {
     pub geometry: Geometry,
@@ -130,60 +151,56 @@ pub(super) struct Slab {
     pub rows: DeployedRows,
 }
 
+/// Weight and bias of a slab, with their shapes.
 #[derive(Clone)]
-pub(super) enum Part {
-    Kernel([usize; 4]),
+pub(super) enum Stored {
+    Kernel([usize; 5]),
     Bias([usize; 1]),
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Part::Kernel(_) => "weight",
-            Part::Bias(_) => "bias",
+            Stored::Kernel(_) => "weight",
+            Stored::Bias(_) => "bias",
         })
     }
 }
 
-impl Operand for Part {
+impl Operand for Stored {
     fn shape(&self) -> &[usize] {
         match self {
-            Part::Kernel(shape) => shape,
-            Part::Bias(shape) => shape,
+            Stored::Kernel(shape) => shape,
+            Stored::Bias(shape) => shape,
         }
     }
 }
 
-impl Values<Part> for &Slab {
+impl Values<Stored> for &Slab {
     type Error = Infallible;
 
-    fn read(&mut self, leaf: &Part, first: usize, out: &mut [f64]) -> Result<(), Self::Error> {
+    fn read(&mut self, leaf: &Stored, first: usize, out: &mut [f64]) -> Result<(), Self::Error> {
         let (from, skipped) = match leaf {
-            Part::Kernel(_) => (&self.rows.kernel, self.first * self.geometry.row_len()),
-            Part::Bias(_) => (&self.rows.bias, self.first),
+            Stored::Kernel(_) => (&self.rows.kernel, self.first * self.geometry.row_len()),
+            Stored::Bias(_) => (&self.rows.bias, self.first),
         };
         out.copy_from_slice(&from[first - skipped..][..out.len()]);
         Ok(())
     }
 }
 
-/// An index `[o, i, y, x]` as the weight is stored: in as many dimensions, and of a transposed conv as `[in, out/groups, kh, kw]`
-/// with its taps turned.
-pub(super) fn stored_index(g: &Geometry, index: [usize; 4]) -> Vec<usize> {
-    let index = match g.transposed {
-        false => index,
+/// The index of a weight, given its output channel, its input channel in the group and its tap, as it is stored: in as many
+/// dimensions, and of a transposed conv as `[in, out/groups, …]` with its taps turned.
+pub(super) fn stored_index(g: &Geometry, [o, i]: [usize; 2], tap: Extent) -> Vec<usize> {
+    let (channels, tap) = match g.transposed() {
+        false => ([o, i], tap),
         true => {
-            let ([o, i, y, x], [kh, kw]) = (index, g.extent);
-            let width = (g.out / g.groups.max(1)).max(1);
-            let input = o / width * g.in_per_group() + i;
-            [input, o % width, kh - 1 - y, kw - 1 - x]
+            let turned = [0, 1, 2].map(|axis| g.extent()[axis] - 1 - tap[axis]);
+            ([g.first_input(o) + i, o % g.out_per_group()], turned)
         }
     };
-    match g.rank {
-        0..=2 => index[..2].to_vec(),
-        3 => vec![index[0], index[1], index[3]],
-        _ => index.to_vec(),
-    }
+    let axes = &tap[tap.len() + 2 - g.rank()..];
+    channels.iter().chain(axes).copied().collect()
 }
 
 impl Slab {
@@ -192,29 +209,29 @@ impl Slab {
         let first = |values: &[f64]| values.iter().position(|x| !x.is_finite());
         let g = &self.geometry;
         let of_kernel = first(&self.rows.kernel).map(|i| {
-            let (row, area) = (g.row_len(), g.extent[0] * g.extent[1]);
-            let tap = i % area;
-            let index = [
-                self.first + i / row,
-                i % row / area,
-                tap / g.extent[1],
-                tap % g.extent[1],
-            ];
-            ("weight", stored_index(g, index))
+            let (row, taps) = (g.row_len(), g.taps());
+            let channels = [self.first + i / row, i % row / taps];
+            let tap = position(i % taps, g.extent());
+            ("weight", stored_index(g, channels, tap))
         });
         of_kernel.or_else(|| first(&self.rows.bias).map(|i| ("bias", vec![self.first + i])))
     }
 
-    pub(super) fn as_conv(&self) -> Expr<Part> {
+    /// The conv that the deploy form is.
+    ///
+    /// # Errors
+    /// None, for a geometry is one of a conv.
+    pub(super) fn as_conv(&self) -> Result<Resolved<Stored>, GeometryError> {
         let g = &self.geometry;
-        Expr::Conv(Conv {
-            weight: Part::Kernel([g.out, g.in_per_group(), g.extent[0], g.extent[1]]),
-            bias: Some(Part::Bias([g.out])),
-            dilation: [1, 1],
-            groups: Some(g.groups),
+        let [kd, kh, kw] = g.extent();
+        resolve(Expr::Conv(Conv {
+            weight: Stored::Kernel([g.out(), g.in_per_group(), kd, kh, kw]),
+            bias: Some(Stored::Bias([g.out()])),
+            dilation: POINT,
+            groups: Some(g.groups()),
             transposed: false,
             flipped: false,
             shared: false,
-        })
+        }))
     }
 }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use crate::algebra::Geometry;
-use crate::algebra::forward::{Input, Maps, Reading};
+use crate::algebra::extent::volume;
+use crate::algebra::forward::{Input, Maps, Reading, Spikes};
 use crate::verify::random::SplitMix64;
 
 /// How high spikes are, given the largest weight: so high that every bias vanishes beside the smallest weight, and not so high
@@ -15,10 +16,10 @@ pub(super) fn amplitude(largest: f64) -> f64 {
 
 /// One map of zeros and some random ones, each as large as the kernel.
 pub(super) fn maps(g: &Geometry, random: usize, seed: u64) -> Input {
-    let mut maps = Maps::zeros(g.inputs, 1 + random, g.extent);
-    let area = g.extent[0] * g.extent[1];
+    let mut maps = Maps::zeros(g.inputs(), 1 + random, g.extent());
+    let area = g.taps();
     let mut numbers = SplitMix64::new(seed);
-    for (i, x) in maps.data.iter_mut().enumerate() {
+    for (i, x) in maps.data_mut().iter_mut().enumerate() {
         if !(i / area).is_multiple_of(1 + random) {
             *x = 2.0 * numbers.next_unit() - 1.0;
         }
@@ -32,26 +33,23 @@ pub(super) fn as_read(input: &Input, reading: Reading) -> Cow<'_, Input> {
         return Cow::Borrowed(input);
     }
     Cow::Owned(match input {
-        Input::Dense(maps) => Input::Dense(Maps {
-            data: maps.data.iter().map(|x| reading.of(*x)).collect(),
-            ..*maps
+        Input::Dense(maps) => {
+            let mut maps = maps.clone();
+            let values = maps.data_mut().iter_mut();
+            values.for_each(|x| *x = reading.of(*x));
+            Input::Dense(maps)
+        }
+        Input::Spikes(spikes) => Input::Spikes(Spikes {
+            amplitude: reading.of(spikes.amplitude),
+            ..spikes.clone()
         }),
-        Input::Spikes {
-            per_group,
-            channels,
-            amplitude,
-        } => Input::Spikes {
-            per_group: *per_group,
-            channels: channels.clone(),
-            amplitude: reading.of(*amplitude),
-        },
     })
 }
 
 /// What the roundings of subnormal numbers are multiplied by at most.
 pub(super) fn input_size(input: &Input) -> f64 {
     match input {
-        Input::Dense(maps) => 1.0 + (maps.channels * maps.size[0] * maps.size[1]) as f64,
-        Input::Spikes { amplitude, .. } => 1.0 + amplitude,
+        Input::Dense(maps) => 1.0 + (maps.channels() * volume(maps.size())) as f64,
+        Input::Spikes(spikes) => 1.0 + spikes.amplitude,
     }
 }

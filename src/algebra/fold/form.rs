@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::{Affine, Folded};
-use crate::algebra::expr::{Bn, Conv, Expr, Factor, Operand, Through, Values, Vector};
-use crate::algebra::shape;
+use crate::algebra::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
+use crate::algebra::extent::Extent;
+use crate::algebra::part::{Kernel, Op, Part, split};
+use crate::algebra::shape::Geometry;
 
 /// Terms and a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -13,89 +15,107 @@ pub(super) struct Form<T> {
     pub bias: Vec<f64>,
 }
 
-/// One summand of the kernel: `scale[o] · row o of the source`, averaged over the windows in `means`.
+/// One summand of the kernel: for output channel `o`, `scale[o]` times a row of the source, averaged over the windows in `means`.
 #[derive(Clone, Debug)]
 pub(super) struct Term<T> {
     pub source: Source<T>,
+    pub rows: Rows,
     pub scale: Vec<f64>,
-    pub means: Vec<[usize; 2]>,
+    pub means: Vec<Extent>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Source<T> {
-    /// Channel `o` itself.
+    /// A channel itself.
     Diagonal,
-    /// Row `o` of a kernel that is already folded.
+    /// A row of a kernel that is already folded.
     Inner(Arc<Affine>),
-    /// Row `o` of a stored weight, applied to the block's input or to what is already folded.
+    /// A row of a stored weight, applied to the block's input or to what is already folded.
     Conv {
-        conv: Conv<T>,
+        kernel: Kernel<T>,
+        geometry: Geometry,
         after: Option<Arc<Affine>>,
     },
 }
 
-/// Compiles an expression over `inputs` channels, behind what is already folded.
+/// Which row of its source each output channel of a term has.
+#[derive(Clone, Debug)]
+pub(super) enum Rows {
+    /// The row of the same number.
+    Same,
+    /// These; none where the term is no part of a channel.
+    Of(Vec<Option<usize>>),
+}
+
+impl Rows {
+    pub(super) fn of(&self, o: usize) -> Option<usize> {
+        match self {
+            Rows::Same => Some(o),
+            Rows::Of(rows) => rows[o],
+        }
+    }
+}
+
+/// Compiles a part, behind what is already folded.
 pub(super) fn compile<T: Operand, V: Values<T>>(
-    expr: &Expr<T>,
-    inputs: usize,
+    part: &Part<T>,
     after: Option<&Arc<Affine>>,
     values: &mut V,
 ) -> Result<Form<T>, V::Error> {
-    match expr {
-        Expr::Conv(conv) => {
-            let out = shape::outputs(expr, inputs);
-            let bias = match &conv.bias {
+    let geometry = *part.geometry();
+    match part.op() {
+        Op::Conv(kernel) => {
+            let out = geometry.out();
+            let bias = match &kernel.bias {
                 Some(bias) => values.vector(bias, 0, out)?,
                 None => vec![0.0; out],
             };
             let source = Source::Conv {
-                conv: conv.clone(),
+                kernel: kernel.clone(),
+                geometry,
                 after: after.cloned(),
             };
-            Ok(Form {
-                terms: vec![Term {
-                    source,
-                    scale: vec![1.0; out],
-                    means: Vec::new(),
-                }],
-                bias,
-            })
+            Ok(Form::of(source, bias))
         }
-        Expr::Sum(xs) => {
-            let forms = xs
-                .iter()
-                .map(|x| compile(x, inputs, after, values))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(sum(forms))
-        }
-        Expr::Seq(xs) => {
-            let (head, tail) = Expr::split_seq(xs);
+        Op::Sum(parts) => Ok(sum(compile_all(parts, after, values)?)),
+        Op::Stack(parts) => Ok(stack(compile_all(parts, after, values)?, geometry.out())),
+        Op::Seq(parts) => {
+            let (head, tail) = split(parts);
             let inner = match head {
                 [] => after.cloned(),
-                _ => Some(Arc::new(fold_part(head, inputs, after, values)?)),
+                _ => Some(Arc::new(fold_part(head, geometry.inputs(), after, values)?)),
             };
-            let inputs = inner.as_ref().map_or(inputs, |inner| inner.geometry.out);
-            let Some((first, rest)) = tail.split_first() else {
-                return Ok(input(inputs, after));
+            let (form, rest) = match tail.split_first() {
+                Some((first, rest)) => (compile(first, inner.as_ref(), values)?, rest),
+                None => (input(geometry.inputs(), after), tail),
             };
-            let form = compile(first, inputs, inner.as_ref(), values)?;
             rest.iter()
-                .try_fold(form, |form, x| apply_channelwise(x, form, values))
+                .try_fold(form, |form, part| apply(part, form, values))
         }
-        channelwise => apply_channelwise(channelwise, input(inputs, after), values),
+        _ => apply(part, input(geometry.inputs(), after), values),
     }
+}
+
+fn compile_all<T: Operand, V: Values<T>>(
+    parts: &[Part<T>],
+    after: Option<&Arc<Affine>>,
+    values: &mut V,
+) -> Result<Vec<Form<T>>, V::Error> {
+    let forms = parts.iter().map(|part| compile(part, after, values));
+    forms.collect()
 }
 
 /// Folds the head of a sequence over all its channels.
 fn fold_part<T: Operand, V: Values<T>>(
-    head: &[Expr<T>],
+    head: &[Part<T>],
     inputs: usize,
     after: Option<&Arc<Affine>>,
     values: &mut V,
 ) -> Result<Affine, V::Error> {
-    let head = Expr::Seq(head.to_vec());
-    let form = compile(&head, inputs, after, values)?;
-    let geometry = shape::of_part(&head, inputs, after.map(|a| &a.geometry));
+    let head = Part::seq(head.to_vec(), inputs);
+    let form = compile(&head, after, values)?;
+    let own = head.geometry();
+    let geometry = after.map_or(*own, |after| after.geometry.then(own));
     Folded { geometry, form }.all_rows(values)
 }
 
@@ -105,8 +125,7 @@ fn factors<T: Operand, V: Values<T>>(
     channels: usize,
     values: &mut V,
 ) -> Result<Vec<f64>, V::Error> {
-    let first = vector.row.unwrap_or(0) * vector.len();
-    let mut factors = values.vector(&vector.tensor, first, vector.len())?;
+    let mut factors = values.vector(&vector.tensor, vector.first(), vector.len())?;
     for x in &mut factors {
         *x = match vector.through {
             Through::Itself => *x,
@@ -124,17 +143,47 @@ fn factors<T: Operand, V: Values<T>>(
 
 /// The block's input, or what is already folded, as a form.
 fn input<T>(inputs: usize, after: Option<&Arc<Affine>>) -> Form<T> {
-    let (source, bias) = match after {
-        None => (Source::Diagonal, vec![0.0; inputs]),
-        Some(inner) => (Source::Inner(inner.clone()), inner.bias.clone()),
-    };
-    Form {
-        terms: vec![Term {
+    match after {
+        None => Form::of(Source::Diagonal, vec![0.0; inputs]),
+        Some(inner) => Form::of(Source::Inner(inner.clone()), inner.bias.clone()),
+    }
+}
+
+impl<T> Form<T> {
+    /// A source as it is.
+    fn of(source: Source<T>, bias: Vec<f64>) -> Form<T> {
+        let term = Term {
             source,
-            scale: vec![1.0; inputs],
+            rows: Rows::Same,
+            scale: vec![1.0; bias.len()],
             means: Vec::new(),
-        }],
-        bias,
+        };
+        Form {
+            terms: vec![term],
+            bias,
+        }
+    }
+
+    /// The form whose output channels are these of this one's; where there is none, it adds nothing.
+    fn picked(self, channels: &[Option<usize>]) -> Form<T> {
+        let pick = |from: &[f64]| -> Vec<f64> {
+            let of = |channel: &Option<usize>| channel.map_or(0.0, |channel| from[channel]);
+            channels.iter().map(of).collect()
+        };
+        let terms = self.terms.into_iter().map(|term| Term {
+            rows: Rows::Of(
+                channels
+                    .iter()
+                    .map(|channel| channel.and_then(|channel| term.rows.of(channel)))
+                    .collect(),
+            ),
+            scale: pick(&term.scale),
+            ..term
+        });
+        Form {
+            terms: terms.collect(),
+            bias: pick(&self.bias),
+        }
     }
 }
 
@@ -155,25 +204,44 @@ fn sum<T>(forms: Vec<Form<T>>) -> Form<T> {
     total
 }
 
-/// Applies an operator that maps every channel by itself.
-fn apply_channelwise<T: Operand, V: Values<T>>(
-    expr: &Expr<T>,
+/// Forms whose output channels are put one behind the other, `out` in all: a sum of forms that add nothing to each other's.
+fn stack<T>(forms: Vec<Form<T>>, out: usize) -> Form<T> {
+    let mut first = 0;
+    let mut spread = Vec::with_capacity(forms.len());
+    for form in forms {
+        let own = first..first + form.bias.len();
+        let channels: Vec<_> = (0..out)
+            .map(|o| own.contains(&o).then(|| o - own.start))
+            .collect();
+        first = own.end;
+        spread.push(form.picked(&channels));
+    }
+    sum(spread)
+}
+
+/// Applies a part without a conv to a form.
+fn apply<T: Operand, V: Values<T>>(
+    part: &Part<T>,
     mut form: Form<T>,
     values: &mut V,
 ) -> Result<Form<T>, V::Error> {
-    match expr {
-        Expr::Seq(xs) => xs
+    let mut all = |parts: &[Part<T>], form: &Form<T>| -> Result<Vec<Form<T>>, V::Error> {
+        let applied = parts.iter().map(|part| apply(part, form.clone(), values));
+        applied.collect()
+    };
+    match part.op() {
+        Op::Sum(parts) => Ok(sum(all(parts, &form)?)),
+        Op::Stack(parts) => Ok(stack(all(parts, &form)?, part.geometry().out())),
+        Op::Seq(parts) => parts
             .iter()
-            .try_fold(form, |form, x| apply_channelwise(x, form, values)),
-        Expr::Sum(xs) => {
-            let forms = xs
-                .iter()
-                .map(|x| apply_channelwise(x, form.clone(), values))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(sum(forms))
+            .try_fold(form, |form, part| apply(part, form, values)),
+        Op::Select(Channels { picked, .. }) => {
+            let channels: Vec<_> = picked.iter().map(|channel| Some(*channel)).collect();
+            Ok(form.picked(&channels))
         }
-        Expr::Mean(k) => {
-            form.terms.iter_mut().for_each(|term| term.means.push(*k));
+        Op::Mean(window) => {
+            let terms = form.terms.iter_mut();
+            terms.for_each(|term| term.means.push(*window));
             Ok(form)
         }
         diagonal => {
@@ -191,7 +259,7 @@ fn apply_channelwise<T: Operand, V: Values<T>>(
 
 /// The diagonal affine map `scale · x + shift` that a batch norm, a scale or a shift is, per channel.
 fn diagonal_of<T: Operand, V: Values<T>>(
-    expr: &Expr<T>,
+    op: &Op<T>,
     channels: usize,
     values: &mut V,
 ) -> Result<[Vec<f64>; 2], V::Error> {
@@ -200,8 +268,8 @@ fn diagonal_of<T: Operand, V: Values<T>>(
         _ => values.vector(leaf, 0, channels),
     };
     let (ones, zeros) = (|| vec![1.0; channels], || vec![0.0; channels]);
-    Ok(match expr {
-        Expr::Bn(Bn {
+    Ok(match op {
+        Op::Bn(Bn {
             mean,
             var,
             affine,
@@ -225,9 +293,9 @@ fn diagonal_of<T: Operand, V: Values<T>>(
                 .collect();
             [scale, shift]
         }
-        Expr::Scale(Factor::Number(n)) => [vec![*n; channels], zeros()],
-        Expr::Scale(Factor::Tensor(v)) => [factors(v, channels, values)?, zeros()],
-        Expr::Shift(t) => [ones(), per_channel(t)?],
+        Op::Scale(Factor::Number(n)) => [vec![*n; channels], zeros()],
+        Op::Scale(Factor::Tensor(v)) => [factors(v, channels, values)?, zeros()],
+        Op::Shift(t) => [ones(), per_channel(t)?],
         _ => [ones(), zeros()],
     })
 }

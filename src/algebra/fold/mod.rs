@@ -4,7 +4,8 @@
 //! norm behind a conv only changes the term's scale, so nothing is multiplied out until a row of
 //! the fused kernel is asked for, and then every branch is read once: `row = Σ scale · branch row + taps`.
 //! A diagonal becomes a delta kernel only there, so the identity tap
-//! `[o, o mod (in/groups), ⌊kh/2⌋, ⌊kw/2⌋]` is written in one place.
+//! `[o, o mod (in/groups), ⌊kh/2⌋, ⌊kw/2⌋]` is written in one place. Of a stack or a selection, a term
+//! knows which of its source's rows each output channel has.
 //!
 //! Rows (output channels) are independent of one another, and the large weights are read only row by row.
 //! What stands before the last conv of a sequence is needed whole by every row; it is folded when
@@ -14,22 +15,20 @@ mod form;
 mod row;
 mod taps;
 
-use super::branches::Branch;
 use super::expr::{Operand, Values};
-use super::shape::{Geometry, Resolved, four_dims};
+use super::extent::{POINT, volume};
+use super::part::Part;
+use super::shape::{Geometry, Resolved};
 use form::{Form, Source, Term, compile};
 use row::read_row;
 use taps::{add_centred, blur, set_scaled, spread};
 
-/// A kernel `[out, in/groups, kh, kw]` and a bias `[out]`, in f64 and row-major.
+/// A kernel `[out, in/groups, kd, kh, kw]` and a bias `[out]`, in f64 and row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Affine {
-    /// The shapes of kernel and bias.
-    pub geometry: Geometry,
-    /// `out · in/groups · kh · kw` values.
-    pub kernel: Vec<f64>,
-    /// `out` values.
-    pub bias: Vec<f64>,
+    geometry: Geometry,
+    kernel: Vec<f64>,
+    bias: Vec<f64>,
 }
 
 /// Folds a whole expression at once.
@@ -66,7 +65,7 @@ impl<T: Operand> Folded<T> {
     /// Whatever reading the values gives.
     pub fn compile<V: Values<T>>(expr: &Resolved<T>, values: &mut V) -> Result<Self, V::Error> {
         let geometry = *expr.geometry();
-        let form = compile(expr.expr(), geometry.inputs, None, values)?;
+        let form = compile(expr.root(), None, values)?;
         Ok(Folded { geometry, form })
     }
 
@@ -77,11 +76,11 @@ impl<T: Operand> Folded<T> {
     /// Whatever reading the values gives.
     pub fn compile_branch<V: Values<T>>(
         whole: &Resolved<T>,
-        branch: &Branch<T>,
+        branch: &Part<T>,
         values: &mut V,
     ) -> Result<Self, V::Error> {
         let geometry = *whole.geometry();
-        let form = compile(&branch.expr, geometry.inputs, None, values)?;
+        let form = compile(branch, None, values)?;
         Ok(Folded { geometry, form })
     }
 
@@ -90,7 +89,7 @@ impl<T: Operand> Folded<T> {
         &self.geometry
     }
 
-    /// Writes the fused kernel's row `o`, `[in/groups, kh, kw]`, to `out` and returns its bias.
+    /// Writes the fused kernel's row `o`, `[in/groups, kd, kh, kw]`, to `out` and returns its bias.
     ///
     /// # Errors
     /// Whatever reading the values gives.
@@ -112,20 +111,28 @@ impl<T: Operand> Folded<T> {
         let mut filled = false;
         for Term {
             source,
+            rows,
             scale,
             means,
         } in &self.form.terms
         {
+            let Some(of_source) = rows.of(o) else {
+                continue;
+            };
             let scale = scale[o];
             let (taps, extent, first): (&[f64], _, _) = match source {
-                Source::Diagonal => (&[1.0], [1, 1], o),
+                Source::Diagonal => (&[1.0], POINT, of_source),
                 Source::Inner(inner) => (
-                    inner.row(o),
-                    inner.geometry.extent,
-                    inner.geometry.first_input(o),
+                    inner.row(of_source),
+                    inner.geometry.extent(),
+                    inner.geometry.first_input(of_source),
                 ),
-                Source::Conv { conv, after } => {
-                    let row = read_row(conv, o, values, weight)?;
+                Source::Conv {
+                    kernel,
+                    geometry,
+                    after,
+                } => {
+                    let row = read_row(kernel, geometry, of_source, values, weight)?;
                     match after {
                         Some(inner) => {
                             bias += scale * row.through_bias(weight, &inner.bias);
@@ -133,9 +140,9 @@ impl<T: Operand> Folded<T> {
                                 row.through(weight, inner, o, &self.geometry, [composed, by_tap]);
                             (composed, extent, first)
                         }
-                        None if conv.dilation == [1, 1] => (weight, row.kernel, row.first),
+                        None if kernel.dilation == POINT => (weight, row.taps, row.first),
                         None => (
-                            spread(weight, row.kernel, row.extent, conv.dilation, composed),
+                            spread(weight, row.taps, row.extent, kernel.dilation, composed),
                             row.extent,
                             row.first,
                         ),
@@ -143,7 +150,7 @@ impl<T: Operand> Folded<T> {
                 }
             };
             let (taps, extent) = blur(taps, extent, means, blurred);
-            let whole = self.geometry.extent;
+            let whole = self.geometry.extent();
             if !filled && extent == whole && taps.len() == out.len() {
                 // The first branch is mostly as large as the kernel. Adding it to zeros takes a tenth longer in all.
                 set_scaled(taps, scale, out);
@@ -161,7 +168,7 @@ impl<T: Operand> Folded<T> {
         Ok(bias)
     }
 
-    /// Writes what is stored for input channel `i` of a transposed conv, `[out/groups, kh, kw]`, to `out`.
+    /// Writes what is stored for input channel `i` of a transposed conv, `[out/groups, kd, kh, kw]`, to `out`.
     ///
     /// Its taps stay as they are stored, for nothing but scales and sums can follow a transposed conv.
     ///
@@ -174,31 +181,25 @@ impl<T: Operand> Folded<T> {
         scratch: &mut Scratch,
         out: &mut [f64],
     ) -> Result<(), V::Error> {
-        let Geometry {
-            inputs,
-            out: outputs,
-            groups,
-            extent,
-            ..
-        } = self.geometry;
-        let area = extent[0] * extent[1];
-        // The group of input channel `i`, and so its first output channel.
-        let start = i * groups / inputs * (outputs / groups);
+        let whole = &self.geometry;
+        let start = i / whole.in_per_group() * whole.out_per_group();
         out.fill(0.0);
         for Term { source, scale, .. } in &self.form.terms {
-            let Source::Conv { conv, .. } = source else {
+            // `resolve` lets no other source into a tree with a transposed conv.
+            let Source::Conv {
+                kernel, geometry, ..
+            } = source
+            else {
                 continue;
             };
-            let [_, width, kh, kw] = four_dims(conv.weight.shape()).unwrap_or([0; 4]);
+            let (width, taps) = (geometry.out_per_group(), volume(kernel.taps));
             let weight = &mut scratch.weight;
-            weight.resize(width * kh * kw, 0.0);
-            values.read(&conv.weight, i * weight.len(), weight)?;
-            let first = i * conv.groups.unwrap_or(1) / inputs * width;
-            let maps = out[(first - start) * area..].chunks_exact_mut(area);
-            for ((kernel, map), scale) in
-                weight.chunks_exact(kh * kw).zip(maps).zip(&scale[first..])
-            {
-                add_centred(kernel, [kh, kw], 0, *scale, map, extent);
+            weight.resize(width * taps, 0.0);
+            values.read(&kernel.weight, i * weight.len(), weight)?;
+            let first = i / geometry.in_per_group() * width;
+            let maps = out[(first - start) * whole.taps()..].chunks_exact_mut(whole.taps());
+            for ((map, stored), scale) in maps.zip(weight.chunks_exact(taps)).zip(&scale[first..]) {
+                add_centred(stored, kernel.taps, 0, *scale, map, whole.extent());
             }
         }
         Ok(())
@@ -211,13 +212,10 @@ impl<T: Operand> Folded<T> {
 
     pub(super) fn all_rows<V: Values<T>>(&self, values: &mut V) -> Result<Affine, V::Error> {
         let geometry = self.geometry;
-        let mut kernel = vec![0.0; geometry.out * geometry.row_len()];
-        let mut bias = Vec::with_capacity(geometry.out);
+        let mut kernel = vec![0.0; geometry.out() * geometry.row_len()];
+        let mut bias = Vec::with_capacity(geometry.out());
         let mut scratch = Scratch::default();
-        for (o, row) in kernel
-            .chunks_exact_mut(geometry.row_len().max(1))
-            .enumerate()
-        {
+        for (o, row) in kernel.chunks_exact_mut(geometry.row_len()).enumerate() {
             bias.push(self.row(o, values, &mut scratch, row)?);
         }
         Ok(Affine {
@@ -229,6 +227,21 @@ impl<T: Operand> Folded<T> {
 }
 
 impl Affine {
+    /// The shapes of kernel and bias.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// `out · in/groups · kd · kh · kw` values.
+    pub fn kernel(&self) -> &[f64] {
+        &self.kernel
+    }
+
+    /// `out` values.
+    pub fn bias(&self) -> &[f64] {
+        &self.bias
+    }
+
     /// Row `o` of the kernel.
     pub(super) fn row(&self, o: usize) -> &[f64] {
         &self.kernel[o * self.geometry.row_len()..][..self.geometry.row_len()]

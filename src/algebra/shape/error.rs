@@ -1,11 +1,13 @@
 //! What can be wrong with the shapes of an expression.
 
+use crate::algebra::extent::Extent;
+
 /// Why the shapes of an expression do not fit. Leaves are named by their labels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum GeometryError {
     #[error(
-        "{leaf} has shape {shape:?}; expected a conv weight with 2, 3 or 4 dimensions and no zero"
+        "{leaf} has shape {shape:?}; expected a conv weight with 2 to 5 dimensions and no zero"
     )]
     NotAWeight { leaf: String, shape: Vec<usize> },
     #[error("{leaf} has {found} values; expected {expected}, one per channel")]
@@ -81,9 +83,9 @@ pub enum GeometryError {
     )]
     Centre {
         left: String,
-        left_extent: [usize; 2],
+        left_extent: Vec<usize>,
         right: String,
-        right_extent: [usize; 2],
+        right_extent: Vec<usize>,
     },
     #[error(
         "{leaf} has shape {shape:?}: an identity needs as many output as input channels, and this conv gives {out} from {inputs}"
@@ -104,14 +106,24 @@ pub enum GeometryError {
         "{leaf} is the weight of a transposed conv, which can only be followed by batch norms, scales and shifts"
     )]
     Transposed { leaf: String },
-    #[error("an empty sequence or sum")]
+    #[error("an empty sequence or sum, or no channels")]
     Empty,
+    #[error("an average pooling over a window of {0:?}; expected at least 1 along each axis")]
+    Window(Extent),
+    #[error("{leaf} has dilation {dilation:?}; expected at least 1 along each axis")]
+    Dilation { leaf: String, dilation: Extent },
+    #[error("channels {channels:?} of {of} are selected from {inputs}")]
+    Select {
+        channels: Vec<usize>,
+        of: usize,
+        inputs: usize,
+    },
     #[error("its dilations and means cover more than this machine can address")]
     TooLarge,
     #[error(
         "one kernel for it would be {kernel:?}, far more than the {stored} numbers of its tensors; a dilation or a mean is too wide"
     )]
-    Spread { kernel: [usize; 4], stored: usize },
+    Spread { kernel: Vec<usize>, stored: usize },
     #[error("{found} convs stand one behind another; at most {most} are folded into one")]
     InARow { found: usize, most: usize },
     #[error("its sums multiply out to {found} products; at most {most} are folded")]

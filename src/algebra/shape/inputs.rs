@@ -3,13 +3,15 @@
 use std::collections::HashSet;
 
 use super::GeometryError as E;
-use super::walk::{Op, compose, walk};
-use super::{GeometryError, dims, with_groups};
-use crate::algebra::expr::{Conv, Expr, Factor, Operand};
+use super::annotate::{annotate, divisors};
+use super::{Geometry, GeometryError, axes_of, weight_axes};
+use crate::algebra::expr::{Channels, Conv, Expr, Factor, Operand};
+use crate::algebra::part::{Op, Part};
 
 /// The number of input channels, where a leaf on the block's input or a bare identity tells it.
 pub(super) fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, GeometryError> {
-    if let Some((inputs, _)) = told_inputs(expr) {
+    let told = told_inputs(expr).map(|(inputs, _)| inputs);
+    if let Some(inputs) = selected_from(expr).or(told) {
         return Ok(Some(inputs));
     }
     match passes_input(expr) {
@@ -19,7 +21,7 @@ pub(super) fn inputs_of<T: Operand>(expr: &Expr<T>) -> Result<Option<usize>, Geo
             // does not belong beside an identity.
             let mut inner = None;
             for conv in heads(expr) {
-                let [_, per_group, ..] = dims(conv);
+                let ([_, per_group], _) = axes_of(conv)?;
                 let declared = conv.groups.is_some() || per_group == out || per_group == 1;
                 if !declared
                     && !inner
@@ -74,18 +76,45 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
             bias,
             ..
         }) => bias.as_ref().map(|b| (b.len(), b)),
-        Expr::Conv(c) => Some((dims(c)[1].checked_mul(c.groups?)?, &c.weight)),
+        Expr::Conv(c) => Some((
+            weight_axes(c.weight.shape())?.0[1].checked_mul(c.groups?)?,
+            &c.weight,
+        )),
         Expr::Bn(b) => Some((b.var.len(), &b.var)),
         Expr::Scale(Factor::Tensor(v)) if v.len() > 1 => Some((v.len(), &v.tensor)),
         Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
         Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) | Expr::Identity => None,
-        Expr::Sum(xs) => xs.iter().find_map(told_inputs),
+        // (A selection says it, too, but is no leaf.)
+        Expr::Select(_) => None,
+        Expr::Sum(xs) | Expr::Stack(xs) => xs.iter().find_map(told_inputs),
         // (Each part is asked once: nested sequences would double the work at every level.)
         Expr::Seq(xs) => xs
             .iter()
             .map(|x| (told_inputs(x), x))
-            .find(|(told, x)| told.is_some() || !x.convs().iter().all(|c| c.shared))
+            .find(|(told, x)| told.is_some() || !keeps_channels(x))
             .and_then(|(told, _)| told),
+    }
+}
+
+/// Whether what is behind this part sees as many channels as it does.
+fn keeps_channels<T>(expr: &Expr<T>) -> bool {
+    match expr {
+        Expr::Conv(c) => c.shared,
+        Expr::Stack(_) | Expr::Select(_) => false,
+        _ => expr.parts().iter().all(keeps_channels),
+    }
+}
+
+/// How many channels a selection on the input takes some of.
+fn selected_from<T>(expr: &Expr<T>) -> Option<usize> {
+    match expr {
+        Expr::Select(Channels { of, .. }) => Some(*of),
+        Expr::Sum(xs) | Expr::Stack(xs) => xs.iter().find_map(selected_from),
+        Expr::Seq(xs) => {
+            let told = |x: &&Expr<T>| !keeps_channels(x) || selected_from(x).is_some();
+            xs.iter().find(told).and_then(selected_from)
+        }
+        _ => None,
     }
 }
 
@@ -95,14 +124,14 @@ fn passes_input<T: Operand>(expr: &Expr<T>) -> Option<usize> {
         Expr::Sum(xs) => {
             let direct = xs
                 .iter()
-                .any(|x| !x.mixes_channels())
+                .any(Expr::is_channelwise)
                 .then(|| xs.iter().find_map(out_of))
                 .flatten();
             direct.or_else(|| xs.iter().find_map(passes_input))
         }
         Expr::Seq(xs) => xs
             .iter()
-            .find(|x| x.mixes_channels())
+            .find(|x| !x.is_channelwise())
             .and_then(passes_input),
         _ => None,
     }
@@ -112,7 +141,9 @@ fn passes_input<T: Operand>(expr: &Expr<T>) -> Option<usize> {
 fn out_of<T: Operand>(expr: &Expr<T>) -> Option<usize> {
     match expr {
         Expr::Conv(c) if c.shared => None,
-        Expr::Conv(c) => Some(dims(c)[0]),
+        Expr::Conv(c) => Some(weight_axes(c.weight.shape())?.0[0]),
+        Expr::Select(channels) => Some(channels.picked.len()),
+        Expr::Stack(xs) => xs.iter().map(out_of).sum(),
         Expr::Sum(xs) => xs.iter().find_map(out_of),
         Expr::Seq(xs) => xs.iter().rev().find_map(out_of),
         _ => None,
@@ -123,33 +154,49 @@ fn out_of<T: Operand>(expr: &Expr<T>) -> Option<usize> {
 fn heads<T>(expr: &Expr<T>) -> Vec<&Conv<T>> {
     match expr {
         Expr::Conv(c) => vec![c],
-        Expr::Sum(xs) => xs.iter().flat_map(heads).collect(),
+        Expr::Sum(xs) | Expr::Stack(xs) => xs.iter().flat_map(heads).collect(),
         Expr::Seq(xs) => xs
             .iter()
-            .find(|x| x.mixes_channels())
-            .map(heads)
-            .unwrap_or_default(),
+            .find(|x| !x.is_channelwise())
+            .map_or_else(Vec::new, heads),
         _ => Vec::new(),
     }
 }
 
 /// The groups of the convs that are not applied to the block's input itself.
 fn inner_groups<T: Operand>(expr: &Expr<T>, inputs: usize) -> HashSet<usize> {
-    let Ok(expr) = with_groups(expr.clone(), inputs) else {
+    let Ok(root) = annotate(expr, inputs) else {
         return HashSet::new();
     };
-    let heads: HashSet<_> = heads(&expr).into_iter().map(std::ptr::from_ref).collect();
-    let inner = |conv: &&Conv<T>| !heads.contains(&std::ptr::from_ref(*conv));
-    let convs = expr.convs().into_iter().filter(inner);
-    convs.filter_map(|conv| conv.groups).collect()
+    let mut groups = HashSet::new();
+    add_inner_groups(&root, &mut groups);
+    groups
 }
 
-/// Nothing tells the number of input channels: try every one that fits the first conv.
-pub(super) fn any_inputs<T: Operand>(
-    expr: &Expr<T>,
-    first: &Conv<T>,
-) -> Result<(usize, Op), GeometryError> {
-    let [out, per_group, ..] = dims(first);
+fn add_inner_groups<T>(part: &Part<T>, groups: &mut HashSet<usize>) {
+    match part.op() {
+        Op::Seq(parts) => {
+            let mut parts = parts.iter().skip_while(|part| part.is_channelwise());
+            if let Some(head) = parts.next() {
+                add_inner_groups(head, groups);
+            }
+            let inner = parts.flat_map(Part::convs);
+            groups.extend(inner.map(|(_, geometry)| geometry.groups()));
+        }
+        _ => {
+            let parts = part.parts().iter();
+            parts.for_each(|part| add_inner_groups(part, groups));
+        }
+    }
+}
+
+/// Nothing tells the number of input channels: the smallest that fits, if every one that fits gives the same kernel.
+pub(super) fn any_inputs<T: Operand>(expr: &Expr<T>) -> Result<usize, GeometryError> {
+    let convs = expr.convs();
+    let Some(first) = convs.iter().find(|c| !c.shared).or(convs.first()) else {
+        return Err(E::NoConv);
+    };
+    let ([out, per_group], _) = axes_of(first)?;
     let ambiguous = || {
         let (leaf, shape) = (first.weight.to_string(), first.weight.shape().to_vec());
         Err(E::Ambiguous { leaf, shape })
@@ -157,29 +204,27 @@ pub(super) fn any_inputs<T: Operand>(
     if first.shared {
         return ambiguous();
     }
-    let mut found: Option<(usize, Op, Vec<Option<Steps>>)> = None;
+    let mut found: Option<(usize, Geometry, Vec<Option<Steps>>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
             continue;
         };
-        let Ok(op) = walk(expr, inputs) else {
+        let Ok(root) = annotate(expr, inputs) else {
             continue;
         };
         let mut steps = Vec::new();
-        inner_steps(expr, inputs, &mut steps)?;
+        inner_steps(&root, &mut steps);
         match &found {
-            None => found = Some((inputs, op, steps)),
+            None => found = Some((inputs, *root.geometry(), steps)),
             Some((_, other, others)) => {
-                if op.in_per_group != other.in_per_group || steps != *others {
+                if root.geometry().in_per_group() != other.in_per_group() || steps != *others {
                     return ambiguous();
                 }
             }
         }
     }
-    match found {
-        Some((inputs, op, _)) => Ok((inputs, op)),
-        None => walk(expr, per_group).map(|op| (per_group, op)),
-    }
+    // Where none fits, the smallest one's error says why.
+    Ok(found.map_or(per_group, |(inputs, ..)| inputs))
 }
 
 /// How the channels of an inner map lie over the input channels of one group of the whole.
@@ -191,51 +236,38 @@ struct Steps {
     channels: usize,
 }
 
-/// The steps of `out` channels in so many groups; none where each channel sees the whole of its group.
-fn steps(out: usize, groups: usize, of_whole: usize) -> Option<Steps> {
-    let parts = groups / of_whole.max(1);
+/// The steps of channels in groups; none where each channel sees the whole of its group.
+fn steps(map: &Geometry, of_whole: usize) -> Option<Steps> {
+    let parts = map.groups() / of_whole;
     (parts > 1).then(|| Steps {
         parts,
-        channels: out / groups,
+        channels: map.out_per_group(),
     })
 }
 
 /// The steps of every part of the tree that has a conv behind it or a branch beside it, in the order of the tree. Widths of the
 /// input that agree in all of them give the same kernel.
-fn inner_steps<T: Operand>(
-    expr: &Expr<T>,
-    inputs: usize,
-    found: &mut Vec<Option<Steps>>,
-) -> Result<(), GeometryError> {
-    match expr {
-        Expr::Sum(xs) => {
+fn inner_steps<T>(part: &Part<T>, found: &mut Vec<Option<Steps>>) {
+    match part.op() {
+        Op::Sum(branches) | Op::Stack(branches) => {
             // A branch that is narrower than the widest lies in steps over its group, too.
-            let whole = walk(expr, inputs)?;
-            for x in xs {
-                inner_steps(x, inputs, found)?;
-                let branch = walk(x, inputs)?;
-                found.push(steps(branch.out, branch.groups, whole.groups));
+            for branch in branches {
+                inner_steps(branch, found);
+                found.push(steps(branch.geometry(), part.geometry().groups()));
             }
         }
-        Expr::Seq(xs) => {
-            let mut before = Op::channelwise(inputs, [1, 1]);
-            for x in xs {
-                inner_steps(x, before.out, found)?;
-                let then = walk(x, before.out)?;
-                let inner = (!before.channelwise).then_some((before.out, before.groups));
-                before = compose(inputs, before, then).ok_or(E::TooLarge)?;
-                found.push(inner.and_then(|(out, groups)| steps(out, groups, before.groups)));
+        Op::Seq(parts) => {
+            let mut before: Option<Geometry> = None;
+            let mut channelwise = true;
+            for x in parts {
+                inner_steps(x, found);
+                let whole = before.map_or(*x.geometry(), |before| before.then(x.geometry()));
+                let inner = before.filter(|_| !channelwise);
+                found.push(inner.and_then(|inner| steps(&inner, whole.groups())));
+                before = Some(whole);
+                channelwise &= x.is_channelwise();
             }
         }
         _ => {}
     }
-    Ok(())
-}
-
-fn divisors(n: usize) -> impl Iterator<Item = usize> {
-    let low = (1..)
-        .take_while(move |d| d * d <= n)
-        .filter(move |d| n.is_multiple_of(*d));
-    let high = low.clone().map(move |d| n / d).collect::<Vec<_>>();
-    low.chain(high.into_iter().rev())
 }

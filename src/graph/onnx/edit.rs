@@ -74,7 +74,7 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
             outputs.push(planned(
                 bias,
                 fused.dtype,
-                vec![fused.geometry().out],
+                vec![fused.geometry().out()],
                 Source::Bias(b, 0),
             ));
         }
@@ -260,7 +260,10 @@ pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usiz
             format!("{}.weight", fused.module),
             fused.geometry().weight_shape(),
         ),
-        true => (format!("{}.bias", fused.module), vec![fused.geometry().out]),
+        true => (
+            format!("{}.bias", fused.module),
+            vec![fused.geometry().out()],
+        ),
     }
 }
 
@@ -271,7 +274,7 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
     let name_of = |value: crate::graph::ValueId| &*onnx.graph.value(value).name;
     let (source, value) = (name_of(region.source), name_of(region.value));
     let mut nodes = Vec::new();
-    let computed: Float = stored_type(fused.expr.expr()).unwrap_or(fused.dtype);
+    let computed: Float = stored_type(fused.expr.root()).unwrap_or(fused.dtype);
     let mut operand = |is_bias: bool| {
         let (name, _) = tensor_of(fused, is_bias);
         if fused.dtype == computed {
@@ -295,7 +298,7 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
         Walk::Conv(_) | Walk::Transposed(..) => {
             inputs.extend(bias.as_deref());
             let (op, kernel) = (operator(&region.walk), &g.weight_shape()[2..]);
-            let attributes = conv_attributes(&region.walk, kernel, g.groups);
+            let attributes = conv_attributes(&region.walk, kernel, g.groups());
             nodes.push(node(
                 &format!("{module}.{op}"),
                 op,
@@ -306,9 +309,9 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
         }
         Walk::Linear => {
             let is_matrix = onnx.graph.value(region.source).shape.as_ref().map(Vec::len) == Some(2);
-            if !g.transposed || is_matrix && bias.is_some() {
+            if !g.transposed() || is_matrix && bias.is_some() {
                 inputs.extend(bias.as_deref());
-                let turned = int("transB", i64::from(!g.transposed));
+                let turned = int("transB", i64::from(!g.transposed()));
                 nodes.push(node(
                     &format!("{module}.Gemm"),
                     "Gemm",

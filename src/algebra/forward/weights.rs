@@ -1,0 +1,207 @@
+//! Some output channels of a conv, run over maps.
+
+use std::ops::Range;
+
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+
+use super::maps::Maps;
+use super::{Reading, Spikes};
+use crate::algebra::expr::{Operand, Values};
+use crate::algebra::extent::{Extent, POINT, flat, position, volume};
+use crate::algebra::part::{Kernel, Layout};
+use crate::algebra::shape::Geometry;
+
+/// Some output channels of a conv weight.
+pub(super) struct Weights {
+    geometry: Geometry,
+    taps: Extent,
+    dilation: Extent,
+    rows: Range<usize>,
+    /// `[rows, in/groups, kd, kh, kw]`.
+    data: Vec<f64>,
+}
+
+impl Weights {
+    /// Reads output channels `rows` of a conv.
+    pub(super) fn read<T: Operand, V: Values<T>>(
+        kernel: &Kernel<T>,
+        geometry: Geometry,
+        rows: Range<usize>,
+        reading: Reading,
+        values: &mut V,
+    ) -> Result<Weights, V::Error> {
+        let taps = volume(kernel.taps);
+        let row = geometry.in_per_group() * taps;
+        let (weight, len) = (&kernel.weight, rows.len());
+        let mut data = match kernel.layout {
+            Layout::Plain => values.vector(weight, rows.start * row, len * row)?,
+            Layout::Shared => values.vector(weight, 0, taps)?.repeat(len),
+            Layout::Transposed => transposed(weight, &geometry, taps, rows.clone(), values)?,
+        };
+        // Seen as a plain conv, over a map with zeros between the pixels, a transposed one has its taps turned by 180°, too.
+        if kernel.flipped || kernel.layout == Layout::Transposed {
+            data = turned(&data, taps);
+        }
+        if reading != Reading::Value {
+            data.iter_mut().for_each(|w| *w = reading.of(*w));
+        }
+        Ok(Weights {
+            geometry,
+            taps: kernel.taps,
+            dilation: kernel.dilation,
+            rows,
+            data,
+        })
+    }
+
+    fn row(&self, local: usize) -> &[f64] {
+        let len = self.geometry.in_per_group() * volume(self.taps);
+        &self.data[local * len..][..len]
+    }
+
+    /// A valid convolution: for each group a matrix of kernels times a matrix of patches. The maps have the size that `want` needs.
+    pub(super) fn over(&self, x: &Maps, want: Extent) -> Maps {
+        let count = self.rows.len();
+        let mut out = Maps::zeros(count, x.maps(), want);
+        let columns = x.maps() * volume(want);
+        let depth = self.geometry.in_per_group() * volume(self.taps);
+        let mut patches = vec![0.0; depth * columns];
+        let first_of = |local: usize| self.geometry.first_input(self.rows.start + local);
+        let mut local = 0;
+        while local < count {
+            let first = first_of(local);
+            let same_group = (local..count).take_while(|l| first_of(*l) == first).count();
+            self.patches(x, first, want, &mut patches);
+            let kernels = &self.data[local * depth..][..same_group * depth];
+            let maps = &mut out.data_mut()[local * columns..][..same_group * columns];
+            multiply([same_group, depth, columns], kernels, &patches, maps);
+            local += same_group;
+        }
+        out
+    }
+
+    /// `[in/groups · kd · kh · kw, maps · depth · height · width]`: what each tap sees at each output position.
+    fn patches(&self, x: &Maps, first: usize, want: Extent, out: &mut [f64]) {
+        let mut rows = out.chunks_exact_mut(want[2]);
+        for c in first..first + self.geometry.in_per_group() {
+            for tap in 0..volume(self.taps) {
+                let [dz, dy, dx] = self.offset(tap);
+                for map in 0..x.maps() {
+                    let map = &x.data()[(c * x.maps() + map) * volume(x.size())..];
+                    for z in 0..want[0] {
+                        for (y, row) in (0..want[1]).zip(&mut rows) {
+                            let from = flat([z + dz, y + dy, dx], x.size());
+                            row.copy_from_slice(&map[from..from + want[2]]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a tap lies in the extent of the kernel.
+    fn offset(&self, tap: usize) -> Extent {
+        let at = position(tap, self.taps);
+        [0, 1, 2].map(|axis| at[axis] * self.dilation[axis])
+    }
+
+    /// The same over spikes, where every product but one per tap is zero.
+    ///
+    /// With the spike at the centre, a tap answers at the mirrored place of the output.
+    pub(super) fn over_spikes(&self, spikes: &Spikes, want: Extent) -> Maps {
+        let Spikes {
+            per_group,
+            channels,
+            amplitude,
+        } = spikes;
+        let mut out = Maps::zeros(self.rows.len(), channels.len(), want);
+        let extent = self.geometry.extent();
+        let (area, taps) = (volume(want), volume(self.taps));
+        let places: Vec<Option<usize>> = (0..taps).map(|tap| self.answer(tap, want)).collect();
+        for (local, o) in self.rows.clone().enumerate() {
+            let maps = &mut out.data_mut()[local * channels.len() * area..];
+            // This conv sees a part of the group in whose channels the spikes lie.
+            let skipped = self.geometry.first_input(o) % per_group;
+            for (map, channel) in maps.chunks_exact_mut(area).zip(channels.clone()) {
+                let seen = channel.checked_sub(skipped);
+                let Some(input) = seen.filter(|i| *i < self.geometry.in_per_group()) else {
+                    continue;
+                };
+                let kernel = &self.row(local)[input * taps..][..taps];
+                if extent == want && self.dilation == POINT {
+                    let mirrored = map.iter_mut().rev().zip(kernel);
+                    mirrored.for_each(|(y, w)| *y = amplitude * w);
+                    continue;
+                }
+                for (place, w) in places.iter().zip(kernel) {
+                    if let Some(place) = place {
+                        map[*place] = amplitude * w;
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Where in a window of size `want` a tap answers to a spike; nowhere if it lies outside.
+    fn answer(&self, tap: usize, want: Extent) -> Option<usize> {
+        let (at, extent) = (self.offset(tap), self.geometry.extent());
+        let mut place = [0; 3];
+        for axis in 0..3 {
+            // The response is as large as the kernel, and centred in the window, which may be smaller.
+            let mirrored = extent[axis] - 1 - at[axis];
+            let window = want[axis] as isize;
+            let start = (window - extent[axis] as isize) / 2;
+            let along = start + mirrored as isize;
+            place[axis] = usize::try_from(along).ok().filter(|p| *p < want[axis])?;
+        }
+        Some(flat(place, want))
+    }
+}
+
+/// Output channels `rows` of the weight of a transposed conv, as `[rows, in/groups, taps]` with the taps as they are stored.
+fn transposed<T: Operand, V: Values<T>>(
+    weight: &T,
+    geometry: &Geometry,
+    taps: usize,
+    rows: Range<usize>,
+    values: &mut V,
+) -> Result<Vec<f64>, V::Error> {
+    let (width, per_group) = (geometry.out_per_group(), geometry.in_per_group());
+    let mut kernel = vec![0.0; rows.len() * per_group * taps];
+    let mut beside = Vec::new();
+    let mut first = rows.start;
+    while first < rows.end {
+        // Of each input channel, the output channels of its group lie side by side.
+        let (group, skipped) = (first / width, first % width);
+        let last = rows.end.min(first - skipped + width);
+        beside.resize((last - first) * taps, 0.0);
+        for i in 0..per_group {
+            let input = group * per_group + i;
+            values.read(weight, (input * width + skipped) * taps, &mut beside)?;
+            for (row, from) in (first - rows.start..).zip(beside.chunks_exact(taps)) {
+                kernel[(row * per_group + i) * taps..][..taps].copy_from_slice(from);
+            }
+        }
+        first = last;
+    }
+    Ok(kernel)
+}
+
+/// Kernels of `taps` taps each, turned by 180°: the last tap comes first.
+fn turned(kernels: &[f64], taps: usize) -> Vec<f64> {
+    let tap = |i: usize| kernels[i / taps * taps + (taps - 1 - i % taps)];
+    (0..kernels.len()).map(tap).collect()
+}
+
+/// `out = a · b`, of `[rows, depth]` and `[depth, columns]`.
+///
+/// # Panics
+/// When the slices have other lengths.
+fn multiply([rows, depth, columns]: [usize; 3], a: &[f64], b: &[f64], out: &mut [f64]) {
+    let fits = "as many numbers as rows and columns";
+    let a = ArrayView2::from_shape((rows, depth), a).expect(fits);
+    let b = ArrayView2::from_shape((depth, columns), b).expect(fits);
+    let mut out = ArrayViewMut2::from_shape((rows, columns), out).expect(fits);
+    general_mat_mul(1.0, &a, &b, 0.0, &mut out);
+}
