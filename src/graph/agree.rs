@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::algebra::Expr;
+use crate::algebra::Part;
 use crate::algebra::canonical::same;
 use crate::fuse::fold_rows;
 use crate::plan::{self, Block, Options, Plan, PlannedConv};
@@ -36,7 +36,7 @@ pub(super) fn agree(
     };
     let mut known: HashMap<BTreeSet<&str>, &PlannedConv> = HashMap::new();
     for conv in plan.blocks.iter().flat_map(|block| &block.fused) {
-        known.insert(names(conv.expr.expr()), conv);
+        known.insert(names(conv.expr.root()), conv);
     }
     let mut found = Agreement {
         recipe: Some(plan.recipe.clone()),
@@ -49,7 +49,7 @@ pub(super) fn agree(
     let mut agreed: HashSet<String> = HashSet::new();
     for block in blocks.iter_mut() {
         let conv = &block.fused[0];
-        let leaves = names(conv.expr.expr());
+        let leaves = names(conv.expr.root());
         let Some(by_recipe) = known.get(&leaves) else {
             continue;
         };
@@ -101,7 +101,7 @@ fn planned(state: &Index) -> Option<Plan> {
     plan::plan(state, recipe, &Options::default()).ok()
 }
 
-fn names(expr: &Expr<Tensor>) -> BTreeSet<&str> {
+fn names(expr: &Part<Tensor>) -> BTreeSet<&str> {
     expr.leaves().into_iter().map(Tensor::name).collect()
 }
 
@@ -112,7 +112,7 @@ fn difference(
     graph: &PlannedConv,
     by_recipe: &PlannedConv,
 ) -> Option<String> {
-    let [a, b] = [graph, by_recipe].map(|conv| conv.expr.expr());
+    let [a, b] = [graph, by_recipe].map(|conv| conv.expr.root());
     if same(&graph.expr, &by_recipe.expr) {
         return None;
     }
@@ -136,14 +136,9 @@ fn difference(
     }
 }
 
-fn eps_of(expr: &Expr<Tensor>) -> Vec<(&str, f64)> {
-    let mut found = Vec::new();
-    expr.visit(&mut |node| {
-        if let Expr::Bn(bn) = node {
-            found.push((bn.var.name(), bn.eps));
-        }
-    });
-    found
+fn eps_of(expr: &Part<Tensor>) -> Vec<(&str, f64)> {
+    let norms = expr.norms().into_iter();
+    norms.map(|norm| (norm.var.name(), norm.eps)).collect()
 }
 
 /// Rows that are folded to tell two expressions apart, and what rounding in f64 may do to them.
@@ -152,15 +147,15 @@ const ROUNDING: f64 = 1e-9;
 
 fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
     let (ga, gb) = (a.geometry(), b.geometry());
-    if ga.transposed
-        || gb.transposed
-        || (ga.out, ga.row_len(), ga.groups) != (gb.out, gb.row_len(), gb.groups)
+    if ga.transposed()
+        || gb.transposed()
+        || (ga.out(), ga.row_len(), ga.groups()) != (gb.out(), gb.row_len(), gb.groups())
     {
         return false;
     }
     let fold = |conv: &PlannedConv| {
         let mut reader = Reader::new(checkpoint, 1 << 16);
-        fold_rows(checkpoint, conv, 0..ga.out.min(ROWS), &mut reader).ok()
+        fold_rows(checkpoint, conv, 0..ga.out().min(ROWS), &mut reader).ok()
     };
     let (Some((kernel_a, bias_a)), Some((kernel_b, bias_b))) = (fold(a), fold(b)) else {
         return false;

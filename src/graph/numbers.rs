@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::pt2::Pt2;
 use crate::algebra::shape::resolve;
+use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::plan::{Block, Plan, PlannedConv, Source, copy, planned, stored_type};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{self, Checkpoint, Float, Part, Place, Tensor, quoted};
@@ -67,7 +68,7 @@ pub fn with_numbers(
             Source::Weight(b, 0),
         ));
         if conv.bias {
-            let shape = vec![conv.geometry().out];
+            let shape = vec![conv.geometry().out()];
             outputs.push(planned(
                 format!("{}.bias", conv.module),
                 conv.dtype,
@@ -138,10 +139,9 @@ impl Numbers<'_> {
         let state: HashSet<&str> = self.pt2.state().collect();
         let mut fused = Vec::with_capacity(block.fused.len());
         for conv in &block.fused {
-            let expr = conv
-                .expr
-                .expr()
-                .try_map(&mut |leaf: &Tensor| match leaf.place() {
+            let expr = replaced(
+                &conv.expr.root().expr(),
+                &|leaf: &Tensor| match leaf.place() {
                     Place::InMemory(_) => Ok(leaf.clone()),
                     _ if !state.contains(leaf.name()) => self.held(leaf),
                     _ => {
@@ -153,9 +153,11 @@ impl Numbers<'_> {
                             false => found.reshaped(leaf.shape().to_vec()),
                         })
                     }
-                })?;
+                },
+            )?;
             let expr = resolve(expr).map_err(|e| fail(e.to_string()))?;
-            let stored = stored_type(expr.expr()).map_err(fail)?;
+            let expr = expr.with_rank(conv.geometry().rank());
+            let stored = stored_type(expr.root()).map_err(fail)?;
             fused.push(PlannedConv {
                 module: conv.module.clone(),
                 expr,
@@ -197,6 +199,43 @@ impl Numbers<'_> {
         };
         Tensor::new(part).map_err(fail)
     }
+}
+
+/// An expression with other leaves.
+fn replaced(
+    expr: &Expr<Tensor>,
+    f: &dyn Fn(&Tensor) -> Result<Tensor, Error>,
+) -> Result<Expr<Tensor>, Error> {
+    let all = |xs: &[Expr<Tensor>]| -> Result<Vec<_>, Error> {
+        xs.iter().map(|x| replaced(x, f)).collect()
+    };
+    Ok(match expr {
+        Expr::Conv(conv) => Expr::Conv(Conv {
+            weight: f(&conv.weight)?,
+            bias: conv.bias.as_ref().map(f).transpose()?,
+            ..conv.clone()
+        }),
+        Expr::Bn(norm) => Expr::Bn(Bn {
+            mean: f(&norm.mean)?,
+            var: f(&norm.var)?,
+            affine: match &norm.affine {
+                Some([weight, bias]) => Some([f(weight)?, f(bias)?]),
+                None => None,
+            },
+            eps: norm.eps,
+        }),
+        Expr::Scale(Factor::Tensor(vector)) => Expr::Scale(Factor::Tensor(Vector {
+            tensor: f(&vector.tensor)?,
+            ..vector.clone()
+        })),
+        Expr::Shift(tensor) => Expr::Shift(f(tensor)?),
+        Expr::Seq(xs) => Expr::Seq(all(xs)?),
+        Expr::Sum(xs) => Expr::Sum(all(xs)?),
+        Expr::Stack(xs) => Expr::Stack(all(xs)?),
+        Expr::Scale(Factor::Number(_)) | Expr::Mean(_) | Expr::Identity | Expr::Select(_) => {
+            expr.clone()
+        }
+    })
 }
 
 /// Whether a tensor counts batches, which old files do not have and no deploy form needs.

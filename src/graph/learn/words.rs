@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::algebra::expr::Through;
-use crate::algebra::{Bn, Conv, Expr, Factor};
+use crate::algebra::{Bn, Factor, Kernel, Layout, Op, Part, Through, describe};
 use crate::plan::Block;
 use crate::recipe::model::NORM;
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
@@ -35,7 +34,7 @@ pub(super) struct Words {
 /// Says what has no word.
 pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, String> {
     let conv = &block.fused[0];
-    let expr = conv.expr.expr();
+    let expr = conv.expr.root();
     let path = path_of(expr, &conv.module, checkpoint)?;
     let module = match (conv.module.strip_prefix(&path), path.is_empty()) {
         (Some(""), false) => String::new(),
@@ -53,10 +52,10 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
         path: &path,
         eps: Vec::new(),
     };
-    let (sum, behind) = match expr {
-        Expr::Sum(xs) => (&xs[..], &[][..]),
-        Expr::Seq(xs) => match xs.split_first() {
-            Some((Expr::Sum(sum), behind)) => (&sum[..], behind),
+    let (sum, behind) = match expr.op() {
+        Op::Sum(xs) => (&xs[..], &[][..]),
+        Op::Seq(xs) => match xs.split_first() {
+            Some((first, behind)) if matches!(first.op(), Op::Sum(_)) => (first.parts(), behind),
             _ => (std::slice::from_ref(expr), &[][..]),
         },
         _ => (std::slice::from_ref(expr), &[][..]),
@@ -86,7 +85,7 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
 }
 
 /// The path that the modules of all tensors share, at least one segment above each, and that of the output.
-fn path_of(expr: &Expr<Tensor>, output: &str, checkpoint: &Checkpoint) -> Result<String, String> {
+fn path_of(expr: &Part<Tensor>, output: &str, checkpoint: &Checkpoint) -> Result<String, String> {
     let stored = expr
         .leaves()
         .into_iter()
@@ -124,12 +123,12 @@ struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
-    fn say(&mut self, expr: &Expr<Tensor>) -> Result<Value, String> {
-        Ok(match expr {
-            Expr::Conv(conv) => self.conv(conv)?,
-            Expr::Bn(bn) => self.bn(bn)?,
-            Expr::Scale(Factor::Number(n)) => json!({"scale": n}),
-            Expr::Scale(Factor::Tensor(vector)) => {
+    fn say(&mut self, expr: &Part<Tensor>) -> Result<Value, String> {
+        Ok(match expr.op() {
+            Op::Conv(conv) => self.conv(conv)?,
+            Op::Bn(bn) => self.bn(bn)?,
+            Op::Scale(Factor::Number(n)) => json!({"scale": n}),
+            Op::Scale(Factor::Tensor(vector)) => {
                 match (self.number(&vector.tensor), vector.through, vector.row) {
                     (Some(n), Through::Itself, None) => json!({"scale": n}),
                     (Some(n), Through::Reciprocal, None) => json!({"scale": 1.0 / n}),
@@ -142,16 +141,22 @@ impl Speaker<'_> {
                     }
                 }
             }
-            Expr::Shift(tensor) => json!({"shift": self.name(tensor)?}),
-            Expr::Mean([h, w]) if h == w => json!({"mean": h}),
-            Expr::Mean(extent) => json!({"mean": extent}),
-            Expr::Identity => json!("identity"),
-            Expr::Seq(xs) => json!({"seq": self.all(xs)?}),
-            Expr::Sum(xs) => json!({"sum": self.all(xs)?}),
+            Op::Shift(tensor) => json!({"shift": self.name(tensor)?}),
+            Op::Mean([1, h, w]) if h == w => json!({"mean": h}),
+            Op::Mean([1, h, w]) => json!({"mean": [h, w]}),
+            Op::Mean(_) | Op::Stack(_) | Op::Select(_) => {
+                return Err(format!(
+                    "recipes have no word for {}",
+                    describe::expression(expr)
+                ));
+            }
+            Op::Identity => json!("identity"),
+            Op::Seq(xs) => json!({"seq": self.all(xs)?}),
+            Op::Sum(xs) => json!({"sum": self.all(xs)?}),
         })
     }
 
-    fn all(&mut self, xs: &[Expr<Tensor>]) -> Result<Vec<Value>, String> {
+    fn all(&mut self, xs: &[Part<Tensor>]) -> Result<Vec<Value>, String> {
         xs.iter().map(|x| self.say(x)).collect()
     }
 
@@ -187,7 +192,7 @@ impl Speaker<'_> {
             .copied()
     }
 
-    fn conv(&self, conv: &Conv<Tensor>) -> Result<Value, String> {
+    fn conv(&self, conv: &Kernel<Tensor>) -> Result<Value, String> {
         let weight = self.name(&conv.weight)?;
         let bias = conv.bias.as_ref().map(|bias| self.name(bias)).transpose()?;
         let module = weight.strip_suffix(".weight");
@@ -200,17 +205,22 @@ impl Speaker<'_> {
             (_, Some(bias)) => json!({"conv": {"weight": weight, "bias": bias}}),
         };
         let members = word.as_object_mut().ok_or("no object")?;
-        let several = conv.weight.shape().iter().skip(2).any(|taps| *taps > 1);
         match conv.dilation {
-            [1, 1] => {}
-            [a, b] if several && a == b => drop(members.insert("dilation".to_owned(), a.into())),
-            [a, b] if several => drop(members.insert("dilation".to_owned(), json!([a, b]))),
-            _ => {}
+            _ if conv.taps == [1; 3] => {}
+            [1, 1, 1] => {}
+            [1, a, b] if a == b => drop(members.insert("dilation".to_owned(), a.into())),
+            [1, a, b] => drop(members.insert("dilation".to_owned(), json!([a, b]))),
+            _ => {
+                return Err(format!(
+                    "recipes have no word for the dilation of {}",
+                    conv.weight
+                ));
+            }
         }
-        if conv.transposed {
+        if conv.layout == Layout::Transposed {
             members.insert("transposed".to_owned(), true.into());
         }
-        if conv.flipped || conv.shared {
+        if conv.flipped || conv.layout == Layout::Shared {
             return Err(format!("{} is no plain conv", conv.weight));
         }
         Ok(word)

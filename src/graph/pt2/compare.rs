@@ -233,7 +233,7 @@ impl Compare<'_> {
                         .iter()
                         .chain(&conv.pads.after)
                         .all(|n| *n == 0))
-                && conv.groups == fused.geometry().groups
+                && conv.groups == fused.geometry().groups()
         };
         let fits = match (&node.op, &region.walk) {
             (Op::Conv(conv), Walk::Conv(steps)) => {

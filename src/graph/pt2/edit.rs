@@ -125,7 +125,10 @@ pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usiz
             format!("{}.weight", fused.module),
             fused.geometry().weight_shape(),
         ),
-        true => (format!("{}.bias", fused.module), vec![fused.geometry().out]),
+        true => (
+            format!("{}.bias", fused.module),
+            vec![fused.geometry().out()],
+        ),
     }
 }
 
@@ -339,7 +342,13 @@ impl Writer<'_> {
         // The new nodes stand where the first of the old ones stood: what they read may be changed in place later.
         let mut at: HashMap<usize, Vec<&New>> = HashMap::new();
         for (new, region) in news.iter().zip(&self.regions.folded) {
-            let first = region.nodes.iter().map(|id| self.pt2.positions[id.0]).min();
+            // Some regions count what computes their source among their nodes.
+            let source = self.pt2.graph.value(region.source).producer();
+            let behind = region
+                .nodes
+                .iter()
+                .filter(|id| source.is_none_or(|source| **id > source));
+            let first = behind.map(|id| self.pt2.positions[id.0]).min();
             at.entry(first.unwrap_or(0)).or_default().push(new);
         }
         let mut parts: Vec<String> = Vec::new();

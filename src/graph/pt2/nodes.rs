@@ -111,7 +111,7 @@ pub(super) fn new_nodes(
         argument("weight", tensor(new.parameters.first())),
         argument("bias", tensor(new.parameters.get(1))),
     ];
-    arguments.extend(walk(&region.walk, fused.geometry().groups));
+    arguments.extend(walk(&region.walk, fused.geometry().groups()));
     let target = operator(&region.walk, fused.geometry().weight_shape().len());
     maker
         .call(
