@@ -129,6 +129,8 @@ pub(super) struct Changed {
     pub(super) stored: HashSet<String>,
     /// Values that somebody reads under a name they had before they were changed, and all that share memory with them.
     pub(super) stale: HashSet<String>,
+    /// For each step, whether anybody can tell that it ran.
+    pub(super) live: Vec<bool>,
 }
 
 /// Values by number, as a forest of those that may share memory.
@@ -203,6 +205,7 @@ pub(super) fn changed(
             changes.entry(shared.root(name)).or_default().push(i + 1);
         }
     }
+    let live = live(steps, placeholders, outputs, &mut shared);
     let stored: HashSet<usize> = placeholders.iter().map(|name| shared.root(name)).collect();
     let mut stale: HashSet<usize> = stored
         .into_iter()
@@ -233,7 +236,35 @@ pub(super) fn changed(
     Changed {
         stored: placeholders.intersection(&stale).cloned().collect(),
         stale,
+        live,
     }
+}
+
+/// Steps whose results are read, or that change what is.
+fn live<'a>(
+    steps: &'a [Step],
+    placeholders: &'a HashSet<String>,
+    outputs: &'a [String],
+    shared: &mut Shared<'a>,
+) -> Vec<bool> {
+    let mut read: HashSet<&str> = outputs.iter().map(String::as_str).collect();
+    let all = outputs.iter().chain(placeholders);
+    let mut memory: HashSet<usize> = all.map(|name| shared.root(name)).collect();
+    let mut live = vec![false; steps.len()];
+    for (i, step) in steps.iter().enumerate().rev() {
+        live[i] = step.effect == Effect::Unknown
+            || step.writes.is_empty()
+            || step.writes.iter().any(|name| read.contains(name.as_str()))
+            || step
+                .changed()
+                .iter()
+                .any(|name| memory.contains(&shared.root(name)));
+        if live[i] {
+            read.extend(step.reads.iter().map(String::as_str));
+            memory.extend(step.reads.iter().map(|name| shared.root(name)));
+        }
+    }
+    live
 }
 
 #[cfg(test)]
@@ -266,6 +297,23 @@ mod tests {
         ];
         assert!(of(&chain).stale.is_empty());
         assert!(of(&chain).stored.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_reads_is_dead_with_all_that_leads_to_it() {
+        let steps = [
+            step(Effect::New, &["x", "w"], &["conv"]),
+            step(Effect::InPlace, &["conv"], &["relu_"]),
+            step(Effect::New, &["x", "w"], &["other"]),
+            step(Effect::View, &["other"], &["view"]),
+            step(Effect::InPlace, &["view"], &["mul_"]),
+            step(Effect::View, &["x"], &[]),
+            step(Effect::New, &["other"], &["out"]),
+        ];
+        assert_eq!(
+            of(&steps).live,
+            [false, false, true, true, true, true, true]
+        );
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::Regions;
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned};
-use crate::tensor::{Dtype, quoted};
+use crate::recipe::model::BATCH_COUNT;
+use crate::tensor::{Dtype, Tensor, quoted};
 
 /// A plan for a program, and the archive that it makes.
 #[derive(Debug)]
@@ -71,6 +72,17 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
         .collect();
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
+    // Weights whose results nobody reads. (The counters of norms go with these.)
+    let consumed: HashSet<&str> = blocks
+        .iter()
+        .flat_map(|block| &block.consumed)
+        .map(Tensor::name)
+        .collect();
+    let is_unread = |tensor: &&Tensor| {
+        let name = tensor.name();
+        !kept.tensors.contains(name) && !consumed.contains(name) && !name.ends_with(BATCH_COUNT)
+    };
+    let dropped = state.values().filter(is_unread).cloned().collect();
     let remaining = config
         .iter()
         .filter(|(name, _)| kept.tensors.contains(&**name));
@@ -98,7 +110,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         blocks,
         skipped,
         outputs,
-        dropped: Vec::new(),
+        dropped,
     };
     let texts = Writer {
         pt2,
@@ -232,10 +244,11 @@ impl Kept {
         let mut gone = HashSet::new();
         for (i, node) in text.read.iter().enumerate().rev() {
             let writes = || node.outputs.iter().flat_map(names);
-            // What is not in the graph is a view of a constant.
-            nodes[i] = stays.get(&i).copied().unwrap_or_else(|| {
-                writes().any(|name| read.contains(&name) || !read_before.contains(&name))
-            });
+            // What is not in the graph is a view of a constant, or dead.
+            nodes[i] = !pt2.dead.contains(&i)
+                && stays.get(&i).copied().unwrap_or_else(|| {
+                    writes().any(|name| read.contains(&name) || !read_before.contains(&name))
+                });
             match nodes[i] {
                 true => read.extend(reads(node)),
                 false => gone.extend(writes()),

@@ -34,6 +34,8 @@ pub struct Pt2 {
     pub(super) dtypes: HashMap<String, Dtype>,
     /// For each node of the graph, its number among the nodes of the file.
     pub(super) positions: Vec<usize>,
+    /// The nodes of the file whose results nobody reads, by number. They are not in the graph.
+    pub(super) dead: HashSet<usize>,
     pub(super) texts: Texts,
     pub(super) entries: Vec<Entry>,
     /// The folder that every entry is in, with its slash.
@@ -185,12 +187,18 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         .map(|(name, _)| name.into_owned())
         .collect();
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
-    let (graph, positions, dtypes) = graph(path, &texts.program, &checkpoint, &unread)?;
+    let Built {
+        graph,
+        positions,
+        dead,
+        dtypes,
+    } = graph(path, &texts.program, &checkpoint, &unread)?;
     Ok(Pt2 {
         graph,
         checkpoint,
         dtypes,
         positions,
+        dead,
         texts,
         entries,
         root,
@@ -302,13 +310,24 @@ impl Tensors {
     }
 }
 
-/// Puts the graph together; also gives for each of its nodes the number of the node in the file.
+/// What is read of the text of a graph.
+struct Built {
+    graph: Graph,
+    /// For each node of the graph, its number among the nodes of the file.
+    positions: Vec<usize>,
+    /// Nodes of the file whose results nobody reads.
+    dead: HashSet<usize>,
+    /// The element types of the values.
+    dtypes: HashMap<String, Dtype>,
+}
+
+/// Puts the graph together.
 fn graph(
     path: &Path,
     text: &str,
     checkpoint: &Checkpoint,
     unread: &HashMap<String, String>,
-) -> Result<(Graph, Vec<usize>, HashMap<String, Dtype>), Error> {
+) -> Result<Built, Error> {
     let wrong = |reason: String| Error::Format {
         path: path.to_owned(),
         reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
@@ -368,7 +387,8 @@ fn graph(
         .flat_map(|step| step.reads.clone())
         .chain(outputs.clone())
         .collect();
-    for (position, (node, step)) in nodes.iter().zip(&steps).enumerate() {
+    let all = nodes.iter().zip(&steps).enumerate();
+    for (position, (node, step)) in all.filter(|(i, _)| changed.live[*i]) {
         let is_stale = step
             .reads
             .iter()
@@ -399,7 +419,13 @@ fn graph(
         .iter()
         .filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
     let dtypes = dtypes.collect();
-    Ok((graph, builder.positions, dtypes))
+    let dead = (0..nodes.len()).filter(|i| !changed.live[*i]).collect();
+    Ok(Built {
+        graph,
+        positions: builder.positions,
+        dead,
+        dtypes,
+    })
 }
 
 /// The names of all inputs of the graph: weights first, then what the user gives.
