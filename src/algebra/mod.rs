@@ -8,6 +8,7 @@
 //! read: there, every [`Part`] knows its channels, groups and extent.
 
 pub mod branches;
+pub mod canonical;
 pub mod describe;
 pub mod expr;
 pub mod extent;

@@ -18,7 +18,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
-use crate::graph::onnx::{self, Edit, Onnx};
+use crate::graph::Folded;
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
@@ -187,21 +187,27 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // What cannot be written to is said before anything is read.
     Destination::new(&args.output)?;
-    if let Some(onnx) = graph::open(&args.input)? {
+    if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
         anyhow::ensure!(
             args.shard_size.is_none() || graph::names_weights(&args.output),
             "--shard-size is about files of weights; leave it out for a graph"
         );
-        fuse::place_for(onnx.constants(), &args.output, args.force)?;
-        let edit = args.select.edit(&onnx, args.dtype.float())?;
-        diagnose::check_norms(onnx.constants(), &edit.plan)?;
+        fuse::place_for(file.constants(), &args.output, args.force)?;
+        if graph::names_weights(&args.output) {
+            graph::plain(file.has_plain_weights())?;
+        }
+        let folded = args.select.fold(&file, args.dtype.float())?;
+        diagnose::check_norms(file.constants(), folded.plan())?;
+        if !args.quiet {
+            graph::differences(&folded);
+        }
         let input = Input {
-            checkpoint: onnx.constants(),
-            plan: &edit.plan,
+            checkpoint: file.constants(),
+            plan: folded.plan(),
             weight: None,
             // Its weights alone can be written, too.
-            graph: (!graph::names_weights(&args.output)).then_some((&onnx, &edit)),
+            graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
         return fuse_it(args, &input, None, begin);
     }
@@ -240,7 +246,7 @@ struct Input<'a> {
     plan: &'a Plan,
     weight: Option<&'a EpsWeight>,
     /// The graph that becomes another graph.
-    graph: Option<(&'a Onnx, &'a Edit)>,
+    graph: Option<&'a Folded<'a>>,
 }
 
 fn fuse_it(
@@ -262,9 +268,9 @@ fn fuse_it(
     };
     // A dry run says it, too.
     let preview = match graph {
-        Some((onnx, edit)) => fuse::Preview {
+        Some(folded) => fuse::Preview {
             paths: vec![args.output.clone()],
-            bytes: onnx::file_len(onnx, edit, &args.output)?,
+            bytes: graph::plain(folded.file_len(&args.output))?,
         },
         None => fuse::preview(checkpoint, plan, &args.output, &options)?,
     };
@@ -353,7 +359,7 @@ fn write(
     } = *input;
     signals::watch()?;
     let bytes = match graph {
-        Some((onnx, edit)) => onnx::file_len(onnx, edit, &args.output)?,
+        Some(folded) => graph::plain(folded.file_len(&args.output))?,
         None => plan.outputs.iter().map(|p| p.output.byte_len).sum(),
     };
     let bar = progress::bar(bytes, args.quiet || args.json);
@@ -365,7 +371,7 @@ fn write(
         }
     };
     let unfinished = match graph {
-        Some((onnx, edit)) => onnx::fuse(onnx, edit, &args.output, options, &progress)?,
+        Some(folded) => graph::plain(folded.write(&args.output, options, &progress))?,
         None => fuse::fuse(checkpoint, plan, &args.output, options, &progress)?.into(),
     };
     bar.finish_and_clear();
@@ -377,10 +383,7 @@ fn write(
         };
         let verdict = with_workers(|| -> anyhow::Result<_> {
             Ok(match graph {
-                Some((onnx, edit)) => {
-                    let made = Onnx::open_written(&unfinished)?;
-                    onnx::verify(onnx, edit, Some(&made), &options)?
-                }
+                Some(folded) => graph::plain(folded.verify_written(&unfinished, &options))?,
                 None => {
                     let file = unfinished.open()?;
                     let form = verify::Deployed::File(&file);

@@ -2,20 +2,28 @@
 
 use std::path::Path;
 
-use super::select;
-use crate::graph::onnx::{self, Edit, Onnx};
+use super::output;
+use super::select::{self, Select};
+use crate::graph::file::Error;
 use crate::graph::plan::Left;
-use crate::plan::Options;
+use crate::graph::{Agreement, Folded, GraphFile, numbers, pt2};
+use crate::plan::{Options, Plan};
 use crate::summary::inspect::{Form, Inspection, of_plan};
-use crate::tensor::Checkpoint;
+use crate::tensor::{Checkpoint, Float, quoted};
 use crate::verify::{self, Deployed, Verdict};
 
 /// Opens a file if its bytes say that it is a graph.
-pub(super) fn open(path: &Path) -> anyhow::Result<Option<Onnx>> {
-    match onnx::is_one(path)? {
-        true => Ok(Some(Onnx::open(path)?)),
-        false => Ok(None),
-    }
+pub(super) fn open(path: &Path) -> anyhow::Result<Option<GraphFile>> {
+    plain(GraphFile::open(path))
+}
+
+/// The error itself, which decides the exit status, without what says of which format the file is.
+pub(super) fn plain<T>(result: Result<T, Error>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        Error::Numbers(e) => e.into(),
+        Error::Tensor(e) => e.into(),
+        other => other.into(),
+    })
 }
 
 /// Whether a file of this name is to hold weights alone.
@@ -25,40 +33,74 @@ pub(super) fn names_weights(path: &Path) -> bool {
 
 /// What was made of a graph.
 pub(super) enum Made {
-    Graph(Box<Onnx>),
+    Graph(Box<GraphFile>),
     Weights(Checkpoint),
 }
 
 /// Opens what was made of a graph.
 pub(super) fn made(path: &Path) -> anyhow::Result<Made> {
     Ok(match open(path)? {
-        Some(onnx) => Made::Graph(Box::new(onnx)),
+        Some(file) => Made::Graph(Box::new(file)),
         None => Made::Weights(select::deployed(path)?),
     })
 }
 
 /// Compares a graph with what was made of it.
 pub(super) fn verify(
-    onnx: &Onnx,
-    edit: &Edit,
+    file: &GraphFile,
+    folded: &Folded<'_>,
     made: Option<&Made>,
     options: &verify::Options,
 ) -> anyhow::Result<Verdict> {
-    Ok(match made {
-        None => onnx::verify(onnx, edit, None, options)?,
-        Some(Made::Graph(made)) => onnx::verify(onnx, edit, Some(made), options)?,
-        Some(Made::Weights(file)) => {
-            verify::verify(onnx.constants(), &edit.plan, Deployed::File(file), options)?
-        }
-    })
+    match made {
+        None => plain(folded.verify(None, options)),
+        Some(Made::Graph(made)) => plain(folded.verify(Some(made), options)),
+        Some(Made::Weights(weights)) => Ok(verify::verify(
+            file.constants(),
+            folded.plan(),
+            Deployed::File(weights),
+            options,
+        )?),
+    }
 }
 
 /// What is known about a graph, and what of it stays although it nearly could be folded.
-pub(super) fn inspect(onnx: &Onnx) -> anyhow::Result<(Inspection, Vec<Left>)> {
-    let edit = onnx::edit(onnx, &Options::default(), false)?;
-    let (plan, form) = match edit.plan.blocks.is_empty() {
+pub(super) fn inspect(file: &GraphFile) -> anyhow::Result<(Inspection, Vec<Left>)> {
+    let folded = file.fold(&Options::default(), false)?;
+    let left = folded.left().to_vec();
+    let plan = folded.into_plan();
+    let (plan, form) = match plan.blocks.is_empty() {
         true => (None, Form::Deploy),
-        false => (Some(edit.plan), Form::Training),
+        false => (Some(plan), Form::Training),
     };
-    Ok((of_plan(onnx.constants(), plan, form), edit.left))
+    Ok((of_plan(file.constants(), plan, form), left))
+}
+
+/// Says where a built-in recipe and the graph differ.
+pub(super) fn differences(folded: &Folded<'_>) {
+    folded.agreement().into_iter().for_each(tell);
+}
+
+fn tell(agreement: &Agreement) {
+    for difference in &agreement.differences {
+        output::note(&format!("repfuse: {difference}"));
+    }
+}
+
+/// The plan for a file of weights by a graph of the same model.
+pub(super) fn with_numbers(
+    path: &Path,
+    select: &Select,
+    checkpoint: &Checkpoint,
+    dtype: Option<Float>,
+) -> anyhow::Result<Plan> {
+    let Some(GraphFile::Pt2(pt2)) = open(path)? else {
+        anyhow::bail!(
+            "{} is no program of torch.export; expected a `.pt2` that torch.export.save wrote",
+            quoted(&path.display().to_string())
+        );
+    };
+    let edit = pt2::edit(&pt2, &select.options(None), select.even_if_dearer)?;
+    tell(&edit.agreement);
+    Ok(numbers::with_numbers(&pt2, edit.plan, checkpoint, dtype)?)
 }

@@ -155,13 +155,13 @@ struct ConvDocument<'a> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
-    if let Some(onnx) = graph::open(&args.file)? {
+    if let Some(file) = graph::open(&args.file)? {
         args.key.refuse_for_a_graph()?;
         if args.recipe.is_some() {
             anyhow::bail!("a graph says by itself what is folded; leave out --recipe");
         }
-        let (found, left) = graph::inspect(&onnx)?;
-        return tell(args, onnx.constants(), found, &left);
+        let (found, left) = graph::inspect(&file)?;
+        return tell(args, file.constants(), found, &left);
     }
     let checkpoint = args.key.open(&args.file, args.json)?;
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;

@@ -4,6 +4,7 @@ mod fuse;
 mod graph;
 mod inspect;
 mod kernels;
+mod learn;
 mod output;
 mod progress;
 mod recipes;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::learn;
 use super::output::{self, Cut, plural};
 use super::select;
 use crate::plan::{self, Options, Source};
@@ -19,7 +20,8 @@ use crate::tensor::{Checkpoint, plain, quoted};
 #[command(after_long_help = "Examples:
   repfuse recipes
   repfuse recipes repvgg > my-block.json
-  repfuse recipes check my-block.json train.safetensors")]
+  repfuse recipes check my-block.json train.safetensors
+  repfuse recipes learn model.pt2 -o my-net.json")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,6 +49,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Learn(learn::Args),
 }
 
 impl Args {
@@ -54,6 +57,7 @@ impl Args {
     pub(super) fn json(&self) -> bool {
         match &self.command {
             Some(Command::Check { json, .. }) => *json,
+            Some(Command::Learn(_)) => false,
             None => self.json,
         }
     }
@@ -131,6 +135,7 @@ struct MatchedConv {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     match (&args.command, &args.name) {
+        (Some(Command::Learn(args)), _) => return learn::run(args),
         (
             Some(Command::Check {
                 recipe,

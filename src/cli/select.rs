@@ -1,11 +1,11 @@
 //! What every command asks first: which file, which recipe, which eps.
 
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::output;
+use super::{graph, output};
 use crate::fuse::diagnose::EpsWeight;
-use crate::graph::onnx::{self, Edit, Onnx};
+use crate::graph::{Folded, GraphFile};
 use crate::plan::{self, EpsSource, Options, Plan};
 use crate::recipe::{self, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
@@ -19,6 +19,9 @@ pub(super) struct Select {
     /// The eps of every batch norm, instead of the recipe's
     #[arg(long, value_name = "E", value_parser = eps)]
     pub(super) bn_eps: Option<f64>,
+    /// Take the structure from this program of torch.export, and the numbers from the checkpoint
+    #[arg(long, value_name = "MODEL.pt2", conflicts_with_all = ["recipe", "bn_eps"])]
+    pub(super) graph: Option<PathBuf>,
     /// Fuse only blocks whose name matches; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) only: Vec<String>,
@@ -49,17 +52,22 @@ fn eps(text: &str) -> Result<f64, String> {
 
 impl Select {
     /// Plans what to fold of a graph, which needs no recipe.
-    pub(super) fn edit(&self, onnx: &Onnx, dtype: Option<Float>) -> anyhow::Result<Edit> {
+    pub(super) fn fold<'a>(
+        &self,
+        file: &'a GraphFile,
+        dtype: Option<Float>,
+    ) -> anyhow::Result<Folded<'a>> {
         for (flag, given) in [
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", self.bn_eps.is_some()),
             ("--beside", !self.beside.beside.is_empty()),
+            ("--graph", self.graph.is_some()),
         ] {
             if given {
                 anyhow::bail!("a graph says by itself what is folded; leave out {flag}");
             }
         }
-        Ok(onnx::edit(onnx, &self.options(dtype), self.even_if_dearer)?)
+        Ok(file.fold(&self.options(dtype), self.even_if_dearer)?)
     }
 
     /// Plans a file by the chosen recipe, or by the one that is detected.
@@ -68,6 +76,9 @@ impl Select {
         checkpoint: &Checkpoint,
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
+        if let Some(graph) = &self.graph {
+            return graph::with_numbers(graph, self, checkpoint, dtype);
+        }
         if self.even_if_dearer {
             anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");
         }

@@ -16,7 +16,7 @@ use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
 use crate::fuse::diagnose::{self, EpsWeight};
-use crate::graph::onnx::Onnx;
+use crate::graph::GraphFile;
 use crate::plan::Plan;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, plain, quoted};
@@ -241,15 +241,15 @@ fn options(args: &Args) -> verify::Options {
 }
 
 /// A graph, and another one or a file of weights that was made of it.
-fn verify_graph(args: &Args, onnx: &Onnx, begin: Instant) -> anyhow::Result<Answer> {
-    let edit = args.select.edit(onnx, None)?;
-    diagnose::check_norms(onnx.constants(), &edit.plan)?;
+fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
+    let folded = args.select.fold(file, None)?;
+    diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(graph::made).transpose()?;
-    let verdict = with_workers(|| graph::verify(onnx, &edit, made.as_ref(), &options(args)))??;
+    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
     tell(
         args,
         begin,
-        &edit.plan,
+        folded.plan(),
         None,
         &verdict,
         whole::Findings::default(),

@@ -5,6 +5,7 @@
 //! on the number of workers.
 
 pub mod diagnose;
+mod sums;
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -20,6 +21,7 @@ use crate::tensor::{
     Checkpoint, Destinations, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
 };
 use diagnose::explain;
+pub use sums::Sums;
 
 /// The bytes that a worker reads, folds and writes at a time.
 ///
@@ -82,6 +84,14 @@ impl Unfinished {
         self.vanished
     }
 
+    /// Writes bytes at a position of it: what is known only when all else has been written.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(crate) fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), TensorError> {
+        self.writer.write_at(bytes, at)
+    }
+
     /// Syncs the file and gives it its name, or all shards theirs.
     ///
     /// # Errors
@@ -136,6 +146,32 @@ pub fn write(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    write_with(checkpoint, contents, places, options, None, progress)
+}
+
+/// The same, and takes the checksum of all that is written.
+///
+/// # Errors
+/// As for [`fuse`].
+pub fn write_summed(
+    checkpoint: &Checkpoint,
+    contents: &Contents<'_>,
+    places: Destinations,
+    options: &Options,
+    sums: &Sums,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
+    write_with(checkpoint, contents, places, options, Some(sums), progress)
+}
+
+fn write_with(
+    checkpoint: &Checkpoint,
+    contents: &Contents<'_>,
+    places: Destinations,
+    options: &Options,
+    sums: Option<&Sums>,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
     let layout = contents.layout;
     let paths = places.paths().map(Path::to_owned).collect();
     let writer = Writer::create(places, layout)?;
@@ -152,7 +188,7 @@ pub fn write(
         }
     });
     let work = || {
-        let mut worker = Worker::new(checkpoint, &writes, &vanished);
+        let mut worker = Worker::new(checkpoint, &writes, sums, &vanished);
         loop {
             let task = lock(&tasks).next();
             let Some(task) = task.filter(|_| lock(&failure).is_none()) else {
@@ -453,6 +489,7 @@ fn slabs(len: u64, step: u64) -> impl Iterator<Item = Range<u64>> + Send {
 struct Worker<'a> {
     checkpoint: &'a Checkpoint,
     writes: &'a WriteQueue<'a>,
+    sums: Option<&'a Sums>,
     vanished: &'a AtomicU64,
     reader: Reader<'a>,
     scratch: Scratch,
@@ -465,11 +502,13 @@ impl<'a> Worker<'a> {
     fn new(
         checkpoint: &'a Checkpoint,
         writes: &'a WriteQueue<'a>,
+        sums: Option<&'a Sums>,
         vanished: &'a AtomicU64,
     ) -> Worker<'a> {
         Worker {
             checkpoint,
             writes,
+            sums,
             vanished,
             reader: Reader::new(checkpoint, SLAB_BYTES),
             scratch: Scratch::default(),
@@ -584,6 +623,9 @@ impl<'a> Worker<'a> {
     fn write(&mut self, at: u64) -> Result<u64, diagnose::Error> {
         let bytes = std::mem::take(&mut self.bytes);
         let len = bytes.len() as u64;
+        if let Some(sums) = self.sums {
+            sums.add(at, &bytes);
+        }
         self.bytes = self.writes.put(bytes, at)?;
         Ok(len)
     }

@@ -3,12 +3,19 @@
 //! A weight file does not say what is added to what, so a recipe has to. A graph says it, and eps, groups, strides and
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
+mod agree;
 mod cost;
+pub mod file;
 mod form;
+pub mod learn;
 pub mod model;
+pub mod numbers;
 pub mod onnx;
 pub mod plan;
+pub mod pt2;
 pub mod region;
 mod tree;
 
+pub use agree::Agreement;
+pub use file::{Folded, GraphFile};
 pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};

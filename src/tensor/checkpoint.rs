@@ -11,9 +11,14 @@ use std::sync::Arc;
 
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
+use super::facts::Facts;
 use super::header::{self, Header};
+use super::index;
+use super::open::{self, read_exact_at};
+use super::plain::Wrapping;
+use super::pytorch;
 use super::shards::{self, Joined, Shards};
-use super::{index, open};
+use super::strided::View;
 
 /// A file of tensors, or one in shards, opened; only headers have been read.
 #[derive(Debug)]
@@ -23,16 +28,15 @@ pub struct Checkpoint {
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
+    facts: Facts,
+    wrapping: Option<Wrapping>,
 }
 
 /// Where the bytes of its tensors are.
 #[derive(Debug)]
 enum Source {
-    /// Files in which each tensor lies at a position of its own, with their paths: a safetensors file, or those of a graph.
+    /// Files in which each tensor has its place, with their paths. The first is the one that was opened.
     Files(Vec<(PathBuf, File)>),
-    /// A file that `torch.save` wrote.
-    #[cfg(feature = "pytorch")]
-    Pytorch(super::pytorch::Storages),
     /// Several files, each with some of the tensors.
     Shards(Shards),
 }
@@ -64,8 +68,8 @@ pub enum Place {
     },
     /// In memory: a few numbers that no file holds as little-endian bytes side by side.
     InMemory(Arc<[u8]>),
-    /// Where the reader of a format that is no plain bytes finds it.
-    ByName,
+    /// In the first file, as a view of what is stored there.
+    View(Arc<View>),
 }
 
 /// A tensor of a file whose format is read elsewhere.
@@ -267,6 +271,8 @@ impl Checkpoint {
             file_len: shards.files().iter().map(Checkpoint::file_len).sum(),
             path,
             source: Source::Shards(shards),
+            facts: Facts::default(),
+            wrapping: None,
             tensors,
             metadata,
         }
@@ -288,11 +294,11 @@ impl Checkpoint {
                 header::in_bytes(file_len)
             )));
         }
-        open::read_exact_at(&file, &mut prefix, 0).map_err(|e| Error::unreadable(&path, e))?;
+        read_exact_at(&file, &mut prefix, 0).map_err(|e| Error::unreadable(&path, e))?;
         let header_len = u64::from_le_bytes(prefix);
-        #[cfg(feature = "pytorch")]
-        if super::pytorch::is_one(prefix, file_len) {
-            return Checkpoint::open_pytorch(path, file_len, key);
+        if let Some(form) = pytorch::form(&file, prefix, file_len) {
+            let contents = pytorch::open(&path, &file, file_len, form, key)?;
+            return Checkpoint::of_pytorch(path, file, file_len, contents);
         }
         if let Some(key) = key {
             return Err(Error::NoKeys {
@@ -313,7 +319,7 @@ impl Checkpoint {
             )));
         }
         let mut json = vec![0; header_len as usize];
-        open::read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
+        read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
         let tensors = entries.into_iter().map(|e| {
@@ -336,6 +342,8 @@ impl Checkpoint {
             source: Source::Files(vec![(path.clone(), file)]),
             path,
             file_len,
+            facts: Facts::default(),
+            wrapping: None,
         })
     }
 
@@ -392,16 +400,28 @@ impl Checkpoint {
             path: path.clone(),
             source: Source::Files(files),
             file_len,
+            facts: Facts::default(),
+            wrapping: None,
         })
     }
 
-    #[cfg(feature = "pytorch")]
-    fn open_pytorch(path: PathBuf, file_len: u64, key: Option<&str>) -> Result<Checkpoint, Error> {
-        let (storages, entries) = super::pytorch::open(&path, file_len, key)?;
-        let tensors = entries.into_iter().map(|(name, dtype, shape, byte_len)| {
+    fn of_pytorch(
+        path: PathBuf,
+        file: File,
+        file_len: u64,
+        contents: pytorch::Contents,
+    ) -> Result<Checkpoint, Error> {
+        let tensors = contents.tensors.into_iter().map(|(name, stored)| {
+            let pytorch::Stored { dtype, shape, view } = stored;
             let info = Info {
-                place: Place::ByName,
-                byte_len,
+                byte_len: view.byte_len,
+                place: match view.is_plain() {
+                    true => Place::InFile {
+                        file: 0,
+                        offset: view.at,
+                    },
+                    false => Place::View(Arc::new(view)),
+                },
                 dtype,
                 shape,
                 stored: None,
@@ -409,22 +429,37 @@ impl Checkpoint {
             };
             (name, Tensor(Arc::new(info)))
         });
+        let metadata = match contents.metadata {
+            Some(json) => header::parse_metadata(&json).map_err(|reason| Error::Pytorch {
+                path: path.clone(),
+                reason,
+            })?,
+            None => vec![("format".to_owned(), "pt".to_owned())],
+        };
         Ok(Checkpoint {
             tensors: tensors.collect(),
-            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            metadata,
+            source: Source::Files(vec![(path.clone(), file)]),
             path,
-            source: Source::Pytorch(storages),
             file_len,
+            facts: contents.facts,
+            wrapping: Some(contents.wrapping),
         })
+    }
+
+    /// What stands around the state dict in a file that `torch.save` wrote; none for other files.
+    pub fn wrapping(&self) -> Option<&Wrapping> {
+        self.wrapping.as_ref()
     }
 
     /// The key under which a file that `torch.save` wrote keeps the state dict, if it is not at the top.
     pub fn unwrapped(&self) -> Option<&str> {
-        match &self.source {
-            Source::Files(_) | Source::Shards(_) => None,
-            #[cfg(feature = "pytorch")]
-            Source::Pytorch(storages) => storages.key(),
-        }
+        self.wrapping.as_ref()?.key.as_deref()
+    }
+
+    /// What the file says of its modules, as a pickled module does.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The files that it is in, if it is in shards.
@@ -471,26 +506,28 @@ impl Checkpoint {
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
             return Err(Error::unreadable(&self.path, beyond));
         }
-        match (&tensor.0.place, &self.source) {
-            (_, Source::Shards(shards)) => shards.read_at(tensor, at, out),
-            (Place::InMemory(bytes), _) => {
+        let files = match &self.source {
+            Source::Files(files) => files,
+            Source::Shards(shards) => return shards.read_at(tensor, at, out),
+        };
+        let number = match &tensor.0.place {
+            Place::InFile { file, .. } => *file,
+            Place::View(_) | Place::InMemory(_) => 0,
+        };
+        let Some((path, file)) = files.get(number) else {
+            let elsewhere = format!("{tensor} is of another file");
+            let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
+            return Err(Error::unreadable(&self.path, elsewhere));
+        };
+        match &tensor.0.place {
+            Place::InMemory(bytes) => {
                 out.copy_from_slice(&bytes[at as usize..][..out.len()]);
                 Ok(())
             }
-            (Place::InFile { file, offset }, Source::Files(files)) if *file < files.len() => {
-                let (path, file) = &files[*file];
-                open::read_exact_at(file, out, offset + at).map_err(|e| Error::unreadable(path, e))
-            }
-            #[cfg(feature = "pytorch")]
-            (Place::ByName, Source::Pytorch(storages)) => {
-                storages.read_at(&self.path, tensor.name(), at, out)
-            }
-            _ => {
-                let elsewhere = format!("{tensor} is of another file");
-                let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
-                Err(Error::unreadable(&self.path, elsewhere))
-            }
+            Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
+            Place::View(view) => view.read(file, at, out),
         }
+        .map_err(|e| Error::unreadable(path, e))
     }
 
     /// Whether `path` leads to this very file, or to one of the shards, by whatever name.

@@ -92,6 +92,16 @@ pub fn parse(json: &[u8], data_len: u64) -> Result<Header, String> {
     Ok(header)
 }
 
+/// Parses metadata that stands by itself, as an object of strings.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub(super) fn parse_metadata(json: &[u8]) -> Result<Vec<(String, String)>, String> {
+    let strings: Strings =
+        serde_json::from_slice(json).map_err(|e| format!("its metadata is not valid: {e}"))?;
+    Ok(strings.0)
+}
+
 fn check(entry: &Entry) -> Result<(), String> {
     let Entry {
         name,

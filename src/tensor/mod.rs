@@ -4,28 +4,36 @@
 
 #[cfg(feature = "cli")]
 pub mod arrays;
+pub(crate) mod bytes;
 pub mod checkpoint;
 pub mod destination;
 pub mod dtype;
 pub mod error;
+pub mod facts;
 pub mod header;
 mod index;
 pub(crate) mod open;
 mod operand;
-#[cfg(feature = "pytorch")]
+pub mod plain;
 mod pytorch;
 pub mod queue;
 pub mod scratch;
 mod shards;
+mod strided;
 mod together;
 pub mod windows;
 pub mod write;
+pub(crate) mod zip;
+pub(crate) mod zip_layout;
 
 pub use checkpoint::{Checkpoint, Part, Place, Tensor};
 pub use destination::{Destination, Destinations};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};
+pub use facts::Facts;
+pub use plain::{Plain, Wrapping};
 pub use queue::WriteQueue;
 pub use scratch::Scratch;
+pub use strided::View;
 pub use windows::Reader;
 pub use write::{Output, Writer};

@@ -163,6 +163,20 @@ impl Layout {
         layout
     }
 
+    /// Outputs at these positions of one file of this size, whatever stands between them.
+    pub fn at(offsets: Vec<u64>, file_len: u64) -> Layout {
+        Layout {
+            files: vec![Part {
+                prefix: Vec::new(),
+                start: 0,
+                len: file_len,
+                names: Vec::new(),
+            }],
+            offsets,
+            len: file_len,
+        }
+    }
+
     /// The position of the first byte of the `i`-th output.
     pub fn offset(&self, i: usize) -> u64 {
         self.offsets[i]

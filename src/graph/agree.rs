@@ -1,0 +1,172 @@
+//! Graph and recipe check each other: where a built-in recipe knows the same blocks, it gives them the names of the author's
+//! deploy form, and both must say the same of what they compute.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::algebra::Part;
+use crate::algebra::canonical::same;
+use crate::fuse::fold_rows;
+use crate::plan::{self, Block, Options, Plan, PlannedConv};
+use crate::recipe;
+use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
+
+/// What a recipe makes of the weights of a graph.
+#[derive(Debug, Default)]
+pub struct Agreement {
+    /// The recipe that knows blocks of the graph.
+    pub recipe: Option<String>,
+    /// How many of them.
+    pub blocks: usize,
+    /// What graph and recipe say differently, a sentence each. The graph is believed.
+    pub differences: Vec<String>,
+}
+
+/// The weights of a graph as a recipe sees them: those of the state dict, by name.
+pub(super) type Index = std::collections::BTreeMap<String, Tensor>;
+
+/// Compares blocks with those that a built-in recipe finds, and gives them its names. `taken` are the names of tensors that are left.
+pub(super) fn agree(
+    checkpoint: &Checkpoint,
+    state: &Index,
+    blocks: &mut [Block],
+    taken: &HashSet<String>,
+) -> Agreement {
+    let Some(plan) = planned(state) else {
+        return Agreement::default();
+    };
+    let mut known: HashMap<BTreeSet<&str>, &PlannedConv> = HashMap::new();
+    for conv in plan.blocks.iter().flat_map(|block| &block.fused) {
+        known.insert(names(conv.expr.root()), conv);
+    }
+    let mut found = Agreement {
+        recipe: Some(plan.recipe.clone()),
+        ..Agreement::default()
+    };
+    let mut modules: HashSet<String> = blocks
+        .iter()
+        .map(|block| block.fused[0].module.clone())
+        .collect();
+    let mut agreed: HashSet<String> = HashSet::new();
+    for block in blocks.iter_mut() {
+        let conv = &block.fused[0];
+        let leaves = names(conv.expr.root());
+        let Some(by_recipe) = known.get(&leaves) else {
+            continue;
+        };
+        found.blocks += 1;
+        agreed.insert(by_recipe.module.clone());
+        if let Some(difference) = difference(checkpoint, &plan.recipe, conv, by_recipe) {
+            found
+                .differences
+                .push(format!("block {}: {difference}", quoted(&block.name)));
+        }
+        let module = &by_recipe.module;
+        let is_free = !modules.contains(module)
+            && !["weight", "bias"]
+                .iter()
+                .any(|end| taken.contains(&format!("{module}.{end}")));
+        if is_free {
+            modules.insert(module.clone());
+            block.fused[0].module = module.clone();
+        }
+    }
+    let missed: Vec<&str> = plan
+        .blocks
+        .iter()
+        .flat_map(|block| &block.fused)
+        .filter(|conv| !agreed.contains(&conv.module))
+        .map(|conv| &*conv.module)
+        .collect();
+    if let ([first, others @ ..], 1..) = (&missed[..], found.blocks) {
+        let more = match others.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        found.differences.push(format!(
+            "recipe {} also folds to {}{more}, of which the graph folds more, less or nothing",
+            plan.recipe,
+            quoted(first)
+        ));
+    }
+    if found.blocks == 0 {
+        return Agreement::default();
+    }
+    found
+}
+
+/// What a built-in recipe would do, if one fits.
+fn planned(state: &Index) -> Option<Plan> {
+    let near = recipe::builtin_near(state).ok()?;
+    let recipe = recipe::detect_builtin(state, &near).ok()?;
+    plan::plan(state, recipe, &Options::default()).ok()
+}
+
+fn names(expr: &Part<Tensor>) -> BTreeSet<&str> {
+    expr.leaves().into_iter().map(Tensor::name).collect()
+}
+
+/// What two expressions over the same tensors say differently.
+fn difference(
+    checkpoint: &Checkpoint,
+    recipe: &str,
+    graph: &PlannedConv,
+    by_recipe: &PlannedConv,
+) -> Option<String> {
+    let [a, b] = [graph, by_recipe].map(|conv| conv.expr.root());
+    if same(&graph.expr, &by_recipe.expr) {
+        return None;
+    }
+    let differing = eps_of(a).into_iter().find_map(|(norm, eps)| {
+        let other = eps_of(b).into_iter().find(|(other, _)| *other == norm)?.1;
+        (other != eps).then_some((other, eps))
+    });
+    if let Some((says, eps)) = differing {
+        return Some(format!(
+            "recipe {recipe} says eps {says:e}, the graph {eps:e}"
+        ));
+    }
+    // Two trees can say the same in other words: then they fold to the same numbers.
+    match same_numbers(checkpoint, graph, by_recipe) {
+        true => None,
+        false => Some(format!(
+            "recipe {recipe} says {}, the graph {}",
+            crate::algebra::describe::expression(b),
+            crate::algebra::describe::expression(a)
+        )),
+    }
+}
+
+fn eps_of(expr: &Part<Tensor>) -> Vec<(&str, f64)> {
+    let norms = expr.norms().into_iter();
+    norms.map(|norm| (norm.var.name(), norm.eps)).collect()
+}
+
+/// Rows that are folded to tell two expressions apart, and what rounding in f64 may do to them.
+const ROWS: usize = 8;
+const ROUNDING: f64 = 1e-9;
+
+fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
+    let (ga, gb) = (a.geometry(), b.geometry());
+    if ga.transposed()
+        || gb.transposed()
+        || (ga.out(), ga.row_len(), ga.groups()) != (gb.out(), gb.row_len(), gb.groups())
+    {
+        return false;
+    }
+    let fold = |conv: &PlannedConv| {
+        let mut reader = Reader::new(checkpoint, 1 << 16);
+        fold_rows(checkpoint, conv, 0..ga.out().min(ROWS), &mut reader).ok()
+    };
+    let (Some((kernel_a, bias_a)), Some((kernel_b, bias_b))) = (fold(a), fold(b)) else {
+        return false;
+    };
+    let largest = kernel_a
+        .iter()
+        .chain(&bias_a)
+        .fold(0.0f64, |most, x| most.max(x.abs()));
+    kernel_a
+        .iter()
+        .chain(&bias_a)
+        .zip(kernel_b.iter().chain(&bias_b))
+        .all(|(x, y)| (x - y).abs() <= ROUNDING * largest)
+}

@@ -1,0 +1,242 @@
+//! A recipe learned from a graph: the names by which the blocks of a network are found in a file of its weights.
+//!
+//! The graph says which tensors form a block and what is computed of them. Said with names alone, and with the digits and paths
+//! left open that vary among blocks of a kind, this is a recipe. It is applied to the same weights, and where it says more or
+//! less than the graph its rules are made narrower, until both say the same or what is left has no words.
+
+mod rules;
+mod words;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Value, json};
+
+use self::rules::{Merging, Path, Rule, rules};
+use self::words::words;
+use super::agree::Index;
+use crate::algebra::canonical::same;
+use crate::plan::{self, Block, Options, Plan};
+use crate::recipe::{self, Recipe};
+use crate::tensor::{Checkpoint, quoted};
+
+/// A recipe, and what it cannot say.
+#[derive(Debug)]
+pub struct Learned {
+    /// The recipe's JSON.
+    pub recipe: Value,
+    /// How many blocks of the graph it reproduces.
+    pub blocks: usize,
+    /// How many kinds of block it has.
+    pub kinds: usize,
+    /// What it could not put into words, a sentence each.
+    pub unsaid: Vec<String>,
+}
+
+/// More attempts than rules have ways to be narrower say no more.
+const ATTEMPTS: usize = 256;
+
+/// Learns a recipe from the blocks of a graph. `state` are the weights by the names that a file of them has.
+pub fn learn(
+    checkpoint: &Checkpoint,
+    state: &Index,
+    blocks: &[Block],
+    name: &str,
+    about: &str,
+) -> Learned {
+    let mut unsaid = Vec::new();
+    let mut said = Vec::new();
+    for block in blocks {
+        match words(checkpoint, block) {
+            Ok(words) => said.push(words),
+            Err(why) => unsaid.push(format!("block {}: {why}", quoted(&block.name))),
+        }
+    }
+    let eps = usual(said.iter().flat_map(|words| &words.eps));
+    let expected: HashMap<String, &Block> = blocks
+        .iter()
+        .map(|block| (block.fused[0].module.clone(), block))
+        .collect();
+    let learned = [Merging::Parts, Merging::Relatives].map(|merging| {
+        let mut rules = rules(said.clone(), merging);
+        let mut attempt = Attempt::default();
+        for _ in 0..ATTEMPTS {
+            attempt = attempted(state, &rules, eps, name, about, &expected);
+            let narrower = attempt
+                .wrong
+                .iter()
+                .filter_map(|rule| Some((*rule, rules[*rule].path.narrower()?)));
+            let Some((rule, path)) = narrower.min_by_key(|(rule, path)| (*path, *rule)) else {
+                break;
+            };
+            rules[rule].path = path;
+        }
+        (attempt, rules.len())
+    });
+    // What says more, in fewer rules.
+    let rules_in = |attempt: &Attempt| {
+        attempt
+            .recipe
+            .get("blocks")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len)
+    };
+    let [parts, relatives] = learned;
+    let better = (relatives.0.right, std::cmp::Reverse(rules_in(&relatives.0)))
+        > (parts.0.right, std::cmp::Reverse(rules_in(&parts.0)));
+    let (attempt, kinds) = if better { relatives } else { parts };
+    unsaid.extend(attempt.failures);
+    Learned {
+        recipe: attempt.recipe,
+        blocks: attempt.right,
+        kinds,
+        unsaid,
+    }
+}
+
+/// The eps that most norms have.
+fn usual<'a>(eps: impl Iterator<Item = &'a f64>) -> Option<f64> {
+    let mut counted: BTreeMap<u64, usize> = BTreeMap::new();
+    eps.for_each(|eps| *counted.entry(eps.to_bits()).or_default() += 1);
+    counted
+        .into_iter()
+        .max_by_key(|(_, n)| *n)
+        .map(|(bits, _)| f64::from_bits(bits))
+}
+
+/// What came of applying a recipe to the weights that it was learned from.
+#[derive(Default)]
+struct Attempt {
+    recipe: Value,
+    /// The blocks that it reproduces.
+    right: usize,
+    /// The rules that say too much or too little.
+    wrong: Vec<usize>,
+    failures: Vec<String>,
+}
+
+fn attempted(
+    state: &Index,
+    rules: &[Rule],
+    eps: Option<f64>,
+    name: &str,
+    about: &str,
+    expected: &HashMap<String, &Block>,
+) -> Attempt {
+    let recipe = recipe_of(state, rules, eps, name, about);
+    let everything = |failure: String| Attempt {
+        recipe: recipe.clone(),
+        right: 0,
+        wrong: (0..rules.len()).collect(),
+        failures: vec![failure],
+    };
+    let parsed: Recipe = match recipe::parse(&recipe.to_string(), name) {
+        Ok(parsed) => parsed,
+        Err(error) => return everything(error.to_string()),
+    };
+    let plan: Plan = match plan::plan(state, &parsed, &Options::default()) {
+        Ok(plan) => plan,
+        Err(error) => return everything(error.to_string()),
+    };
+    let mut attempt = Attempt {
+        recipe: recipe.clone(),
+        ..Attempt::default()
+    };
+    let rule_of = |tensors: &[String]| {
+        let has = |rule: &Rule| {
+            rule.blocks
+                .iter()
+                .any(|block| block.consumed.iter().any(|t| tensors.contains(t)))
+        };
+        rules.iter().position(has)
+    };
+    let mut found: HashMap<&str, bool> = HashMap::new();
+    for block in &plan.blocks {
+        for conv in &block.fused {
+            let by_graph = expected.get(&conv.module).map(|block| &block.fused[0]);
+            let reproduced =
+                by_graph.is_some_and(|of| same(&of.expr, &conv.expr) && of.bias == conv.bias);
+            found.insert(&conv.module, reproduced);
+            if reproduced {
+                attempt.right += 1;
+                continue;
+            }
+            let tensors: Vec<String> = block
+                .consumed
+                .iter()
+                .map(|tensor| tensor.name().to_owned())
+                .collect();
+            // A rule that finds what the graph does not fold is too wide; which one is told by its anchor.
+            let rule =
+                rule_of(&tensors).or_else(|| rules.iter().position(|rule| matches(rule, &tensors)));
+            attempt.wrong.extend(rule);
+            attempt.failures.push(match by_graph {
+                Some(_) => format!(
+                    "block {}: names alone say something else than the graph",
+                    quoted(&block.name)
+                ),
+                None => format!(
+                    "{} is found by its names, and is no block of the graph",
+                    quoted(&block.name)
+                ),
+            });
+        }
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        for block in &rule.blocks {
+            let module = expected
+                .values()
+                .find(|of| of.name == block.block)
+                .map(|of| &*of.fused[0].module);
+            if module.is_some_and(|module| !found.contains_key(module)) {
+                attempt.wrong.push(i);
+                attempt.failures.push(format!(
+                    "block {} is not found by its names",
+                    quoted(&block.block)
+                ));
+            }
+        }
+    }
+    attempt
+}
+
+/// Whether a rule's anchor is among these names.
+fn matches(rule: &Rule, tensors: &[String]) -> bool {
+    let Some(anchor) = &rule.anchor else {
+        return false;
+    };
+    let end = anchor.trim_start_matches("{p}");
+    tensors
+        .iter()
+        .any(|name| name.ends_with(end) || format!(".{name}") == end)
+}
+
+fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about: &str) -> Value {
+    let shape = |tensor: &str| state.get(tensor).map(|tensor| tensor.shape().to_vec());
+    let mut blocks = Vec::new();
+    let mut when = Vec::new();
+    for rule in rules {
+        blocks.extend(rule.json(eps, &shape));
+        // Several branches are evidence; one conv and its norm are in every network.
+        let several =
+            rule.branches.len() > 1 || rule.blocks.iter().any(|block| block.summands.len() > 1);
+        if let Some(anchor) = rule
+            .anchor
+            .clone()
+            .filter(|_| several && rule.path < Path::Digits)
+        {
+            when.push(Value::from(anchor));
+        }
+    }
+    let mut recipe = serde_json::Map::new();
+    recipe.insert("name".to_owned(), name.into());
+    recipe.insert("about".to_owned(), about.into());
+    if let Some(eps) = eps {
+        recipe.insert("eps".to_owned(), json!(eps));
+    }
+    when.dedup();
+    if !when.is_empty() {
+        recipe.insert("when".to_owned(), when.into());
+    }
+    recipe.insert("blocks".to_owned(), blocks.into());
+    Value::Object(recipe)
+}

@@ -1,0 +1,26 @@
+//! Programs that `torch.export.save` wrote: a zip of stored entries, with the graph as JSON and each weight as raw bytes.
+//!
+//! The archive is read by its directory ([`zip`](crate::tensor::zip)), the graph by [`schema`] and [`json`], the weights by
+//! [`weights`]; [`call`], [`ops`] and [`views`] say what an operator computes, [`alias`] where values change in place, and
+//! [`read`] puts the graph together. [`edit`](mod@edit) and [`nodes`] give the texts of the new archive, [`write`](mod@write)
+//! the file; [`compare`] proves it.
+
+mod alias;
+mod call;
+mod compare;
+mod edit;
+mod error;
+mod json;
+mod nodes;
+mod ops;
+mod read;
+mod schema;
+mod views;
+mod weights;
+mod write;
+
+pub use compare::verify;
+pub use edit::{Edit, edit};
+pub use error::Error;
+pub use read::{Pt2, is_one};
+pub use write::{WrongType, file_len, fuse};

@@ -1,0 +1,267 @@
+//! The nodes that compute a region anew: one conv, and zeros around its input where they are not the same on both sides.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::edit::{Parameter, Text, described, tensor_of};
+use super::json::{Members, Raw, read};
+use super::read::Pt2;
+use crate::graph::plan::Error;
+use crate::graph::region::{Region, Step, Walk};
+use crate::plan::PlannedConv;
+use crate::tensor::Dtype;
+
+/// What a region becomes.
+#[derive(Debug)]
+pub(super) struct New {
+    pub(super) nodes: Vec<Value>,
+    pub(super) parameters: Vec<Parameter>,
+    /// The values that are new, and what is known of them.
+    pub(super) values: Vec<(String, Value)>,
+}
+
+/// The nodes and parameters that a region becomes. `taken` are the names that the graph has.
+///
+/// # Errors
+/// When the text of the graph does not say what the new values are like.
+pub(super) fn new_nodes(
+    pt2: &Pt2,
+    text: &Text<'_>,
+    region: &Region,
+    fused: &PlannedConv,
+    taken: &mut HashSet<String>,
+) -> Result<New, Error> {
+    let fail = |message: String| Error::Block {
+        block: fused.module.clone(),
+        message,
+    };
+    if let Walk::Transposed(steps, _) = &region.walk
+        && steps.iter().any(|step| step.before != step.after)
+    {
+        return Err(fail(
+            "a transposed conv cuts the same on both sides".to_owned(),
+        ));
+    }
+    let [source, value] = [region.source, region.value].map(|id| &*pt2.graph.value(id).name);
+    let meta = |name: &str| {
+        text.meta(name)
+            .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
+    };
+    let like = {
+        let mut like = meta(value)?;
+        // A parameter is described like the value, and can be trained.
+        if let Some(members) = like.as_object_mut() {
+            members.insert("requires_grad".to_owned(), true.into());
+        }
+        like
+    };
+    let mut new = New {
+        nodes: Vec::new(),
+        parameters: Vec::new(),
+        values: Vec::new(),
+    };
+    for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
+        let (name, shape) = tensor_of(fused, is_bias);
+        let placeholder = free(&format!("p_{}", identifier(&name)), taken);
+        let meta = described(&like, &Dtype::from(fused.dtype), &shape).map_err(fail)?;
+        new.values.push((placeholder.clone(), meta.clone()));
+        new.parameters.push(Parameter {
+            name,
+            placeholder,
+            meta,
+        });
+    }
+    let mut maker = Maker {
+        pt2,
+        text,
+        region,
+        nodes: Vec::new(),
+    };
+    let input = match pads(&region.walk) {
+        Some(pads) => {
+            let padded = free(&format!("{value}_padded"), taken);
+            let meta = padded_meta(&meta(source)?, &region.walk).ok_or_else(|| {
+                fail(
+                    "its paddings differ, and how large its input is is not known before it runs"
+                        .to_owned(),
+                )
+            })?;
+            new.values.push((padded.clone(), meta));
+            maker
+                .call(
+                    "torch.ops.aten.pad.default",
+                    &padded,
+                    vec![
+                        argument("self", json!({"as_tensor": {"name": source}})),
+                        argument("pad", json!({"as_ints": pads})),
+                    ],
+                )
+                .map_err(fail)?;
+            padded
+        }
+        None => source.to_owned(),
+    };
+    let tensor = |parameter: Option<&Parameter>| match parameter {
+        Some(parameter) => json!({"as_tensor": {"name": parameter.placeholder}}),
+        None => json!({"as_none": true}),
+    };
+    let mut arguments = vec![
+        argument("input", json!({"as_tensor": {"name": input}})),
+        argument("weight", tensor(new.parameters.first())),
+        argument("bias", tensor(new.parameters.get(1))),
+    ];
+    arguments.extend(walk(&region.walk, fused.geometry().groups()));
+    let target = operator(&region.walk, fused.geometry().weight_shape().len());
+    maker
+        .call(
+            &target.ok_or_else(|| fail("it has no operator".to_owned()))?,
+            value,
+            arguments,
+        )
+        .map_err(fail)?;
+    new.nodes = maker.nodes;
+    Ok(new)
+}
+
+/// The operator of a region whose weight has this many dimensions.
+fn operator(walk: &Walk, rank: usize) -> Option<String> {
+    let spatial = rank.checked_sub(2).filter(|n| *n <= 3)?;
+    Some(match (walk, spatial) {
+        (Walk::Linear, _) => "torch.ops.aten.linear.default".to_owned(),
+        (_, 0) => return None,
+        (Walk::Conv(_), n) => format!("torch.ops.aten.conv{n}d.default"),
+        (Walk::Transposed(..), 2) => "torch.ops.aten.conv_transpose2d.input".to_owned(),
+        (Walk::Transposed(..), 3) => "torch.ops.aten.conv_transpose3d.input".to_owned(),
+        (Walk::Transposed(..), n) => format!("torch.ops.aten.conv_transpose{n}d.default"),
+    })
+}
+
+/// What follows the bias: `stride`, `padding` and so on.
+fn walk(walk: &Walk, groups: usize) -> Vec<Value> {
+    let list = |steps: &[Step], of: fn(&Step) -> usize| json!({"as_ints": steps.iter().map(of).collect::<Vec<_>>()});
+    let groups = argument("groups", json!({"as_int": groups}));
+    let padding = |step: &Step| {
+        if step.before == step.after {
+            step.before
+        } else {
+            0
+        }
+    };
+    match walk {
+        Walk::Conv(steps) => {
+            let padding: Vec<usize> = match pads(walk) {
+                Some(_) => vec![0; steps.len()],
+                None => steps.iter().map(padding).collect(),
+            };
+            vec![
+                argument("stride", list(steps, |step| step.stride)),
+                argument("padding", json!({"as_ints": padding})),
+                argument("dilation", list(steps, |step| step.dilation)),
+                groups,
+            ]
+        }
+        Walk::Transposed(steps, added) => vec![
+            argument("stride", list(steps, |step| step.stride)),
+            argument("padding", list(steps, |step| step.before)),
+            argument("output_padding", json!({"as_ints": added})),
+            groups,
+            argument("dilation", list(steps, |step| step.dilation)),
+        ],
+        Walk::Linear => Vec::new(),
+    }
+}
+
+/// What a conv cannot pad itself: the last axis first, before and behind, as `pad` takes it.
+fn pads(walk: &Walk) -> Option<Vec<usize>> {
+    let Walk::Conv(steps) = walk else {
+        return None;
+    };
+    let differ = steps.iter().any(|step| step.before != step.after);
+    differ.then(|| {
+        steps
+            .iter()
+            .rev()
+            .flat_map(|step| [step.before, step.after])
+            .collect()
+    })
+}
+
+/// What is known of a value once it is padded.
+fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
+    let Walk::Conv(steps) = walk else {
+        return None;
+    };
+    let mut sizes = meta.get("sizes")?.as_array()?.clone();
+    let first = sizes.len().checked_sub(steps.len())?;
+    for (size, step) in sizes[first..].iter_mut().zip(steps) {
+        let padded = size
+            .get("as_int")?
+            .as_u64()?
+            .checked_add((step.before + step.after) as u64)?;
+        *size = json!({"as_int": padded});
+    }
+    // Of a size that varies the strides are not known either, unless it is the outermost.
+    let mut strides = vec![json!({"as_int": 1})];
+    let mut dense = 1u64;
+    for size in sizes.iter().skip(1).rev() {
+        dense = dense.checked_mul(size.get("as_int")?.as_u64()?)?;
+        strides.insert(0, json!({"as_int": dense}));
+    }
+    let mut meta = meta.as_object()?.clone();
+    meta.insert("sizes".to_owned(), sizes.into());
+    meta.insert("strides".to_owned(), strides.into());
+    meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
+    Some(Value::Object(meta))
+}
+
+fn argument(name: &str, arg: Value) -> Value {
+    json!({"name": name, "arg": arg, "kind": 1})
+}
+
+/// Calls in the manner of the node that computes the region's value now: its metadata, and whatever else a node has.
+struct Maker<'a> {
+    pt2: &'a Pt2,
+    text: &'a Text<'a>,
+    region: &'a Region,
+    nodes: Vec<Value>,
+}
+
+impl Maker<'_> {
+    fn call(&mut self, target: &str, output: &str, inputs: Vec<Value>) -> Result<(), String> {
+        let producer = self.pt2.graph.value(self.region.value).producer();
+        let last = producer.map(|id| self.text.nodes[self.pt2.positions[id.0]]);
+        let last = last.ok_or("nothing computes it")?;
+        let Members(members): Members<'_, Raw<'_>> = read(last).map_err(|e| e.to_string())?;
+        let mut node = Map::new();
+        for (key, old) in members {
+            let new = match &*key {
+                "target" => target.into(),
+                "inputs" => Value::Array(inputs.clone()),
+                "outputs" => json!([{"as_tensor": {"name": output}}]),
+                "name" => output.into(),
+                _ => read(old).map_err(|e| e.to_string())?,
+            };
+            node.insert(key.into_owned(), new);
+        }
+        self.nodes.push(Value::Object(node));
+        Ok(())
+    }
+}
+
+/// A name as Python has them.
+fn identifier(name: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    name.chars().map(fits).collect()
+}
+
+/// A name like this that the graph does not have yet.
+fn free(name: &str, taken: &mut HashSet<String>) -> String {
+    let mut free = name.to_owned();
+    let mut n = 0;
+    while !taken.insert(free.clone()) {
+        n += 1;
+        free = format!("{name}_{n}");
+    }
+    free
+}

@@ -1,0 +1,360 @@
+//! Operators of ATen as operators of ours.
+
+use std::sync::Arc;
+
+use super::call::{Call, Input, Opaque, because};
+use super::views;
+use crate::graph::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Window};
+use crate::tensor::{Dtype, Float, Part, Place, Tensor, quoted};
+
+/// What a call computes, and the values that it reads.
+pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let name = call.node.aten().ok_or(None)?;
+    // An operator that changes its input in place computes the same.
+    let name = name.strip_suffix('_').unwrap_or(name);
+    match (name, call.node.overload()) {
+        ("conv1d", _) => conv(call, 1),
+        ("conv2d", _) => conv(call, 2),
+        ("conv3d", _) => conv(call, 3),
+        ("conv_transpose1d", _) => transposed(call, 1),
+        ("conv_transpose2d", _) => transposed(call, 2),
+        ("conv_transpose3d", _) => transposed(call, 3),
+        ("convolution", "default") => convolution(call),
+        ("linear", "default") => linear(call),
+        (
+            "batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training",
+            "default",
+        ) => norm(call),
+        ("add", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Add),
+        ("sub", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Sub),
+        ("rsub", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::SubFrom),
+        ("mul", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Mul),
+        ("div", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Div),
+        ("neg", "default") => {
+            let value = call.value()?;
+            floating(call, &value)?;
+            Ok((Op::Neg, vec![value]))
+        }
+        ("avg_pool1d", "default") => pooling(call, 1),
+        ("avg_pool2d", "default") => pooling(call, 2),
+        ("avg_pool3d", "default") => pooling(call, 3),
+        ("pad" | "constant_pad_nd", "default") => padding(call),
+        _ => views::operator(call, name),
+    }
+}
+
+/// The input of an operator over `spatial` axes, which must have batch and channels too.
+fn maps(call: &Call<'_>, spatial: usize) -> Result<String, Opaque> {
+    let value = call.value()?;
+    match call.shape(&value)?.len() == spatial + 2 {
+        true => Ok(value),
+        false => because("its input has no batch axis"),
+    }
+}
+
+fn weight(call: &Call<'_>, rank: usize) -> Result<Tensor, Opaque> {
+    let weight = call.weight("weight")?.ok_or(None)?;
+    match weight.shape().len() == rank && weight.shape().iter().all(|n| *n > 0) {
+        true => Ok(weight),
+        false => because(format!(
+            "its weight {weight} has the shape {:?}",
+            weight.shape()
+        )),
+    }
+}
+
+fn positive(call: &Call<'_>, name: &str, rank: usize) -> Result<Vec<usize>, Opaque> {
+    let numbers = call.per_axis(name, rank, 1)?;
+    match numbers.contains(&0) {
+        true => because(format!("its {name} is 0")),
+        false => Ok(numbers),
+    }
+}
+
+fn groups(call: &Call<'_>) -> Result<usize, Opaque> {
+    usize::try_from(call.int("groups", 1)?)
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or(None)
+}
+
+fn both(pads: Vec<usize>) -> Pads {
+    Pads {
+        before: pads.clone(),
+        after: pads,
+    }
+}
+
+fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
+    let weight = weight(call, spatial + 2)?;
+    let (stride, dilation) = (
+        positive(call, "stride", spatial)?,
+        positive(call, "dilation", spatial)?,
+    );
+    let pads = match call.text("padding") {
+        Ok(Some(text)) if text == "valid" => both(vec![0; spatial]),
+        Ok(Some(text)) if text == "same" => same(&weight.shape()[2..], &dilation),
+        Ok(Some(_)) => return Err(None),
+        Ok(None) | Err(_) => both(call.per_axis("padding", spatial, 0)?),
+    };
+    let conv = Conv {
+        bias: call.weight("bias")?,
+        groups: groups(call)?,
+        transposed: None,
+        weight,
+        stride,
+        pads,
+        dilation,
+    };
+    Ok((Op::Conv(conv), vec![maps(call, spatial)?]))
+}
+
+/// Padding that keeps the size: of an odd number, one more behind.
+fn same(kernel: &[usize], dilation: &[usize]) -> Pads {
+    let all = kernel
+        .iter()
+        .zip(dilation)
+        .map(|(k, d)| (k - 1).saturating_mul(*d));
+    Pads {
+        before: all.clone().map(|n| n / 2).collect(),
+        after: all.map(|n| n - n / 2).collect(),
+    }
+}
+
+fn transposed(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
+    let conv = Conv {
+        weight: weight(call, spatial + 2)?,
+        bias: call.weight("bias")?,
+        stride: positive(call, "stride", spatial)?,
+        pads: both(call.per_axis("padding", spatial, 0)?),
+        dilation: positive(call, "dilation", spatial)?,
+        groups: groups(call)?,
+        transposed: Some(call.per_axis("output_padding", spatial, 0)?),
+    };
+    Ok((Op::Conv(conv), vec![maps(call, spatial)?]))
+}
+
+/// The one operator that all of them become when a program is decomposed.
+fn convolution(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let spatial = call
+        .weight("weight")?
+        .ok_or(None)?
+        .shape()
+        .len()
+        .checked_sub(2);
+    let spatial = spatial.filter(|n| (1..=3).contains(n)).ok_or(None)?;
+    match call.flag("transposed", false)? {
+        true => transposed(call, spatial),
+        false => conv(call, spatial),
+    }
+}
+
+fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let linear = Linear {
+        weight: weight(call, 2)?,
+        in_first: false,
+        bias: call.weight("bias")?,
+    };
+    Ok((Op::Linear(linear), vec![call.value()?]))
+}
+
+fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let (Some(mean), Some(var)) = (call.weight("running_mean")?, call.weight("running_var")?)
+    else {
+        return because("it keeps no running statistics (track_running_stats=False)");
+    };
+    let affine = match (call.weight("weight")?, call.weight("bias")?) {
+        (Some(weight), Some(bias)) => Some([weight, bias]),
+        (None, None) => None,
+        _ => return because("it has one of weight and bias"),
+    };
+    let channels = mean.shape().to_vec();
+    let vectors = affine.iter().flatten().chain([&var]);
+    if channels.len() != 1 || vectors.into_iter().any(|tensor| tensor.shape() != channels) {
+        return because("its vectors have different lengths");
+    }
+    let eps = call.number("eps")?.filter(|eps| *eps >= 0.0).ok_or(None)?;
+    let norm = Norm {
+        mean,
+        var,
+        affine,
+        eps,
+    };
+    Ok((Op::Norm(norm), vec![value]))
+}
+
+/// Two values, or a value and a constant.
+fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opaque> {
+    if call.number("alpha")?.is_some_and(|alpha| alpha != 1.0) {
+        return because("it multiplies one of its inputs by `alpha`");
+    }
+    let neutral = match how {
+        Arithmetic::Add | Arithmetic::Sub => Some(0.0),
+        Arithmetic::Mul | Arithmetic::Div => Some(1.0),
+        Arithmetic::SubFrom => None,
+    };
+    let constant = match call.is_number("other") {
+        // As `sum(branches)` begins in Python.
+        true if call.number("other")? == neutral => {
+            let value = call.value()?;
+            floating(call, &value)?;
+            return Ok((Op::Identity, vec![value]));
+        }
+        true => Input::Constant(scalar(call)?),
+        false => call.input("other")?,
+    };
+    let (op, inputs) = match (call.first()?, constant) {
+        (Input::Value(a), Input::Value(b)) => {
+            let op = match how {
+                Arithmetic::Add => Op::Add,
+                Arithmetic::Sub | Arithmetic::SubFrom => Op::Sub,
+                Arithmetic::Mul | Arithmetic::Div => return Err(None),
+            };
+            if call.shape(&a)? != call.shape(&b)? || call.shape(&a)?.contains(&Dim::Any) {
+                return because("its inputs have different shapes");
+            }
+            let [a, b] = if how == Arithmetic::SubFrom {
+                [b, a]
+            } else {
+                [a, b]
+            };
+            (op, vec![a, b])
+        }
+        (Input::Value(value), Input::Constant(constant)) => {
+            (Op::WithConstant(how, constant), vec![value])
+        }
+        (Input::Constant(constant), Input::Value(value)) => {
+            let how = match how {
+                Arithmetic::Sub => Arithmetic::SubFrom,
+                Arithmetic::SubFrom => Arithmetic::Sub,
+                Arithmetic::Div => return Err(None),
+                Arithmetic::Add | Arithmetic::Mul => how,
+            };
+            (Op::WithConstant(how, constant), vec![value])
+        }
+        _ => return Err(None),
+    };
+    if let Op::WithConstant(_, constant) = &op {
+        fits(constant, &call.shape(&inputs[0])?)?;
+    }
+    for input in &inputs {
+        floating(call, input)?;
+    }
+    Ok((op, inputs))
+}
+
+/// A number that stands in the call.
+fn scalar(call: &Call<'_>) -> Result<Tensor, Opaque> {
+    let number = call.number("other")?.ok_or(None)?;
+    let part = Part {
+        name: format!("{}.other", call.node.shown()),
+        dtype: Dtype::from(Float::F64),
+        shape: Vec::new(),
+        place: Place::InMemory(Arc::from(number.to_le_bytes())),
+    };
+    Tensor::new(part).map_err(Some)
+}
+
+/// Whether a constant can be broadcast to a value without the value being broadcast to it.
+fn fits(constant: &Tensor, value: &[Dim]) -> Result<(), Opaque> {
+    let shape = constant.shape();
+    let Some(missing) = value.len().checked_sub(shape.len()) else {
+        return because(format!(
+            "the constant {constant} has more dimensions than what it meets"
+        ));
+    };
+    let fit = shape
+        .iter()
+        .zip(&value[missing..])
+        .all(|(n, dim)| *n == 1 || *dim == Dim::Known(*n));
+    match fit && constant.dtype().float().is_some() {
+        true => Ok(()),
+        false => because(format!(
+            "the constant {constant} is {} {shape:?}, which is not broadcast to its other input",
+            constant.dtype()
+        )),
+    }
+}
+
+/// Whether a value is of a floating-point type, and the result of the same.
+fn floating(call: &Call<'_>, value: &str) -> Result<(), Opaque> {
+    let of = |name: &str| call.context.dtype(name).and_then(|dtype| dtype.float());
+    match of(value) {
+        Some(float) if of(&call.output()?) == Some(float) => Ok(()),
+        _ => because(format!("the type of {} is not kept", quoted(value))),
+    }
+}
+
+fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
+    let value = maps(call, spatial)?;
+    let kernel = positive(call, "kernel_size", spatial)?;
+    let stride = match call.ints("stride")?.filter(|list| !list.is_empty()) {
+        Some(_) => positive(call, "stride", spatial)?,
+        None => kernel.clone(),
+    };
+    let pads = call.per_axis("padding", spatial, 0)?;
+    let divisor = call.number("divisor_override")?;
+    let taps = kernel
+        .iter()
+        .try_fold(1usize, |n, k| n.checked_mul(*k))
+        .ok_or(None)?;
+    let counted = call.flag("count_include_pad", true)? || pads.iter().all(|n| *n == 0);
+    if !counted || divisor.is_some_and(|divisor| divisor != taps as f64) {
+        return because("its divisor is not that of its window everywhere");
+    }
+    let window = Window {
+        kernel,
+        stride,
+        pads: both(pads),
+    };
+    if call.flag("ceil_mode", false)? {
+        let (from, to) = (call.shape(&value)?, call.shape(&call.output()?)?);
+        let floor = |axis: usize| match (&from[axis + 2], to.get(axis + 2)) {
+            (Dim::Known(n), Some(Dim::Known(out))) => {
+                let padded = n.saturating_add(2 * window.pads.before[axis]);
+                padded
+                    .checked_sub(window.kernel[axis])
+                    .map(|n| n / window.stride[axis] + 1)
+                    == Some(*out)
+            }
+            _ => false,
+        };
+        if !(0..spatial).all(floor) {
+            return because("its last windows go over the border (ceil_mode)");
+        }
+    }
+    Ok((Op::AvgPool(window), vec![value]))
+}
+
+/// Zeros around spatial axes. PyTorch counts them from the last axis on, before and behind.
+fn padding(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    if call.text("mode")?.is_some_and(|mode| mode != "constant") {
+        return because("it pads with other things than zeros");
+    }
+    if call.number("value")?.is_some_and(|value| value != 0.0) {
+        return because("it pads with a number that is not zero");
+    }
+    let rank = call.shape(&value)?.len();
+    let spatial = rank
+        .checked_sub(2)
+        .filter(|n| (1..=3).contains(n))
+        .ok_or(None)?;
+    let list = call.ints("pad")?.ok_or(None)?;
+    let mut pads = both(vec![0; spatial]);
+    for (i, pair) in list.chunks(2).enumerate() {
+        let &[before, after] = pair else {
+            return Err(None);
+        };
+        let axis = spatial.checked_sub(i + 1);
+        match (axis, u16::try_from(before), u16::try_from(after)) {
+            (Some(axis), Ok(before), Ok(after)) => {
+                (pads.before[axis], pads.after[axis]) = (before.into(), after.into());
+            }
+            (None, Ok(0), Ok(0)) => {}
+            _ => return because("it cuts, or pads what is no spatial axis"),
+        }
+    }
+    Ok((Op::Pad(pads), vec![value]))
+}

@@ -1,0 +1,629 @@
+//! The archive as a graph and its tensors.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use super::alias::{self, Step, effect};
+use super::call::{Call, Context};
+use super::error::Error;
+use super::json::{Members, Raw, Tagged, read};
+use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
+use super::weights::{self, Stored};
+use super::write::VERSION;
+use super::{ops, views};
+use crate::fuse::METADATA_PREFIX;
+use crate::graph::model::{Graph, Node, Op, Value, ValueId};
+use crate::tensor::bytes::Bytes;
+use crate::tensor::zip::Archive;
+use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
+
+/// The longest text of a graph or a configuration that is read. (A network of ten thousand nodes has 10 MB.)
+const LONGEST_TEXT: u64 = 1 << 28;
+
+/// A version has no more letters.
+const LONGEST_VERSION: u64 = 64;
+
+/// An exported program, opened.
+#[derive(Debug)]
+pub struct Pt2 {
+    pub(super) graph: Graph,
+    pub(super) checkpoint: Checkpoint,
+    /// The element types of the values.
+    pub(super) dtypes: HashMap<String, Dtype>,
+    /// For each node of the graph, its number among the nodes of the file.
+    pub(super) positions: Vec<usize>,
+    /// The nodes of the file whose results nobody reads, by number. They are not in the graph.
+    pub(super) dead: HashSet<usize>,
+    pub(super) texts: Texts,
+    pub(super) entries: Vec<Entry>,
+    /// The folder that every entry is in, with its slash.
+    pub(super) root: String,
+    /// The names of its state dict.
+    state: Vec<String>,
+    /// Tensors that are copied as they are, and why nothing can be read of them.
+    unread: HashMap<String, String>,
+}
+
+/// The parts of the archive that are read as text.
+#[derive(Debug)]
+pub(super) struct Texts {
+    /// The name of the model, as in `models/model.json`.
+    pub(super) model: String,
+    pub(super) program: String,
+    pub(super) weights: String,
+}
+
+/// An entry of the archive.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Its name below the root folder.
+    pub(super) name: String,
+    /// Where its bytes lie in the file.
+    pub(super) range: Range<u64>,
+}
+
+/// Whether a file is an archive with a program in it, and no other archive of PyTorch.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_one(path: &Path) -> Result<bool, Error> {
+    let (file, metadata) = crate::tensor::open::regular(path)?;
+    let mut magic = [0; 4];
+    if metadata.len() < 4 {
+        return Ok(false);
+    }
+    crate::tensor::open::read_exact_at(&file, &mut magic, 0)
+        .map_err(|e| crate::tensor::Error::unreadable(path, e))?;
+    if magic != *crate::tensor::zip::MAGIC {
+        return Ok(false);
+    }
+    let archive = Archive::open(&file, metadata.len());
+    // An archive of torch.save has the one, and a program of any age one of the others.
+    Ok(archive.is_ok_and(|archive| {
+        !archive.has("data.pkl")
+            && (archive.has_any("models/")
+                || archive.has("serialized_exported_program.json")
+                || archive.has_any("data/aotinductor/"))
+    }))
+}
+
+impl Pt2 {
+    /// Opens a program: its graph is read, of its weights where they lie.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not what PyTorch writes, or holds norms in training mode.
+    pub fn open(path: impl AsRef<Path>) -> Result<Pt2, Error> {
+        open(path.as_ref())
+    }
+
+    /// What it computes.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Its weights, buffers and constants, by the names that the program gives them.
+    pub fn constants(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The names of its state dict.
+    pub fn state(&self) -> impl Iterator<Item = &str> {
+        self.state.iter().map(String::as_str)
+    }
+
+    /// Whether every tensor of its state dict can be written to a file of weights.
+    ///
+    /// # Errors
+    /// Names one that cannot.
+    pub fn has_plain_weights(&self) -> Result<(), Error> {
+        let why = self.state.iter().find_map(|name| self.unread.get(name));
+        why.map_or(Ok(()), |why| {
+            Err(Error::Format {
+                path: self.path().to_owned(),
+                reason: format!("{why}, so its weights alone cannot be written"),
+            })
+        })
+    }
+
+    /// The size of the file in bytes.
+    pub fn len(&self) -> u64 {
+        self.checkpoint.file_len()
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        self.checkpoint.path()
+    }
+}
+
+fn open(path: &Path) -> Result<Pt2, Error> {
+    let (file, metadata) = crate::tensor::open::regular(path)?;
+    let wrong = |reason: String| Error::Format {
+        path: path.to_owned(),
+        reason: crate::tensor::plain(&reason),
+    };
+    let archive = Archive::open(&file, metadata.len()).map_err(wrong)?;
+    let root = archive.root().to_owned();
+    let entries = entries(&archive).map_err(wrong)?;
+    drop(archive);
+    let texts = texts(&file, &entries).map_err(wrong)?;
+    let Versioned {
+        schema_version: version,
+        torch_version,
+    } = serde_json::from_str(&texts.0.program)
+        .map_err(|e| wrong(format!("its graph is not valid: {e}")))?;
+    if version.major != schema::MAJOR {
+        return Err(Error::Version {
+            path: path.to_owned(),
+            major: version.major,
+            minor: version.minor,
+            torch: torch_version,
+            expected: schema::MAJOR,
+        });
+    }
+    let (texts, constants) = texts;
+    let mut tensors = Tensors::default();
+    tensors
+        .add("data/weights/", &texts.weights, &entries)
+        .map_err(wrong)?;
+    tensors
+        .add("data/constants/", &constants, &entries)
+        .map_err(wrong)?;
+    let Tensors { parts, unread } = tensors;
+    // Whether repfuse wrote it decides what rounding allows.
+    let version = entries.iter().find(|entry| entry.name == VERSION);
+    let metadata = version.map(|entry| {
+        let len = (entry.range.end - entry.range.start).min(LONGEST_VERSION);
+        let text = Bytes::new(&file, entry.range.start, entry.range.end).take(len)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok((format!("{METADATA_PREFIX}version"), text))
+    });
+    let metadata: Vec<_> = metadata.transpose().map_err(wrong)?.into_iter().collect();
+    let state = weights::config(&texts.weights).map_err(wrong)?;
+    let state: Vec<String> = state
+        .into_iter()
+        .map(|(name, _)| name.into_owned())
+        .collect();
+    let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
+    let Built {
+        graph,
+        positions,
+        dead,
+        dtypes,
+    } = graph(path, &texts.program, &checkpoint, &unread)?;
+    Ok(Pt2 {
+        graph,
+        checkpoint,
+        dtypes,
+        positions,
+        dead,
+        texts,
+        entries,
+        root,
+        state,
+        unread,
+    })
+}
+
+/// Every entry of the archive; all must be stored as they are.
+fn entries(archive: &Archive<'_>) -> Result<Vec<Entry>, String> {
+    let named = archive.entries()?.into_iter();
+    named
+        .map(|name| {
+            Ok(Entry {
+                name: name.to_owned(),
+                range: archive.range(name)?,
+            })
+        })
+        .collect()
+}
+
+/// The texts of the archive, and the configuration of its constants.
+fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
+    let find = |name: &str| entries.iter().find(|entry| entry.name == name);
+    let text = |name: &str| {
+        let entry = find(name).ok_or_else(|| format!("{} is missing in it", quoted(name)))?;
+        let len = entry.range.end - entry.range.start;
+        if len > LONGEST_TEXT {
+            return Err(format!(
+                "{} in it has more than {LONGEST_TEXT} bytes",
+                quoted(name)
+            ));
+        }
+        let bytes = Bytes::new(file, entry.range.start, entry.range.end).take(len)?;
+        String::from_utf8(bytes).map_err(|_| format!("{} in it is not UTF-8", quoted(name)))
+    };
+    if let Some(order) = find("byteorder") {
+        let order = text(&order.name)?;
+        if order.trim() != "little" {
+            return Err(format!(
+                "its byte order is {}; expected little",
+                quoted(&order)
+            ));
+        }
+    }
+    let model_of = |entry: &Entry| {
+        let name = entry.name.strip_prefix("models/")?.strip_suffix(".json")?;
+        (!name.contains('/')).then(|| name.to_owned())
+    };
+    let models: Vec<String> = entries.iter().filter_map(model_of).collect();
+    let [model] = &models[..] else {
+        return Err(match models.len() {
+            0 if find("serialized_exported_program.json").is_some() => {
+                "it is laid out as PyTorch 2.7 and earlier do; load it and save it again with PyTorch 2.9 or later".to_owned()
+            }
+            0 if entries.iter().any(|entry| entry.name.starts_with("data/aotinductor/")) => {
+                "it is compiled (AOTInductor); fuse the program that it was compiled from".to_owned()
+            }
+            0 => "it has no `models/*.json`".to_owned(),
+            n => format!("it holds {n} models; save each in a file of its own"),
+        });
+    };
+    let weights = format!("data/weights/{model}_weights_config.json");
+    if find(&weights).is_none() && find(&format!("data/weights/{model}.pt")).is_some() {
+        return Err(
+            "its weights are pickled; load it and save it again with PyTorch 2.9 or later"
+                .to_owned(),
+        );
+    }
+    let constants = text(&format!("data/constants/{model}_constants_config.json"))?;
+    let texts = Texts {
+        model: model.clone(),
+        program: text(&format!("models/{model}.json"))?,
+        weights: text(&weights)?,
+    };
+    Ok((texts, constants))
+}
+
+/// The tensors of the archive by name.
+#[derive(Default)]
+struct Tensors {
+    parts: Vec<Part>,
+    unread: HashMap<String, String>,
+}
+
+impl Tensors {
+    fn add(&mut self, folder: &str, config: &str, entries: &[Entry]) -> Result<(), String> {
+        let ranges: HashMap<&str, &Range<u64>> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.name.strip_prefix(folder)?, &entry.range)))
+            .collect();
+        let invalid = |e| format!("the configuration in {} is not valid: {e}", quoted(folder));
+        for (name, payload) in weights::config(config).map_err(invalid)? {
+            let range = ranges.get(&*payload.path_name.0).ok_or_else(|| {
+                format!(
+                    "{} lies in {}, which is missing",
+                    quoted(&name),
+                    quoted(&format!("{folder}{}", payload.path_name.0))
+                )
+            })?;
+            match weights::stored(&name, &payload, range)? {
+                Stored::Tensor(part) => self.parts.push(part),
+                Stored::Unread(why) => {
+                    self.unread.insert(name.into_owned(), why);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is read of the text of a graph.
+struct Built {
+    graph: Graph,
+    /// For each node of the graph, its number among the nodes of the file.
+    positions: Vec<usize>,
+    /// Nodes of the file whose results nobody reads.
+    dead: HashSet<usize>,
+    /// The element types of the values.
+    dtypes: HashMap<String, Dtype>,
+}
+
+/// Puts the graph together.
+fn graph(
+    path: &Path,
+    text: &str,
+    checkpoint: &Checkpoint,
+    unread: &HashMap<String, String>,
+) -> Result<Built, Error> {
+    let wrong = |reason: String| Error::Format {
+        path: path.to_owned(),
+        reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
+    };
+    let program: schema::Program<'_> =
+        serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let module = program.graph_module;
+    let nodes: Vec<NodeText<'_>> = read(module.graph.nodes).map_err(|e| wrong(e.to_string()))?;
+    let metas: Members<'_, TensorMeta<'_>> =
+        read(module.graph.tensor_values).map_err(|e| wrong(e.to_string()))?;
+    let mut context = Context {
+        metas: metas
+            .0
+            .into_iter()
+            .map(|(name, meta)| (name.into_owned(), meta))
+            .collect(),
+        ..Context::default()
+    };
+    let placeholders = placeholders(&module.graph).map_err(wrong)?;
+    let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
+    let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
+    let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
+    let stored = stored(
+        module.signature.input_specs,
+        checkpoint,
+        unread,
+        &mut context,
+    )
+    .map_err(wrong)?;
+    for name in stored.iter().filter(|name| changed.stored.contains(*name)) {
+        context.constants.remove(name);
+        let why = format!("{} is changed when the network runs", quoted(name));
+        context.unread.insert(name.clone(), why);
+    }
+    if let Some(node) = nodes.iter().find(|node| in_training(node, &context)) {
+        let node = node
+            .module()
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| node.shown().to_owned());
+        return Err(Error::Training {
+            path: path.to_owned(),
+            node: quoted(&node),
+        });
+    }
+    let mut builder = Builder {
+        context,
+        ..Builder::default()
+    };
+    for name in placeholders
+        .into_iter()
+        .filter(|name| !stored.contains(name))
+    {
+        builder.value(name);
+    }
+    builder.read = steps
+        .iter()
+        .flat_map(|step| step.reads.clone())
+        .chain(outputs.clone())
+        .collect();
+    let all = nodes.iter().zip(&steps).enumerate();
+    for (position, (node, step)) in all.filter(|(i, _)| changed.live[*i]) {
+        let is_stale = step
+            .reads
+            .iter()
+            .chain(&step.writes)
+            .any(|name| changed.stale.contains(name));
+        builder
+            .node(position, node, step, is_stale)
+            .map_err(wrong)?;
+    }
+    for name in &outputs {
+        if let Some(id) = builder.ids.get(name) {
+            builder.values[id.0].is_output = true;
+        } else if !stored.contains(name) && !builder.context.constants.contains_key(name) {
+            return Err(wrong(format!(
+                "it gives {}, which nothing computes",
+                quoted(name)
+            )));
+        }
+    }
+    let graph = Graph::new(builder.values, builder.nodes);
+    let graph = graph.map_err(|source| Error::Graph {
+        path: path.to_owned(),
+        source,
+    })?;
+    let context = &builder.context;
+    let dtypes = graph
+        .values()
+        .iter()
+        .filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
+    let dtypes = dtypes.collect();
+    let dead = (0..nodes.len()).filter(|i| !changed.live[*i]).collect();
+    Ok(Built {
+        graph,
+        positions: builder.positions,
+        dead,
+        dtypes,
+    })
+}
+
+/// The names of all inputs of the graph: weights first, then what the user gives.
+fn placeholders(graph: &schema::GraphText<'_>) -> Result<Vec<String>, String> {
+    let inputs: Vec<Tagged<'_>> = read(graph.inputs).map_err(|e| e.to_string())?;
+    Ok(inputs.iter().flat_map(names).collect())
+}
+
+fn step(node: &NodeText<'_>) -> Step {
+    Step {
+        reads: node
+            .inputs
+            .iter()
+            .flat_map(|input| names(&input.arg))
+            .collect(),
+        writes: node.outputs.iter().flat_map(names).collect(),
+        effect: effect(node),
+    }
+}
+
+/// The placeholders that stand for tensors of the file.
+fn stored(
+    specs: Raw<'_>,
+    checkpoint: &Checkpoint,
+    unread: &HashMap<String, String>,
+    context: &mut Context<'_>,
+) -> Result<HashSet<String>, String> {
+    let specs: Vec<Tagged<'_>> = read(specs).map_err(|e| e.to_string())?;
+    let mut stored = HashSet::new();
+    for spec in specs {
+        if !matches!(&*spec.tag, "parameter" | "buffer" | "tensor_constant") {
+            continue;
+        }
+        let spec: StoredSpec<'_> = read(spec.value).map_err(|e| e.to_string())?;
+        let (value, name) = (spec.arg.name.0.into_owned(), &*spec.name.0);
+        match (checkpoint.get(name), unread.get(name)) {
+            (Some(tensor), _) => {
+                check(&value, tensor, context)?;
+                context.constants.insert(value.clone(), tensor.clone());
+            }
+            (None, Some(why)) => {
+                context.unread.insert(value.clone(), why.clone());
+            }
+            (None, None) => {
+                return Err(format!(
+                    "{} stands for {}, which is not among the weights",
+                    quoted(&value),
+                    quoted(name)
+                ));
+            }
+        }
+        stored.insert(value);
+    }
+    Ok(stored)
+}
+
+/// Whether the graph says the same of a tensor as the weights do.
+fn check(value: &str, tensor: &Tensor, context: &Context<'_>) -> Result<(), String> {
+    use crate::graph::model::Dim;
+    let (Some(shape), Some(dtype)) = (context.shape(value), context.dtype(value)) else {
+        return Err(format!("it says nothing of the shape of {}", quoted(value)));
+    };
+    let same = shape.iter().eq(tensor
+        .shape()
+        .iter()
+        .map(|n| Dim::Known(*n))
+        .collect::<Vec<_>>()
+        .iter());
+    match same && dtype == *tensor.dtype() {
+        true => Ok(()),
+        false => Err(format!(
+            "it says that {tensor} is {dtype} {shape:?}; the weights say {} {:?}",
+            tensor.dtype(),
+            tensor.shape()
+        )),
+    }
+}
+
+/// Whether a node is a batch norm that has running statistics and does not use them.
+fn in_training(node: &NodeText<'_>, context: &Context<'_>) -> bool {
+    let trains = match node.aten() {
+        Some("batch_norm" | "native_batch_norm" | "cudnn_batch_norm" | "miopen_batch_norm") => {
+            let training = node.inputs.iter().find(|input| input.name.0 == "training");
+            training.is_some_and(|input| read::<bool>(input.arg.value).unwrap_or(false))
+        }
+        Some(
+            "_native_batch_norm_legit"
+            | "_native_batch_norm_legit_functional"
+            | "_batch_norm_with_update"
+            | "_batch_norm_with_update_functional",
+        ) => true,
+        _ => false,
+    };
+    trains && {
+        let call = Call { node, context };
+        // Statistics that are changed are no constants.
+        !matches!(call.input("running_mean"), Ok(super::call::Input::Absent))
+    }
+}
+
+/// The graph while it grows.
+#[derive(Default)]
+struct Builder<'a> {
+    context: Context<'a>,
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+    positions: Vec<usize>,
+    ids: HashMap<String, ValueId>,
+    /// Every name that is read.
+    read: HashSet<String>,
+}
+
+impl Builder<'_> {
+    fn value(&mut self, name: String) -> ValueId {
+        let id = ValueId(self.values.len());
+        self.values
+            .push(Value::new(name.clone(), self.context.shape(&name)));
+        self.ids.insert(name, id);
+        id
+    }
+
+    fn node(
+        &mut self,
+        position: usize,
+        node: &NodeText<'_>,
+        step: &Step,
+        is_stale: bool,
+    ) -> Result<(), String> {
+        for name in &step.reads {
+            let context = &self.context;
+            let known = self.ids.contains_key(name)
+                || context.constants.contains_key(name)
+                || context.unread.contains_key(name);
+            if !known {
+                return Err(format!(
+                    "node {} reads {}, which is not there",
+                    quoted(node.shown()),
+                    quoted(name)
+                ));
+            }
+        }
+        let taken = |name: &&String| {
+            self.context.constants.contains_key(*name) || self.context.unread.contains_key(*name)
+        };
+        if let Some(name) = step.writes.iter().find(taken) {
+            return Err(format!(
+                "node {} computes {}, which is a weight",
+                quoted(node.shown()),
+                quoted(name)
+            ));
+        }
+        let call = Call {
+            node,
+            context: &self.context,
+        };
+        if let Some(tensor) = views::of_constant(&call).filter(|_| !is_stale)
+            && let [name] = &step.writes[..]
+        {
+            self.context.constants.insert(name.clone(), tensor);
+            return Ok(());
+        }
+        let (op, reads) = match ops::operator(&call) {
+            _ if is_stale => (
+                Op::Opaque(Some(
+                    "what it reads or computes is changed in place and read again".to_owned(),
+                )),
+                None,
+            ),
+            Ok((op, reads)) => (op, Some(reads)),
+            Err(why) => (Op::Opaque(why), None),
+        };
+        let reads = reads.unwrap_or_else(|| step.reads.clone());
+        let inputs = reads
+            .iter()
+            .filter_map(|name| self.ids.get(name).copied())
+            .collect();
+        // The statistics that a norm gives beside its result are empty in evaluation mode.
+        let (op, writes) = match (op, &step.writes[..]) {
+            (Op::Norm(norm), [first, others @ ..])
+                if !others.iter().any(|name| self.read.contains(name)) =>
+            {
+                (Op::Norm(norm), std::slice::from_ref(first))
+            }
+            (Op::Norm(_), [_, _, ..]) => (
+                Op::Opaque(Some("its statistics are read".to_owned())),
+                &step.writes[..],
+            ),
+            (op, writes) => (op, writes),
+        };
+        let outputs = writes.iter().map(|name| self.value(name.clone())).collect();
+        self.nodes.push(Node {
+            name: node.shown().to_owned(),
+            module: node.module(),
+            op,
+            inputs,
+            outputs,
+        });
+        self.positions.push(position);
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! Operators that move numbers and compute none.
+
+use super::call::{Call, Input, Opaque, because};
+use crate::graph::model::{Dim, Op};
+use crate::tensor::Tensor;
+
+/// What such a call does, and the values that it reads.
+pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>), Opaque> {
+    match (name, call.node.overload()) {
+        ("cat" | "concat", "default") => concat(call),
+        ("slice", "Tensor") => slice(call),
+        ("narrow", "default") => narrow(call),
+        ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _) => {
+            parts(call)
+        }
+        ("permute", "default") => permute(call),
+        ("transpose", "int") => transpose(call),
+        ("dropout" | "feature_dropout" | "alpha_dropout" | "feature_alpha_dropout", "default") => {
+            match call.flag("train", true)? {
+                true => because("it drops numbers (training mode)"),
+                false => Ok((Op::Identity, vec![call.value()?])),
+            }
+        }
+        // The second argument only says the shape.
+        ("reshape_as" | "view_as", "default") => {
+            let (value, like) = (call.value()?, call.input("other")?);
+            let like = match like {
+                Input::Value(like) => Some(like),
+                Input::Constant(_) | Input::Absent => None,
+            };
+            Ok((Op::Reshape, std::iter::once(value).chain(like).collect()))
+        }
+        ("to", overload) if overload != "dtype" => Err(None),
+        _ if same_numbers(name) => {
+            let value = call.value()?;
+            let (from, to) = (value.as_str(), call.output()?);
+            let context = call.context;
+            if context.dtype(from) != context.dtype(&to) {
+                return because("it changes the type");
+            }
+            if context.shape(from) != context.shape(&to) || context.shape(from).is_none() {
+                return Ok((Op::Reshape, vec![value]));
+            }
+            // Numbers that lie elsewhere are wanted there by a `view` behind it.
+            match context.strides(from) == context.strides(&to) {
+                true => Ok((Op::Identity, vec![value])),
+                false => because("it changes how its numbers lie in memory"),
+            }
+        }
+        _ => Err(None),
+    }
+}
+
+/// Whether an operator gives the numbers of its first argument in the same order.
+fn same_numbers(name: &str) -> bool {
+    let reshapes = [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+    ];
+    let copies = [
+        "contiguous",
+        "clone",
+        "detach",
+        "alias",
+        "lift_fresh_copy",
+        "to",
+    ];
+    reshapes.contains(&name) || copies.contains(&name)
+}
+
+/// The result of a call whose input is constant, if it is the same numbers.
+pub(super) fn of_constant(call: &Call<'_>) -> Option<Tensor> {
+    let name = call.node.aten()?;
+    let name = name.strip_suffix('_').unwrap_or(name);
+    let Ok(Input::Constant(tensor)) = call.first() else {
+        return None;
+    };
+    if !same_numbers(name) || call.reads().len() != 1 {
+        return None;
+    }
+    let output = call.output().ok()?;
+    if call.context.dtype(&output)? != *tensor.dtype() {
+        return None;
+    }
+    let sizes = call.context.shape(&output)?.into_iter();
+    let shape: Option<Vec<usize>> = sizes
+        .map(|dim| match dim {
+            Dim::Known(n) => Some(n),
+            Dim::Named(_) | Dim::Any => None,
+        })
+        .collect();
+    let shape = shape?;
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    (count == Some(tensor.len())).then(|| match shape == tensor.shape() {
+        true => tensor,
+        false => tensor.reshaped(shape),
+    })
+}
+
+fn concat(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let values = call.values("tensors")?;
+    let rank = call.shape(&call.output()?)?.len();
+    for value in &values {
+        if call.shape(value)?.len() != rank {
+            return because("its inputs have different ranks");
+        }
+    }
+    Ok((Op::Concat(call.axis("dim", 0, rank)?), values))
+}
+
+/// The length of an axis of a value.
+fn extent(call: &Call<'_>, value: &str, axis: usize) -> Result<usize, Opaque> {
+    match call.shape(value)?.get(axis) {
+        Some(Dim::Known(n)) => Ok(*n),
+        _ => because("the length of what it cuts is not known before it runs"),
+    }
+}
+
+fn slice(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let axis = call.axis("dim", 0, call.shape(&value)?.len())?;
+    let len = extent(call, &value, axis)? as i64;
+    if call.int("step", 1)? != 1 {
+        return because("it takes every second element, or fewer");
+    }
+    let bound = |n: i64| (if n < 0 { n.saturating_add(len) } else { n }).clamp(0, len) as usize;
+    let begin = bound(call.int("start", 0)?);
+    let end = bound(call.int("end", len)?).max(begin);
+    Ok((
+        Op::Slice {
+            axis,
+            ranges: vec![[begin, end]],
+        },
+        vec![value],
+    ))
+}
+
+fn narrow(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let axis = call.axis("dim", 0, call.shape(&value)?.len())?;
+    let len = extent(call, &value, axis)?;
+    let start = call.int("start", 0)?;
+    let start = if start < 0 {
+        start.saturating_add(len as i64)
+    } else {
+        start
+    };
+    let begin = usize::try_from(start).map_err(|_| None)?;
+    let length = usize::try_from(call.int("length", -1)?).map_err(|_| None)?;
+    let end = begin
+        .checked_add(length)
+        .filter(|end| *end <= len)
+        .ok_or(None)?;
+    Ok((
+        Op::Slice {
+            axis,
+            ranges: vec![[begin, end]],
+        },
+        vec![value],
+    ))
+}
+
+/// Parts that lie one behind the other; their shapes say how long they are.
+fn parts(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let axis = call.axis("dim", 0, call.shape(&value)?.len())?;
+    let len = extent(call, &value, axis)?;
+    let (mut ranges, mut at) = (Vec::new(), 0usize);
+    for output in call.outputs() {
+        let end = at.checked_add(extent(call, &output, axis)?).ok_or(None)?;
+        ranges.push([at, end]);
+        at = end;
+    }
+    match at == len {
+        true => Ok((Op::Slice { axis, ranges }, vec![value])),
+        false => because("its parts are not the whole"),
+    }
+}
+
+fn permute(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let rank = call.shape(&value)?.len();
+    let from_end = |n: &i64| if *n < 0 { n + rank as i64 } else { *n };
+    let dims = call.ints("dims")?.ok_or(None)?;
+    let permutation: Vec<usize> = dims
+        .iter()
+        .filter_map(|n| usize::try_from(from_end(n)).ok())
+        .collect();
+    let mut sorted = permutation.clone();
+    sorted.sort_unstable();
+    match sorted.into_iter().eq(0..rank) {
+        true => Ok((Op::Transpose(permutation), vec![value])),
+        false => Err(None),
+    }
+}
+
+fn transpose(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let rank = call.shape(&value)?.len();
+    let (a, b) = (call.axis("dim0", 0, rank)?, call.axis("dim1", 0, rank)?);
+    let mut permutation: Vec<usize> = (0..rank).collect();
+    permutation.swap(a, b);
+    Ok((Op::Transpose(permutation), vec![value]))
+}

@@ -1,0 +1,185 @@
+//! Writing a program: entries that stay are copied as bytes, the texts and the weights of folded regions are new.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::edit::{Edit, tensor_of};
+use super::read::Pt2;
+use crate::fuse::{self, Contents, Options, Unfinished};
+use crate::graph::file::Error;
+use crate::plan::{Planned, Source, planned};
+use crate::tensor::write::Layout;
+use crate::tensor::zip_layout::ZipLayout;
+use crate::tensor::{Dtype, Output, Part, Place, Tensor};
+
+/// A fused conv that is of another type than what it computes with: a program computes in the type of its values.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "block {block} would be stored as {stored} among values of {values}; export the model in {stored} instead"
+)]
+pub struct WrongType {
+    block: String,
+    stored: String,
+    values: String,
+}
+
+/// Folds what is planned, and writes the program to a scratch file beside `destination`.
+///
+/// # Errors
+/// When a number cannot be folded or stored, or a file cannot be read or written. The destination is not touched.
+pub fn fuse(
+    pt2: &Pt2,
+    edit: &Edit,
+    destination: &Path,
+    options: &Options,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, Error> {
+    check_types(pt2, edit)?;
+    let place = fuse::place_for(pt2.constants(), destination, options.replace)?;
+    let entries = entries(pt2, edit);
+    let (zip, layout) = layout(&entries);
+    let outputs: Vec<Planned> = entries.into_iter().map(|entry| entry.item).collect();
+    let contents = Contents {
+        blocks: &edit.plan.blocks,
+        outputs: &outputs,
+        layout: &layout,
+    };
+    let sums = fuse::Sums::default();
+    let written = fuse::write_summed(pt2.constants(), &contents, place, options, &sums, progress)?;
+    let crcs: Vec<u32> = (0..outputs.len()).map(|i| sums.of(zip.data(i))).collect();
+    for (i, crc) in crcs.iter().enumerate() {
+        let (at, header) = zip.header(i, *crc);
+        written.write_at(&header, at)?;
+    }
+    let (at, directory) = zip.directory(&crcs);
+    written.write_at(&directory, at)?;
+    Ok(written)
+}
+
+/// The size in bytes of what [`fuse`] would write.
+pub fn file_len(pt2: &Pt2, edit: &Edit) -> u64 {
+    layout(&entries(pt2, edit)).0.file_len()
+}
+
+fn layout(entries: &[Entry]) -> (ZipLayout, Layout) {
+    let named = entries
+        .iter()
+        .map(|entry| (entry.name.clone(), entry.item.output.byte_len));
+    let zip = ZipLayout::new(named.collect());
+    let offsets = (0..entries.len()).map(|i| zip.data(i).start).collect();
+    let layout = Layout::at(offsets, zip.file_len());
+    (zip, layout)
+}
+
+fn check_types(pt2: &Pt2, edit: &Edit) -> Result<(), WrongType> {
+    for (block, region) in edit.plan.blocks.iter().zip(&edit.regions.folded) {
+        let stored = Dtype::from(block.fused[0].dtype);
+        let values = pt2.dtypes.get(&pt2.graph().value(region.source).name);
+        if let Some(values) = values.filter(|values| **values != stored) {
+            return Err(WrongType {
+                block: block.name.clone(),
+                stored: stored.to_string(),
+                values: values.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// An entry of the new archive.
+struct Entry {
+    name: String,
+    item: Planned,
+}
+
+/// The entry in which the version of repfuse stands. PyTorch gives what is below `extra/` to whoever asks for it.
+pub(super) const VERSION: &str = "extra/repfuse.version";
+
+fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
+    let model = &pt2.texts.model;
+    let (program, weights) = (
+        format!("models/{model}.json"),
+        format!("data/weights/{model}_weights_config.json"),
+    );
+    let mut entries = Vec::new();
+    let mut put = |name: &str, item: Planned| {
+        entries.push(Entry {
+            name: format!("{}{name}", pt2.root),
+            item,
+        });
+    };
+    for entry in &pt2.entries {
+        let path = entry.name.strip_prefix("data/weights/");
+        if path.is_some_and(|path| edit.texts.gone.contains(path)) || entry.name == VERSION {
+            continue;
+        }
+        if entry.name == weights {
+            for (path, item) in fused(edit) {
+                put(&format!("data/weights/{path}"), item);
+            }
+            put(&entry.name, text(&edit.texts.weights));
+        } else if entry.name == program {
+            put(&entry.name, text(&edit.texts.program));
+        } else {
+            let place = Place::InFile {
+                file: 0,
+                offset: entry.range.start,
+            };
+            put(
+                &entry.name,
+                bytes(entry.range.end - entry.range.start, place),
+            );
+        }
+    }
+    put(VERSION, text(env!("CARGO_PKG_VERSION")));
+    entries
+}
+
+fn fused(edit: &Edit) -> impl Iterator<Item = (&str, Planned)> {
+    let blocks = edit.plan.blocks.iter().zip(&edit.texts.fused).enumerate();
+    blocks.flat_map(|(b, (block, paths))| {
+        let conv = &block.fused[0];
+        paths.iter().enumerate().filter_map(move |(i, path)| {
+            let (name, shape) = tensor_of(conv, i == 1);
+            let source = if i == 1 {
+                Source::Bias(b, 0)
+            } else {
+                Source::Weight(b, 0)
+            };
+            Some((path.as_deref()?, planned(name, conv.dtype, shape, source)))
+        })
+    })
+}
+
+fn text(text: &str) -> Planned {
+    bytes(
+        text.len() as u64,
+        Place::InMemory(Arc::from(text.as_bytes())),
+    )
+}
+
+/// Bytes that are copied. There are as many as their place has.
+fn bytes(byte_len: u64, place: Place) -> Planned {
+    let (dtype, shape) = (
+        Dtype::Known(safetensors::Dtype::U8),
+        vec![byte_len as usize],
+    );
+    let output = Output {
+        name: String::new(),
+        dtype: dtype.clone(),
+        shape: shape.clone(),
+        byte_len,
+    };
+    let part = Part {
+        name: String::new(),
+        dtype,
+        shape,
+        place,
+    };
+    let tensor = Tensor::new(part).expect("U8 has a size, and the shape is the number of bytes");
+    Planned {
+        output,
+        what: Source::Copy(tensor),
+    }
+}

@@ -1,0 +1,252 @@
+//! The state dict in what a pickle says: a dict of tensors, or a module with its parts.
+
+use std::collections::BTreeMap;
+
+use super::storage::{Meaning, Storages, Stored, meaning};
+use super::value::{Pickle, Value};
+use crate::tensor::error::quoted;
+use crate::tensor::facts::{Attribute, Facts, Module};
+use crate::tensor::header::{MAX_HEADER, MAX_NAME, MAX_RANK};
+
+/// Modules in modules, or dicts in dicts, deeper than this are none.
+const DEEPEST: usize = 256;
+
+/// The longest text and the longest list that is kept as an attribute.
+const LONGEST_ATTRIBUTE: usize = 256;
+
+/// What the modules of TorchScript are called begins with this.
+const SCRIPTED: &str = "__torch__.";
+
+/// Every tensor of a state dict, and what the file says of its modules.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(super) facts: Facts,
+    /// A tensor that PyTorch's own reader would need and that is not read here; a sentence on it.
+    pub(super) unreadable: Option<String>,
+}
+
+/// What is needed to read the tensors of a pickle.
+pub(super) struct Source<'a> {
+    pub(super) pickle: &'a Pickle,
+    pub(super) storages: &'a Storages<'a>,
+    pub(super) swapped: bool,
+}
+
+impl Source<'_> {
+    /// What a value is to a reader of tensors.
+    fn meaning(&self, value: Value) -> Meaning {
+        meaning(self.pickle, value, self.storages, self.swapped)
+    }
+
+    /// Whether a value holds a tensor anywhere where a state dict would.
+    pub(super) fn holds_tensors(&self, value: Value) -> bool {
+        let mut state = Walk::new(self, true);
+        let ended = state.walk(value, "", 0);
+        ended.is_err() || !state.state.tensors.is_empty() || state.state.unreadable.is_some()
+    }
+
+    /// Every tensor below a value, under its dotted name.
+    ///
+    /// # Errors
+    /// When names or nesting are beyond those of any network.
+    pub(super) fn state(&self, value: Value) -> Result<State, String> {
+        let mut walk = Walk::new(self, false);
+        walk.walk(value, "", 0)?;
+        Ok(walk.state)
+    }
+}
+
+struct Walk<'a> {
+    source: &'a Source<'a>,
+    state: State,
+    /// Whether the first tensor ends the search.
+    first_only: bool,
+    /// What may still be written of names: a few long keys, or modules that hold one another, make many long ones.
+    name_bytes: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(source: &'a Source<'a>, first_only: bool) -> Walk<'a> {
+        Walk {
+            source,
+            state: State::default(),
+            first_only,
+            name_bytes: MAX_HEADER,
+        }
+    }
+
+    /// Adds what is below a value, under names that begin with `prefix`.
+    fn walk(&mut self, value: Value, prefix: &str, depth: usize) -> Result<(), String> {
+        let pickle = self.source.pickle;
+        if self.first_only && !self.state.tensors.is_empty() {
+            return Ok(());
+        }
+        if depth > DEEPEST {
+            return Err(format!("it is nested more than {DEEPEST} deep"));
+        }
+        match self.source.meaning(value) {
+            Meaning::Tensor(stored) => return self.tensor(prefix, stored),
+            Meaning::Unreadable(why) => {
+                self.state
+                    .unreadable
+                    .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
+                return Ok(());
+            }
+            Meaning::Other => {}
+        }
+        let scripted = || {
+            pickle
+                .class(value)
+                .is_some_and(|class| class.starts_with(SCRIPTED))
+        };
+        match pickle.attributes(value) {
+            Some(attributes) if is_module(pickle, &attributes) => {
+                self.module(value, &attributes, prefix)?;
+                self.parts(&attributes, prefix, depth)
+            }
+            // A scripted module has its tensors and its parts as attributes.
+            Some(attributes) if scripted() => {
+                self.module(value, &attributes, prefix)?;
+                self.members(&attributes, prefix, depth, |_| true)
+            }
+            _ => match pickle.items(value) {
+                Some(items) => self.members(&items, prefix, depth, |_| true),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn tensor(&mut self, name: &str, stored: Stored) -> Result<(), String> {
+        let rank = stored.shape.len();
+        // What is written is to be read again.
+        if name.len() > MAX_NAME || rank > MAX_RANK {
+            return Err(format!(
+                "a name has {} bytes and its tensor {rank} dimensions; at most {MAX_NAME} and {MAX_RANK} are read",
+                name.len()
+            ));
+        }
+        self.state.tensors.insert(name.to_owned(), stored);
+        Ok(())
+    }
+
+    /// Every member of a dict that `takes` its key.
+    fn members(
+        &mut self,
+        items: &[(Value, Value)],
+        prefix: &str,
+        depth: usize,
+        takes: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        for (key, value) in items {
+            if let Some(key) = self.source.pickle.key(*key).filter(|key| takes(key)) {
+                let name = below(prefix, &key);
+                self.spend(name.len() + 1)?;
+                self.walk(*value, &name, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parameters, the persistent buffers and the parts of a module, as its `state_dict()` has them.
+    fn parts(
+        &mut self,
+        attributes: &[(Value, Value)],
+        prefix: &str,
+        depth: usize,
+    ) -> Result<(), String> {
+        let pickle = self.source.pickle;
+        let passing = pickle.get(attributes, "_non_persistent_buffers_set");
+        let passing = |key: &str| passing.is_some_and(|set| pickle.set_has(set, key));
+        for part in ["_parameters", "_buffers", "_modules"] {
+            let items = pickle
+                .get(attributes, part)
+                .and_then(|value| pickle.items(value))
+                .unwrap_or_default();
+            self.members(&items, prefix, depth, |key| {
+                part != "_buffers" || !passing(key)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is plain of a module's attributes.
+    fn module(
+        &mut self,
+        value: Value,
+        attributes: &[(Value, Value)],
+        path: &str,
+    ) -> Result<(), String> {
+        let pickle = self.source.pickle;
+        let mut module = Module {
+            class: pickle
+                .class(value)
+                .map(class_name)
+                .unwrap_or_else(|| "?".to_owned()),
+            attributes: BTreeMap::new(),
+        };
+        self.spend(path.len() + module.class.len())?;
+        for (key, value) in attributes {
+            let name = pickle
+                .text(*key)
+                .filter(|name| !name.starts_with('_') && name.len() <= LONGEST_ATTRIBUTE);
+            if let (Some(name), Some(attribute)) = (name, attribute(pickle, *value)) {
+                self.spend(2 * name.len())?;
+                module.attributes.insert(name.to_owned(), attribute);
+            }
+        }
+        self.state.facts.insert(path.to_owned(), module);
+        Ok(())
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), String> {
+        let left = self.name_bytes.checked_sub(bytes as u64);
+        self.name_bytes = left
+            .ok_or_else(|| format!("the names in it are longer than {MAX_HEADER} bytes in all"))?;
+        Ok(())
+    }
+}
+
+fn below(prefix: &str, key: &str) -> String {
+    match prefix {
+        "" => key.to_owned(),
+        _ => format!("{prefix}.{key}"),
+    }
+}
+
+/// Whether attributes are those of a `torch.nn.Module`.
+pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool {
+    ["_parameters", "_modules"]
+        .iter()
+        .all(|name| pickle.get(attributes, name).is_some())
+}
+
+/// A class as its author calls it: TorchScript puts a prefix before it, and a number into it where two have one name.
+fn class_name(class: &str) -> String {
+    let Some(class) = class.strip_prefix(SCRIPTED) else {
+        return class.to_owned();
+    };
+    let parts = class
+        .split('.')
+        .filter(|part| !part.starts_with("___torch_mangle_"));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+fn attribute(pickle: &Pickle, value: Value) -> Option<Attribute> {
+    Some(match value {
+        Value::Bool(flag) => Attribute::Bool(flag),
+        Value::Int(n) => Attribute::Integer(n),
+        Value::Float(x) => Attribute::Number(x),
+        _ => match (pickle.text(value), pickle.sequence(value)) {
+            (Some(text), _) if text.len() <= LONGEST_ATTRIBUTE => Attribute::Text(text.to_owned()),
+            (_, Some(list)) if list.len() <= LONGEST_ATTRIBUTE => {
+                let integer = |value: &Value| match value {
+                    Value::Int(n) => Some(*n),
+                    _ => None,
+                };
+                Attribute::Integers(list.iter().map(integer).collect::<Option<_>>()?)
+            }
+            _ => return None,
+        },
+    })
+}

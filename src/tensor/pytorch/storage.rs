@@ -1,0 +1,262 @@
+//! From what a pickle says of a tensor to where its numbers lie in the file.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::value::{Node, Pickle, Value};
+use crate::tensor::dtype::Dtype;
+use crate::tensor::strided::View;
+
+/// Where the storages lie, by the names that a pickle refers to them by.
+#[derive(Debug)]
+pub(super) enum Storages<'a> {
+    /// In an archive: looked up when a tensor needs one.
+    Archive(&'a crate::tensor::zip::Archive<'a>),
+    /// One after the other, behind the pickle.
+    Listed(HashMap<String, Range<u64>>),
+    /// Whole tensors, each under the number that the pickle has for it.
+    Tensors(HashMap<String, Stored>),
+}
+
+/// A tensor in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::tensor) struct Stored {
+    pub(in crate::tensor) dtype: Dtype,
+    pub(in crate::tensor) shape: Vec<usize>,
+    pub(in crate::tensor) view: View,
+}
+
+/// What a value is to a reader of tensors.
+#[derive(Debug)]
+pub(super) enum Meaning {
+    Tensor(Stored),
+    /// A tensor of a kind that is not read; a sentence on it.
+    Unreadable(String),
+    /// No tensor.
+    Other,
+}
+
+/// What wraps a tensor: a parameter, or a subclass.
+const WRAPPERS: [&str; 4] = [
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+];
+
+/// Wrappers of a call: the function, the type and the arguments of the function.
+const TYPED: [&str; 2] = [
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._tensor._rebuild_from_type",
+];
+
+/// More wrappers than this around one tensor are none.
+const DEEPEST: usize = 8;
+
+/// Whether a value is a tensor, and where its numbers are.
+pub(super) fn meaning(
+    pickle: &Pickle,
+    value: Value,
+    storages: &Storages<'_>,
+    swapped: bool,
+) -> Meaning {
+    let mut value = value;
+    for _ in 0..DEEPEST {
+        match pickle.called(value) {
+            Some((name, [inner, ..])) if WRAPPERS.contains(&name) => value = *inner,
+            Some((name, [function, _, arguments, ..])) if TYPED.contains(&name) => {
+                let function = pickle.global(*function).unwrap_or_default();
+                let arguments = pickle.sequence(*arguments).unwrap_or(&[]);
+                if WRAPPERS.contains(&function)
+                    && let [inner, ..] = arguments
+                {
+                    value = *inner;
+                } else {
+                    return rebuilt(pickle, function, arguments, storages, swapped);
+                }
+            }
+            Some((name, arguments)) => return rebuilt(pickle, name, arguments, storages, swapped),
+            None => break,
+        }
+    }
+    // In the oldest files a tensor is a number that the pickle refers to.
+    match (pickle.node(value), storages) {
+        (Some(Node::Persistent(id)), Storages::Tensors(tensors)) => {
+            let found = pickle.key(*id).and_then(|id| tensors.get(&id));
+            match found {
+                Some(stored) => Meaning::Tensor(stored.clone()),
+                None => Meaning::Unreadable("is a tensor that the file does not hold".to_owned()),
+            }
+        }
+        _ => Meaning::Other,
+    }
+}
+
+fn rebuilt(
+    pickle: &Pickle,
+    function: &str,
+    arguments: &[Value],
+    storages: &Storages<'_>,
+    swapped: bool,
+) -> Meaning {
+    let found = match (function, arguments) {
+        (
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+            [storage, offset, shape, strides, ..],
+        ) => tensor(
+            pickle,
+            *storage,
+            [*offset, *shape, *strides],
+            None,
+            storages,
+        ),
+        ("torch._utils._rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
+            let dtype = pickle.global(*dtype).map(dtype_of_torch);
+            tensor(
+                pickle,
+                *storage,
+                [*offset, *shape, *strides],
+                dtype,
+                storages,
+            )
+        }
+        _ if function.starts_with("torch._utils._rebuild_") => {
+            let what = function.trim_start_matches("torch._utils._rebuild_");
+            let article = format!(
+                "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})"
+            );
+            Err(article)
+        }
+        _ => return Meaning::Other,
+    };
+    match found {
+        Ok(stored) if swapped => {
+            let complex = stored.dtype.to_string().starts_with('C');
+            Meaning::Tensor(Stored {
+                view: stored.view.big_endian(if complex { 2 } else { 1 }),
+                ..stored
+            })
+        }
+        Ok(stored) => Meaning::Tensor(stored),
+        Err(why) => Meaning::Unreadable(why),
+    }
+}
+
+/// A tensor over a storage: `[offset, shape, strides]` count elements.
+fn tensor(
+    pickle: &Pickle,
+    storage: Value,
+    [offset, shape, strides]: [Value; 3],
+    dtype: Option<Result<(Dtype, u64), String>>,
+    storages: &Storages<'_>,
+) -> Result<Stored, String> {
+    let id = match pickle.node(storage) {
+        Some(Node::Persistent(id)) => pickle.sequence(*id),
+        _ => None,
+    };
+    // (`storage`, its class, its key, its device, its elements, and in the older form which part of it is meant).
+    let Some([_, class, key, _, _, rest @ ..]) = id else {
+        return Err("has no storage in this file".to_owned());
+    };
+    let class = pickle.global(*class).unwrap_or_default();
+    let (dtype, size) = match dtype {
+        Some(dtype) => dtype?,
+        None => dtype_of_storage(class)?,
+    };
+    let key = pickle.key(*key).ok_or("has a storage without a key")?;
+    let mut range = match storages {
+        Storages::Archive(archive) => archive.range(&format!("data/{key}"))?,
+        Storages::Listed(ranges) => ranges
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| format!("is in storage `{key}`, which the file does not hold"))?,
+        Storages::Tensors(_) => return Err("has no storage in this file".to_owned()),
+    };
+    if let Some(view) = rest.first().and_then(|view| pickle.sequence(*view)) {
+        let start = view
+            .get(1)
+            .and_then(|n| whole(*n))
+            .and_then(|n| n.checked_mul(size));
+        let start = start
+            .and_then(|n| n.checked_add(range.start))
+            .filter(|n| *n <= range.end);
+        range.start = start.ok_or("is in a part of a storage that lies outside of it")?;
+    }
+    let numbers = |list: Value| -> Option<Vec<u64>> {
+        pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
+    };
+    let size_of = |list: Value| match pickle.called(list) {
+        Some(("torch.Size", [inner, ..])) => numbers(*inner),
+        _ => numbers(list),
+    };
+    let (shape, strides) = (size_of(shape), size_of(strides));
+    let (shape, strides) = shape
+        .zip(strides)
+        .ok_or("has a shape or strides that are no numbers")?;
+    let offset = whole(offset).ok_or("begins at an offset that is no number")?;
+    let view = View::new(range, size, offset, &shape, &strides)?;
+    let shape = shape
+        .iter()
+        .map(|n| usize::try_from(*n))
+        .collect::<Result<Vec<_>, _>>();
+    let shape = shape.map_err(|_| "has a shape that is too large to address")?;
+    Ok(Stored { dtype, shape, view })
+}
+
+/// A number that is not negative.
+pub(super) fn whole(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(n) => u64::try_from(n).ok(),
+        _ => None,
+    }
+}
+
+/// The element type that a class of storages has, and its bytes.
+pub(super) fn dtype_of_storage(class: &str) -> Result<(Dtype, u64), String> {
+    let name = class
+        .strip_prefix("torch.cuda.")
+        .or_else(|| class.strip_prefix("torch."))
+        .unwrap_or(class);
+    let known = STORAGES.iter().find(|(storage, ..)| *storage == name);
+    let (_, dtype, size) = known.ok_or_else(|| {
+        format!("is in a `{class}`, whose numbers are of a type that is not read")
+    })?;
+    Ok((Dtype::from_name(dtype), *size))
+}
+
+/// The element type that PyTorch calls so.
+fn dtype_of_torch(name: &str) -> Result<(Dtype, u64), String> {
+    let bare = name.trim_start_matches("torch.");
+    let known = DTYPES.iter().find(|(torch, ..)| *torch == bare);
+    let (_, dtype, size) =
+        known.ok_or_else(|| format!("is of type `{name}`, which is not read"))?;
+    Ok((Dtype::from_name(dtype), *size))
+}
+
+/// Classes of storages, the element type as safetensors names it, and its bytes.
+pub(super) const STORAGES: [(&str, &str, u64); 12] = [
+    ("DoubleStorage", "F64", 8),
+    ("FloatStorage", "F32", 4),
+    ("HalfStorage", "F16", 2),
+    ("BFloat16Storage", "BF16", 2),
+    ("LongStorage", "I64", 8),
+    ("IntStorage", "I32", 4),
+    ("ShortStorage", "I16", 2),
+    ("CharStorage", "I8", 1),
+    ("ByteStorage", "U8", 1),
+    ("BoolStorage", "BOOL", 1),
+    ("ComplexFloatStorage", "C64", 8),
+    ("ComplexDoubleStorage", "C128", 16),
+];
+
+/// PyTorch's element types that have no class of storages of their own, in the same way.
+pub(super) const DTYPES: [(&str, &str, u64); 8] = [
+    ("uint16", "U16", 2),
+    ("uint32", "U32", 4),
+    ("uint64", "U64", 8),
+    ("float8_e4m3fn", "F8_E4M3", 1),
+    ("float8_e5m2", "F8_E5M2", 1),
+    ("float8_e4m3fnuz", "F8_E4M3FNUZ", 1),
+    ("float8_e5m2fnuz", "F8_E5M2FNUZ", 1),
+    ("float8_e8m0fnu", "F8_E8M0", 1),
+];
