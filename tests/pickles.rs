@@ -45,7 +45,6 @@ fn every_form_has_the_tensors_of_the_module() {
         "block.pt",
         "channels_last.pt",
         "averaged.pt",
-        "protocol0.pt",
         "tar.pt",
         "beside.pt",
         "beside_protocol4.pt",
