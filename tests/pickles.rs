@@ -60,7 +60,9 @@ fn torchscript_is_read() {
     for name in ["scripted.pt", "traced.pt"] {
         let (file, want) = (open(name), open("block.safetensors"));
         for (tensor, other) in want.tensors() {
-            let found = file.get(tensor).unwrap_or_else(|| panic!("{name}: {tensor}"));
+            let found = file
+                .get(tensor)
+                .unwrap_or_else(|| panic!("{name}: {tensor}"));
             assert_eq!(found.shape(), other.shape());
             let read = |file: &Checkpoint, of| {
                 let mut bytes = vec![0; other.byte_len() as usize];
@@ -69,8 +71,14 @@ fn torchscript_is_read() {
             };
             assert_eq!(read(&file, found), read(&want, other), "{name}: {tensor}");
         }
-        let norm = file.facts().module("stage0.rbr_identity").expect("a module");
-        assert_eq!(norm.class, "torch.nn.modules.batchnorm.BatchNorm2d", "{name}");
+        let norm = file
+            .facts()
+            .module("stage0.rbr_identity")
+            .expect("a module");
+        assert_eq!(
+            norm.class, "torch.nn.modules.batchnorm.BatchNorm2d",
+            "{name}"
+        );
     }
 }
 
@@ -80,7 +88,11 @@ fn a_pickled_module_tells_what_its_parts_are() {
     let conv = facts.module("stage0.rbr_dense.conv").expect("a conv");
     assert_eq!(conv.class, "torch.nn.modules.conv.Conv2d");
     assert_eq!(conv.count("groups"), Some(2));
-    for (name, expected) in [("stride", [1, 1]), ("padding", [1, 1]), ("dilation", [1, 1])] {
+    for (name, expected) in [
+        ("stride", [1, 1]),
+        ("padding", [1, 1]),
+        ("dilation", [1, 1]),
+    ] {
         assert_eq!(conv.counts(name), Some(expected.to_vec()), "{name}");
     }
     assert_eq!(conv.flag("transposed"), Some(false));
@@ -91,7 +103,10 @@ fn a_pickled_module_tells_what_its_parts_are() {
     let norm = facts.module("stage0.rbr_1x1.bn").expect("a norm");
     assert_eq!(norm.number("eps"), Some(1e-3));
     assert_eq!(norm.flag("training"), Some(false));
-    assert_eq!(facts.module("stage0").expect("a block").class, "__main__.Block");
+    assert_eq!(
+        facts.module("stage0").expect("a block").class,
+        "__main__.Block"
+    );
     assert!(facts.module("").is_some());
     // A state dict tells nothing.
     assert!(open("channels_last.pt").facts().is_empty());
