@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::dtype::Dtype;
 use super::error::{Error, quoted};
 use super::facts::Facts;
+use super::foreign;
 use super::header::{self, Header};
 use super::index;
 use super::open::{self, read_exact_at};
@@ -170,6 +171,18 @@ impl Tensor {
         }))
     }
 
+    /// The same numbers under another name.
+    fn named(&self, name: String) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            dtype: self.dtype().clone(),
+            shape: self.shape().to_vec(),
+            stored: self.0.stored.clone(),
+            place: self.0.place.clone(),
+            byte_len: self.byte_len(),
+        }))
+    }
+
     /// The dimensions in the file, which are those of an index that a user can look up.
     pub fn stored_shape(&self) -> &[usize] {
         self.0.stored.as_ref().unwrap_or(&self.0.shape)
@@ -189,6 +202,38 @@ impl Tensor {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// How often the bytes of a file may be shared by its tensors, all in all.
+const SHARED: u64 = 4;
+
+/// Adds the tensors that `save_model` of safetensors left out because they share their numbers with another: it notes each in the
+/// metadata, as the name left out and the name of the other. Returns the rest of the metadata.
+fn aliases(
+    tensors: &mut BTreeMap<String, Tensor>,
+    metadata: Vec<(String, String)>,
+    file_len: u64,
+) -> Result<Vec<(String, String)>, String> {
+    let (mut rest, mut added, mut claimed) = (Vec::new(), Vec::new(), 0u64);
+    for (name, of) in metadata {
+        let Some(tensor) = tensors.get(&of).filter(|_| !tensors.contains_key(&name)) else {
+            rest.push((name, of));
+            continue;
+        };
+        claimed = claimed.saturating_add(tensor.byte_len());
+        if claimed > file_len.saturating_mul(SHARED) {
+            return Err(format!(
+                "the tensors that its metadata names as copies of others claim {claimed} bytes; the file has {file_len}"
+            ));
+        }
+        added.push(tensor.named(name));
+    }
+    tensors.extend(
+        added
+            .into_iter()
+            .map(|tensor| (tensor.name().to_owned(), tensor)),
+    );
+    Ok(rest)
 }
 
 impl fmt::Display for Tensor {
@@ -287,26 +332,35 @@ impl Checkpoint {
         };
         let (file, metadata) = open::regular(&path)?;
         let file_len = metadata.len();
-        let mut prefix = [0; 8];
-        if file_len < 8 {
-            return Err(format(format!(
-                "it has {}; a header needs at least 8",
-                header::in_bytes(file_len)
-            )));
-        }
-        read_exact_at(&file, &mut prefix, 0).map_err(|e| Error::unreadable(&path, e))?;
+        let mut begin = [0; foreign::TELLING];
+        let begin = &mut begin[..file_len.min(foreign::TELLING as u64) as usize];
+        read_exact_at(&file, begin, 0).map_err(|e| Error::unreadable(&path, e))?;
+        let kind = foreign::kind(begin, &path);
+        let Some(&prefix) = begin.first_chunk::<8>() else {
+            return Err(format(match (kind, file_len) {
+                (Some(is), _) => is.to_owned(),
+                (None, 0) => "it is empty".to_owned(),
+                (None, _) => format!(
+                    "it has {}; a header needs at least 8",
+                    header::in_bytes(file_len)
+                ),
+            }));
+        };
         let header_len = u64::from_le_bytes(prefix);
         if let Some(form) = pytorch::form(&file, prefix, file_len) {
             let contents = pytorch::open(&path, &file, file_len, form, key)?;
             return Checkpoint::of_pytorch(path, file, file_len, contents);
         }
-        if let Some(key) = key {
+        if let Some(key) = key.filter(|_| kind.is_none()) {
             return Err(Error::NoKeys {
                 path,
                 key: key.to_owned(),
             });
         }
         if header_len > file_len - 8 {
+            if let Some(is) = kind {
+                return Err(format(is.to_owned()));
+            }
             return Err(format(format!(
                 "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
                 file_len - 8
@@ -322,6 +376,14 @@ impl Checkpoint {
         read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
+        if metadata
+            .iter()
+            .any(|(key, value)| key == "format" && value == "mlx")
+        {
+            return Err(format(
+                "its metadata says `format: mlx`: convs are stored as [out, kh, kw, in]; store them as [out, in, kh, kw] first".to_owned(),
+            ));
+        }
         let tensors = entries.into_iter().map(|e| {
             let info = Info {
                 byte_len: e.end - e.start,
@@ -336,8 +398,10 @@ impl Checkpoint {
             };
             (e.name, Tensor(Arc::new(info)))
         });
+        let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
+        let metadata = aliases(&mut tensors, metadata, file_len).map_err(format)?;
         Ok(Checkpoint {
-            tensors: tensors.collect(),
+            tensors,
             metadata,
             source: Source::Files(vec![(path.clone(), file)]),
             path,

@@ -10,6 +10,7 @@ pub mod destination;
 pub mod dtype;
 pub mod error;
 pub mod facts;
+mod foreign;
 pub mod header;
 mod index;
 pub(crate) mod open;

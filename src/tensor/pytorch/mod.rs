@@ -17,6 +17,7 @@ use std::path::Path;
 use super::bytes::Bytes;
 use super::error::{Error, plain, quoted};
 use super::facts::Facts;
+use super::foreign;
 use super::open::read_exact_at;
 use super::plain::Wrapping;
 use super::zip;
@@ -128,6 +129,11 @@ pub(super) fn open(
 }
 
 fn from_archive<'a>(file: &File, archive: &'a zip::Archive<'a>) -> Result<Loaded<'a>, String> {
+    if !archive.has("data.pkl")
+        && let Some(is) = foreign::archive(|end| archive.any_ends(end))
+    {
+        return Err(is.to_owned());
+    }
     let range = archive.range("data.pkl")?;
     let swapped = archive
         .short("byteorder")?
