@@ -1,4 +1,5 @@
 //! Programs of torch.export: read as graphs, fused, and written so that PyTorch loads them.
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 #[path = "pt2/archives.rs"]
 mod archives;
@@ -35,6 +36,7 @@ fn planned(pt2: &Pt2) -> Edit {
 /// Writes the fused program to a file.
 fn write(pt2: &Pt2, edit: &Edit, to: &Path, threads: usize) {
     let options = repfuse::fuse::Options {
+        shard_size: None,
         replace: true,
         threads: Some(threads),
     };

@@ -285,7 +285,7 @@ fn places_for(
         }
         (Some(_), count) => Destinations::shards(destination, count)?,
     };
-    may_be_written(checkpoint, &places, options.replace)?;
+    may_be_written(checkpoint, destination, &places, options.replace)?;
     Ok(places)
 }
 
@@ -299,16 +299,25 @@ pub fn place_for(
     replace: bool,
 ) -> Result<Destinations, TensorError> {
     let places = Destinations::file(destination)?;
-    may_be_written(checkpoint, &places, replace)?;
+    may_be_written(checkpoint, destination, &places, replace)?;
     Ok(places)
 }
 
 fn may_be_written(
     checkpoint: &Checkpoint,
+    asked: &Path,
     places: &Destinations,
     replace: bool,
 ) -> Result<(), TensorError> {
-    match places.replaced().filter(|_| !replace) {
+    // A single file is called by the name that was asked for, even if that is a link.
+    let there = places.replaced().filter(|_| !replace);
+    match there.map(|path| {
+        if places.paths().count() == 1 {
+            asked
+        } else {
+            path
+        }
+    }) {
         None => Ok(()),
         Some(path) if checkpoint.is_same_file(path) => Err(TensorError::SameFile(path.to_owned())),
         Some(path) => Err(TensorError::Exists(path.to_owned())),

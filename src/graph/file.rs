@@ -18,7 +18,6 @@ pub use super::onnx::Written;
 
 /// A file with a graph in it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are one or two of them")]
 pub enum GraphFile {
     /// An ONNX model.
     Onnx(Onnx),
@@ -141,7 +140,6 @@ impl GraphFile {
 pub struct Folded<'a>(Of<'a>);
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them")]
 enum Of<'a> {
     Onnx(&'a Onnx, onnx::Edit),
     Pt2(&'a Pt2, pt2::Edit),

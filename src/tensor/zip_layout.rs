@@ -173,6 +173,7 @@ fn longs<const N: usize>(out: &mut Vec<u8>, numbers: [u32; N]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 mod tests {
     use std::fs::File;
     use std::io::{Read, Write};

@@ -14,7 +14,8 @@ pub fn entries(path: &Path) -> Vec<(String, Vec<u8>)> {
         let mut entry = archive.by_index(i).unwrap();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
-        out.push((entry.name().to_owned(), bytes));
+        let name = entry.name().expect("a name").into_owned();
+        out.push((name, bytes));
     }
     out
 }

@@ -164,7 +164,7 @@ impl<'a> Text<'a> {
         let nodes: Vec<Raw<'a>> = read(graph.nodes)?;
         let specs: Vec<Raw<'a>> = read(signature.input_specs)?;
         let stored = specs.iter().map(|spec| {
-            let spec: Tagged<'a> = read(*spec)?;
+            let spec: Tagged<'a> = read(spec)?;
             Ok(match &*spec.tag {
                 "parameter" | "buffer" | "tensor_constant" => {
                     let of: schema::StoredSpec<'a> = read(spec.value)?;
@@ -176,7 +176,7 @@ impl<'a> Text<'a> {
         Ok(Text {
             read: nodes
                 .iter()
-                .map(|node| read(*node))
+                .map(|node| read(node))
                 .collect::<Result<_, _>>()?,
             values: read(graph.tensor_values)?,
             inputs: read(graph.inputs)?,
@@ -191,7 +191,7 @@ impl<'a> Text<'a> {
     /// What is said of a value.
     pub(super) fn meta(&self, name: &str) -> Option<Value> {
         let (_, meta) = self.values.0.iter().find(|(value, _)| value == name)?;
-        read(*meta).ok()
+        read(meta).ok()
     }
 
     /// The names of the values that an input of the graph is; one, as a rule.
@@ -412,15 +412,16 @@ impl Writer<'_> {
                 .extend(&new.parameters);
         }
         let mut parts = Vec::new();
-        for i in 0..=old.len() {
+        // One more place than there are inputs: behind the last one.
+        for (i, old) in old.iter().map(Some).chain([None]).enumerate() {
             parts.extend(
                 at.get(&i)
                     .into_iter()
                     .flatten()
                     .map(|new| item(new).to_string()),
             );
-            if self.kept.inputs.get(i) == Some(&true) {
-                parts.push(old[i].get().to_owned());
+            if let Some(old) = old.filter(|_| self.kept.inputs.get(i) == Some(&true)) {
+                parts.push(old.get().to_owned());
             }
         }
         format!("[{}]", parts.join(", "))

@@ -128,6 +128,7 @@ impl Pt2 {
     }
 
     /// The size of the file in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an archive is never empty")]
     pub fn len(&self) -> u64 {
         self.checkpoint.file_len()
     }
