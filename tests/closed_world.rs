@@ -182,10 +182,6 @@ impl Sweep {
 
     fn holds(self, may: &[(&str, &str)]) {
         let [tried, passed] = [self.tried, self.passed.len()];
-        println!(
-            "{tried} tried, {passed} passed, {} known, excused {:?}",
-            self.known, self.excused
-        );
         assert!(tried > 1000, "{tried}");
         assert!(
             self.passed.is_empty(),

@@ -176,9 +176,12 @@ fn every_recipe_reproduces_its_authors() {
 #[test]
 fn what_names_leave_open_is_asked() {
     let recipes = recipe::builtin().expect("built-in recipes");
-    // mmyolo's blocks in another network have RepVGG's names: only `alpha` tells, and that is no matter of detection.
+    // Two cases are no matter of detection: mmyolo's blocks in another network, where only `alpha` tells, and an encoder without the
+    // names that tell its family.
     let open_cases = cases().into_iter().filter(|case| !case.detect);
-    let ambiguous: Vec<Case> = open_cases.filter(|c| c.name != "mmyolo/alpha").collect();
+    let ambiguous: Vec<Case> = open_cases
+        .filter(|c| !["mmyolo/alpha", "dfine/deim-rtdetrv2"].contains(&&*c.name))
+        .collect();
     assert!(ambiguous.len() > 6);
     for case in ambiguous {
         let train = open(&case.train).expect("a checkpoint");

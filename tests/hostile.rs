@@ -48,7 +48,7 @@ fn lengths_are_not_believed() {
     let place = Place::new();
     let at_most = |len: u64| len.to_le_bytes();
     for (start, expected) in [
-        (&b""[..], "it has 0 bytes; a header needs at least 8"),
+        (&b""[..], "it is empty"),
         (b"\x02", "it has 1 byte; a header needs at least 8"),
         (
             b"\x02\0\0\0\0\0\0",

@@ -505,7 +505,7 @@ fn special_files_are_no_checkpoints() {
     for (path, expected) in [
         (
             "directory",
-            "`directory` is a directory; expected a regular file",
+            "`directory` is a directory without an index of shards (`*.safetensors.index.json`); expected a file of tensors, or a directory with one index",
         ),
         // Nobody will ever write to it: opening it would wait for ever.
         ("pipe", "`pipe` is a pipe; expected a regular file"),

@@ -763,7 +763,7 @@ fn files_that_several_recipes_fit() {
     ];
     ones(&tensors[..5]).write(&place.path("little.safetensors"));
     let ran = place.run("fuse little.safetensors x");
-    let hint = "\n  `model.0.bn.bias` looks like `ultralytics-cls` but nothing is named `{p}.model.{i}.cv1.conv.weight`; pass \
+    let hint = "\n  `model.0.bn.bias` looks like `ultralytics-cls` but nothing is named `{p}.model.{i}.conv.conv.weight`; pass \
                 --recipe ultralytics-cls if it is";
     assert!(ran.stderr.contains(hint), "{}", ran.stderr);
     ones(&tensors).write(&place.path("enough.safetensors"));

@@ -61,6 +61,9 @@ pub(super) enum Form {
 pub(super) fn form(file: &File, prefix: [u8; 8], file_len: u64) -> Option<Form> {
     let (tar_at, tar_magic) = legacy::TAR_MAGIC;
     let mut magic = [0; 5];
+    if u64::from_le_bytes(prefix) <= file_len {
+        return None;
+    }
     if prefix.starts_with(zip::MAGIC) {
         Some(Form::Archive)
     } else if prefix[0] == 0x80 && (1..=5).contains(&prefix[1]) {
