@@ -495,8 +495,6 @@ fn a_recipe_is_learned_from_a_graph() {
             all
         };
         assert_eq!(tensors(&by_recipe), tensors(&by_graph), "{name}");
-        let text = fs::read_to_string(&recipe).unwrap();
-        println!("{name}:\n{text}");
         let again = command(&["recipes", "learn", &graph, "-o", &recipe]);
         assert!(again.0 == 2 && again.1.contains("exists"), "{}", again.1);
     }
