@@ -35,7 +35,7 @@
 //! | find its family, or describe one in JSON | [`recipe`] |
 //! | write the deploy form | [`fuse`](mod@fuse) |
 //! | prove it | [`verify`](mod@verify); on feature maps [`network::maps`]; as a whole network [`network`] |
-//! | show it | [`report`](mod@report), [`cost`] |
+//! | show it | [`report`](mod@report), [`summary::cost`] |
 //! | fold or run an expression of one's own arrays | [`algebra`] |
 //! | run a convolution with everything that `torch.nn.Conv2d` knows | [`conv2d`] |
 //!

@@ -33,7 +33,7 @@ pub(super) fn flat(position: Extent, extent: Extent) -> usize {
     (position[0] * extent[1] + position[1]) * extent[2] + position[2]
 }
 
-/// The position of a place in a map of this extent: the inverse of [`flat`].
+/// The position of a place in a map of this extent: the inverse of `flat`.
 pub fn position(flat: usize, extent: Extent) -> Extent {
     let row = flat / extent[2];
     [row / extent[1], row % extent[1], flat % extent[2]]

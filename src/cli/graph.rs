@@ -32,6 +32,7 @@ pub(super) fn names_weights(path: &Path) -> bool {
 }
 
 /// What was made of a graph.
+#[allow(clippy::large_enum_variant, reason = "there is one of them")]
 pub(super) enum Made {
     Graph(Box<GraphFile>),
     Weights(Checkpoint),

@@ -106,6 +106,7 @@ impl Sampled {
             recipe: select.recipe.as_deref().map(named).transpose()?,
             plan: select.options(dtype),
         };
+        #[allow(clippy::result_large_err, reason = "it is made once")]
         let choice = with_workers(|| sample::choose(checkpoint, &sample, &options))??;
         let evidence = evidence(path.display().to_string(), &choice);
         Ok(Some((choice.plan, evidence)))

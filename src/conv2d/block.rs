@@ -1,7 +1,7 @@
 //! A block on whole feature maps, as a network runs it: with padding around the block and a stride.
 //!
 //! The expression is evaluated branch by branch on `[maps, channels, height, width]` through the convolution
-//! [`engine`]. Padding and stride belong to the block, not to its branches: the map is padded once for the whole
+//! [`conv2d`](super). Padding and stride belong to the block, not to its branches: the map is padded once for the whole
 //! extent, each branch sees the centre it needs, and the last conv of each branch takes the strides.
 
 use ndarray::{Array1, Array4, ArrayView4, Axis, ShapeError, Slice, concatenate};

@@ -1,8 +1,8 @@
 //! Files that `torch.save` wrote, read as data: nothing in them is executed.
 //!
-//! A pickle ([`pickle`]) becomes values ([`value`]); among them is the state dict ([`wrap`], [`state`]), and each tensor of it is a
-//! view of a storage ([`storage`]), which is a range of the file: an entry of an archive ([`zip`](super::zip)), or, in the older forms
-//! ([`legacy`]), what follows the pickle.
+//! A pickle (`pickle`) becomes values (`value`); among them is the state dict (`wrap`, `state`), and each tensor of it is a
+//! view of a storage (`storage`), which is a range of the file: an entry of an archive (`zip`), or, in the older forms
+//! (`legacy`), what follows the pickle.
 
 mod legacy;
 mod pickle;
