@@ -146,7 +146,7 @@ struct Files {
     data: Option<(PathBuf, Vec<Planned>)>,
 }
 
-/// The size in bytes of what [`fuse`] would write.
+/// The size in bytes of what [`fuse()`] would write.
 ///
 /// # Errors
 /// When the model cannot be read, or would be too long.

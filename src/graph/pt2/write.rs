@@ -57,7 +57,7 @@ pub fn fuse(
     Ok(written)
 }
 
-/// The size in bytes of what [`fuse`] would write.
+/// The size in bytes of what [`fuse()`] would write.
 pub fn file_len(pt2: &Pt2, edit: &Edit) -> u64 {
     layout(&entries(pt2, edit)).0.file_len()
 }
