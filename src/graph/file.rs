@@ -73,6 +73,10 @@ impl GraphFile {
     /// # Errors
     /// When it does and cannot be read.
     pub fn open(path: &Path) -> Result<Option<GraphFile>, Error> {
+        // A directory may hold the shards of a checkpoint.
+        if path.is_dir() {
+            return Ok(None);
+        }
         Ok(if pt2::is_one(path)? {
             Some(GraphFile::Pt2(Pt2::open(path)?))
         } else if onnx::is_one(path)? {

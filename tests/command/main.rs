@@ -1,0 +1,29 @@
+//! Tests of the command `repfuse`: one binary, a module for each subject.
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(unix)]
+mod atomic;
+mod cli_json;
+mod cli_report;
+mod cli_text;
+mod hostile;
+mod hostile_others;
+mod maps;
+mod messages;
+mod mismatches;
+mod mistakes;
+mod network;
+mod notes;
+mod numbers;
+mod own_recipe;
+mod pt2;
+mod pytorch;
+mod rounding;
+mod samples;
+mod shards;
+#[cfg(unix)]
+mod streams;
+mod unsound;

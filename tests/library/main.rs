@@ -1,0 +1,20 @@
+//! Tests of the library: one binary, a module for each subject.
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod architecture;
+mod closed_world;
+mod conv2d_laws;
+mod documents;
+mod fixtures;
+mod formats;
+mod laws;
+mod mutations;
+mod near;
+mod pickles;
+mod slabs;
+mod torch_consistency;
+mod torch_conv2d;
+mod verify;
