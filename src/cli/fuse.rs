@@ -18,7 +18,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
-use crate::graph::Folded;
+use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
@@ -154,9 +154,21 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
+    agreement: Option<Agreed<'a>>,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
+}
+
+/// A built-in recipe beside a graph.
+#[derive(Serialize, JsonSchema)]
+struct Agreed<'a> {
+    recipe: &'a str,
+    /// How many of the blocks it knows.
+    blocks: usize,
+    /// What the two say differently, a sentence each. The graph is believed.
+    differences: &'a [String],
 }
 
 /// One block.
@@ -206,6 +218,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             checkpoint: file.constants(),
             plan: folded.plan(),
             weight: None,
+            agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
@@ -234,6 +247,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         checkpoint: &checkpoint,
         plan: &plan,
         weight: weight.as_ref(),
+        agreement: None,
         graph: None,
     };
     fuse_it(args, &input, sample, begin)
@@ -245,6 +259,8 @@ struct Input<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
     weight: Option<&'a EpsWeight>,
+    /// What a recipe says of the graph.
+    agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
     graph: Option<&'a Folded<'a>>,
 }
@@ -260,6 +276,7 @@ fn fuse_it(
         plan,
         weight,
         graph,
+        ..
     } = *input;
     let options = fuse::Options {
         replace: args.force,
@@ -300,15 +317,7 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(
-        args,
-        checkpoint,
-        plan,
-        sample,
-        weight,
-        &written,
-        begin.elapsed().as_secs_f64(),
-    );
+    let summary = summary(args, input, sample, &written, begin.elapsed().as_secs_f64());
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
@@ -433,13 +442,25 @@ fn vanishing(plan: &Plan, vanished: u64) -> String {
 
 fn summary<'a>(
     args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &'a Plan,
+    input: &Input<'a>,
     sample: Option<Evidence>,
-    weight: Option<&EpsWeight>,
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let Input {
+        checkpoint,
+        plan,
+        weight,
+        agreement,
+        ..
+    } = *input;
+    let agreed = agreement.and_then(|of| {
+        Some(Agreed {
+            recipe: of.recipe.as_deref()?,
+            blocks: of.blocks,
+            differences: &of.differences,
+        })
+    });
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -469,6 +490,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        agreement: agreed,
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
     }
@@ -538,7 +560,18 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
         lines += &output::line("shards", &shards);
     }
-    lines += &output::line("recipe", s.recipe);
+    let knows = |of: &Agreed<'_>| {
+        let says = match of.differences {
+            [] => "agrees",
+            _ => "differs",
+        };
+        format!(
+            "{}; {} knows {} of the blocks and {says}",
+            s.recipe, of.recipe, of.blocks
+        )
+    };
+    let recipe = s.agreement.as_ref().map_or(s.recipe.to_owned(), knows);
+    lines += &output::line("recipe", &recipe);
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines + &sample.unwrap_or_default()

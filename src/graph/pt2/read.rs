@@ -587,12 +587,15 @@ impl Builder<'_> {
             return;
         }
         let (op, reads) = match ops::operator(&call) {
-            _ if is_stale => (
-                Op::Opaque(Some(
-                    "what it reads or computes is changed in place and read again".to_owned(),
-                )),
-                None,
-            ),
+            _ if is_stale => {
+                let weight = step
+                    .reads
+                    .iter()
+                    .find_map(|name| call.context.unread.get(name));
+                let again = "what it reads or computes is changed in place and read again";
+                let why = weight.map_or(again, String::as_str).to_owned();
+                (Op::Opaque(Some(why)), None)
+            }
             Ok((op, reads)) => (op, Some(reads)),
             Err(why) => (Op::Opaque(why), None),
         };
