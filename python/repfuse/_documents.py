@@ -106,6 +106,7 @@ class FuseSummary(TypedDict):
     sample: Optional[Evidence]
     became_zero: Optional[int]
     agreement: Optional[Agreement]
+    load: str
     blocks: List[FusedBlock]
     dropped: List[str]
 

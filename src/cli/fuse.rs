@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::graph;
+use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -156,6 +157,8 @@ pub(super) struct Summary<'a> {
     became_zero: Option<u64>,
     /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
     agreement: Option<Agreed<'a>>,
+    /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
+    load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
@@ -324,7 +327,7 @@ fn fuse_it(
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, plan, weight))?;
+        output::result(&text(args, &summary, plan, weight))?;
     }
     Ok(Answer::Yes)
 }
@@ -452,7 +455,7 @@ fn summary<'a>(
         plan,
         weight,
         agreement,
-        ..
+        graph,
     } = *input;
     let agreed = agreement.and_then(|of| {
         Some(Agreed {
@@ -469,7 +472,7 @@ fn summary<'a>(
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
-        output,
+        output: output.clone(),
         shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
@@ -491,6 +494,7 @@ fn summary<'a>(
         sample,
         became_zero: written.vanished,
         agreement: agreed,
+        load: load::load(plan, &output, graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
     }
@@ -515,7 +519,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -574,7 +578,29 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     lines += &output::line("recipe", &recipe);
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
-    lines + &sample.unwrap_or_default()
+    lines += &sample.unwrap_or_default();
+    lines += &half_types(args, plan).unwrap_or_default();
+    lines + &load::line(&s.load)
+}
+
+/// Says that fused weights are rounded to a half type because the file's are of that type.
+fn half_types(args: &Args, plan: &Plan) -> Option<String> {
+    if args.dtype.float().is_some() {
+        return None;
+    }
+    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let half: BTreeSet<String> = fused
+        .filter(|f| matches!(f.dtype, Float::F16 | Float::Bf16))
+        .map(|f| f.dtype.to_string())
+        .collect();
+    let half: Vec<String> = half.into_iter().collect();
+    (!half.is_empty()).then(|| {
+        let said = format!(
+            "fused weights are rounded to {}; --dtype f32 keeps more digits",
+            half.join(" and ")
+        );
+        output::line("rounding", &said)
+    })
 }
 
 fn plan_table(plan: &Plan) -> String {
