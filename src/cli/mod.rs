@@ -3,6 +3,7 @@
 mod fuse;
 mod graph;
 mod inspect;
+mod int8;
 mod kernels;
 mod learn;
 mod load;
@@ -116,6 +117,9 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             let code = exit_code(&error);
             let causes = output::causes(&error);
             output::error(&causes);
+            if let Some(recipe::Error::NoBlock { .. }) = error.downcast_ref() {
+                output::note(WAYS_ON);
+            }
             if was_interrupted(&error) {
                 signals::end();
             }
@@ -126,6 +130,11 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     }
 }
+
+/// What to do with a file of which no recipe knows a block.
+const WAYS_ON: &str = "  a recipe of your own: `repfuse recipes learn MODEL.pt2 -o my-net.json` writes one, and docs/recipes.md says how to
+  the network itself: `repfuse fuse MODEL.onnx OUT.onnx`, or a .pt2 file, needs no recipe
+  another name: `repfuse recipes --for MODEL` lists the recipes that cover a model";
 
 /// `-h` shows what is needed most, `--help` everything and examples. Clap's own long help spends three lines on each option;
 /// this keeps one.

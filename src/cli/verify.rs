@@ -399,7 +399,7 @@ fn blocks(verdict: &Verdict) -> String {
         ]);
     }
     let cut = [(1, Cut::Middle), (5, Cut::End)];
-    output::table(&rows, &[2, 3, 4], &cut, output::width())
+    output::table(&rows, &[2, 3, 4], &cut, output::table_width(false))
 }
 
 /// What is wrong, a line each; nothing for a verdict that accepts.
