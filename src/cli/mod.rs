@@ -141,8 +141,11 @@ const WAYS_ON: &str = "  a recipe of your own: `repfuse recipes learn MODEL.pt2 
 fn help(command: clap::Command, long: bool) -> clap::Command {
     let examples = command
         .get_after_long_help()
-        .filter(|_| long)
         .map(ToString::to_string)
+        .map(|examples| match long {
+            true => examples,
+            false => "`--help` shows every option, and examples.".to_owned(),
+        })
         .unwrap_or_default();
     let names: Vec<String> = command
         .get_subcommands()

@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The deploy form; without it, what `fuse` would write is verified in memory
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "DEPLOY")]
     output: Option<PathBuf>,
     #[command(flatten)]
     select: Select,
