@@ -70,7 +70,11 @@ fn sequence<T>(parts: &[Part<T>], shapes: bool) -> String {
 fn conv<T>(kernel: &Kernel<T>, geometry: &Geometry, shapes: bool) -> String {
     let mut text = size(kernel.taps);
     if shapes {
-        let numbers: Vec<String> = geometry.weight_shape().iter().map(usize::to_string).collect();
+        let numbers: Vec<String> = geometry
+            .weight_shape()
+            .iter()
+            .map(usize::to_string)
+            .collect();
         text = numbers.join("×");
     }
     let narrow = match kernel.layout {

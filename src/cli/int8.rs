@@ -23,7 +23,15 @@ pub(super) fn of<'a>(
 
 /// A line for each conv, and a sentence on all.
 pub(super) fn text(found: &[(&PlannedConv, Int8)], all: bool) -> String {
-    let header = ["conv", "tensor", "channel", "loss", "largest branch", "tensor", "channel"];
+    let header = [
+        "conv",
+        "tensor",
+        "channel",
+        "loss",
+        "largest branch",
+        "tensor",
+        "channel",
+    ];
     let mut rows = vec![header.map(output::soft).to_vec()];
     for (fused, int8) in found {
         let [tensor, channel] = pair(&int8.fused);
@@ -39,15 +47,27 @@ pub(super) fn text(found: &[(&PlannedConv, Int8)], all: bool) -> String {
             }
             None => ["–".to_owned(), String::new(), String::new()],
         };
-        rows.push([vec![plain(&fused.module), tensor, channel, loss], branch.to_vec()].concat());
+        rows.push(
+            [
+                vec![plain(&fused.module), tensor, channel, loss],
+                branch.to_vec(),
+            ]
+            .concat(),
+        );
     }
     let cut = [(4, Cut::End), (0, Cut::Middle)];
     let mut out = output::table(&rows, &[1, 2, 3, 5, 6], &cut, output::table_width(all));
     out.push('\n');
     out += &output::line("int8", &sentence(found.iter().map(|(_, int8)| int8)));
-    out += &output::line("tensor", "signal to noise in dB of the weights, rounded to int8 with one step for the whole tensor");
+    out += &output::line(
+        "tensor",
+        "signal to noise in dB of the weights, rounded to int8 with one step for the whole tensor",
+    );
     out += &output::line("channel", "the same with a step for each output channel");
-    out += &output::line("loss", "the most that one output channel loses if the tensor shares a step");
+    out += &output::line(
+        "loss",
+        "the most that one output channel loses if the tensor shares a step",
+    );
     out + &output::line("", "from weights alone: activations are in no file")
 }
 
@@ -66,8 +86,17 @@ pub(super) fn sentence<'a>(convs: impl Iterator<Item = &'a Int8>) -> String {
         much += usize::from(conv.loses_much());
     }
     match much {
-        0 => format!("none of {} loses more than {MUCH} dB in an output channel per tensor", output::plural(all, "conv")),
-        1 => format!("1 of {} loses more than {MUCH} dB in an output channel per tensor; quantize weights per channel", output::plural(all, "conv")),
-        _ => format!("{much} of {} lose more than {MUCH} dB in an output channel per tensor; quantize weights per channel", output::plural(all, "conv")),
+        0 => format!(
+            "none of {} loses more than {MUCH} dB in an output channel per tensor",
+            output::plural(all, "conv")
+        ),
+        1 => format!(
+            "1 of {} loses more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
+            output::plural(all, "conv")
+        ),
+        _ => format!(
+            "{much} of {} lose more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
+            output::plural(all, "conv")
+        ),
     }
 }

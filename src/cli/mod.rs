@@ -132,9 +132,10 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// What to do with a file of which no recipe knows a block.
-const WAYS_ON: &str = "  a recipe of your own: `repfuse recipes learn MODEL.pt2 -o my-net.json` writes one, and docs/recipes.md says how to
-  the network itself: `repfuse fuse MODEL.onnx OUT.onnx`, or a .pt2 file, needs no recipe
-  another name: `repfuse recipes --for MODEL` lists the recipes that cover a model";
+const WAYS_ON: &str =
+    "  a recipe of your own: `repfuse recipes learn MODEL.pt2`; see docs/recipes.md
+  no recipe at all: `repfuse fuse MODEL.onnx OUT.onnx`, or the same of a .pt2
+  by the name of a model: `repfuse recipes --for MODEL`";
 
 /// `-h` shows what is needed most, `--help` everything and examples. Clap's own long help spends three lines on each option;
 /// this keeps one.

@@ -245,7 +245,11 @@ pub(super) fn line(label: &str, text: &str) -> String {
 pub(super) fn legend(expressions: &[String]) -> String {
     let words = [
         ("dw ", "dw", "depthwise: each channel by itself"),
-        ("dw? ", "dw?", "depthwise, or any number of groups: the weights do not tell"),
+        (
+            "dw? ",
+            "dw?",
+            "depthwise, or any number of groups: the weights do not tell",
+        ),
         ("+b", "+b", "with a bias"),
     ];
     let mut out = String::new();

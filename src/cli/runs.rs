@@ -154,14 +154,22 @@ mod tests {
     fn equal_things_join_over_others() {
         let mut things = Vec::new();
         let all: Vec<[String; 2]> = (0..18)
-            .map(|i| [format!("blocks.{i}.attn.qkv"), format!("blocks.{i}.mlp.fc1")])
+            .map(|i| {
+                [
+                    format!("blocks.{i}.attn.qkv"),
+                    format!("blocks.{i}.mlp.fc1"),
+                ]
+            })
             .collect();
         for [qkv, fc1] in &all {
             things.push((qkv.as_str(), 1));
             things.push((fc1.as_str(), 2));
         }
         let expected = [("blocks.0–17.attn.qkv", 18), ("blocks.0–17.mlp.fc1", 18)];
-        assert_eq!(names(&things), expected.map(|(name, n)| (name.to_owned(), n)));
+        assert_eq!(
+            names(&things),
+            expected.map(|(name, n)| (name.to_owned(), n))
+        );
     }
 
     #[test]

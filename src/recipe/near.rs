@@ -88,12 +88,13 @@ fn modules_for_tensors(recipe: &Recipe, index: &Index) -> Vec<String> {
     let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
     let one = |at: &Pattern| {
         let weight = at.with_end(".weight");
-        (!there(at) && there(&weight)).then(|| {
-            format!("`at` names a module, {at}; it takes a tensor, such as {weight}")
-        })
+        (!there(at) && there(&weight))
+            .then(|| format!("`at` names a module, {at}; it takes a tensor, such as {weight}"))
     };
     let rules = recipe.blocks.iter();
-    rules.flat_map(|rule| rule.at.iter().filter_map(one)).collect()
+    rules
+        .flat_map(|rule| rule.at.iter().filter_map(one))
+        .collect()
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).

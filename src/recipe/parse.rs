@@ -599,7 +599,10 @@ fn parse_conv(at: &At<'_>, inside: &At<'_>, presence: Presence) -> Parsed<Templa
     let (weight, bias, presence) = match inside.value {
         Value::String(text) => {
             let module = inside.pattern()?;
-            if let Some(module) = [".weight", ".bias"].iter().find_map(|end| text.strip_suffix(end)) {
+            if let Some(module) = [".weight", ".bias"]
+                .iter()
+                .find_map(|end| text.strip_suffix(end))
+            {
                 return inside.wrong(format!(
                     "{} is a tensor; `conv` takes the module, not its weight: {}",
                     crate::tensor::quoted(text),

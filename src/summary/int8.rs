@@ -74,7 +74,7 @@ pub fn int8(
     };
     let whole = noise(g.out(), stored)?;
     let branches = branches(&fused.expr);
-    let mut largest: Option<(f64, String, Folded<'_>)> = None;
+    let mut largest: Option<(f64, String, Folded<crate::tensor::Tensor>)> = None;
     let mut reader = Reader::new(checkpoint, 1 << 18);
     let mut scratch = Scratch::default();
     let mut row = vec![0.0; g.row_len()];
@@ -93,7 +93,8 @@ pub fn int8(
         Some((_, label, folded)) => {
             let rows = |o: usize, row: &mut Vec<f64>| {
                 row.resize(g.row_len(), 0.0);
-                Ok(folded.row(o, &mut reader, &mut scratch, row)?)
+                folded.row(o, &mut reader, &mut scratch, row)?;
+                Ok(())
             };
             let noise = noise(g.out(), rows)?;
             Some(Branch { label, noise })

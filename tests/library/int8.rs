@@ -39,4 +39,3 @@ fn rounding_is_that_of_the_observers() {
     }
     assert!(compared > 20, "{compared}");
 }
-
