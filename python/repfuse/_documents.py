@@ -202,6 +202,28 @@ class Kernel(TypedDict):
     taps: List[float]
 
 
+class Noise(TypedDict):
+    """What rounding to eight bits leaves of one kernel."""
+
+    per_tensor: Optional[float]
+    per_channel: Optional[float]
+    worst_loss: float
+
+
+class NoisyBranch(TypedDict):
+    """A branch, as it adds to the fused kernel."""
+
+    label: str
+    noise: Noise
+
+
+class Int8(TypedDict):
+    """A fused conv and its largest branch, rounded to eight bits."""
+
+    fused: Noise
+    branch: Optional[NoisyBranch]
+
+
 class InspectedConv(TypedDict):
     """A conv that a block becomes."""
 
@@ -213,6 +235,7 @@ class InspectedConv(TypedDict):
     macs_per_pixel: Change
     convs: List[Branch]
     kernels: Optional[List[Kernel]]
+    int8: Optional[Int8]
 
 
 class InspectedBlock(TypedDict):
