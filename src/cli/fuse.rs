@@ -9,18 +9,21 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::families;
 use super::graph;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
-use super::select::{self, Key, Select};
+use super::select::{Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
-use crate::fuse::diagnose::{self, EpsWeight};
+use crate::fuse::diagnose::{self, EpsWeight, heaviest};
 use crate::graph::Folded;
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
+use crate::summary::leftover::branches_left;
+use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
 use crate::verify;
 
@@ -130,7 +133,7 @@ pub(super) struct Summary<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe`, `user` or `sample`.
+    /// `recipe`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -154,6 +157,10 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// The recipes, each with its eps and its part of the file; none for a graph.
+    families: Vec<families::Document>,
+    /// What rests on names alone, with its size for this file.
+    warnings: Vec<families::Warned>,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
@@ -205,7 +212,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let input = Input {
             checkpoint: file.constants(),
             plan: folded.plan(),
-            weight: None,
+            weights: &[],
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
@@ -229,11 +236,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
         return not_supported(args, &plan, evidence);
     }
-    let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
         checkpoint: &checkpoint,
         plan: &plan,
-        weight: weight.as_ref(),
+        weights: &weights,
         graph: None,
     };
     fuse_it(args, &input, sample, begin)
@@ -244,7 +251,8 @@ struct Input<'a> {
     /// Its tensors.
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
-    weight: Option<&'a EpsWeight>,
+    /// How much its eps matters.
+    weights: &'a [EpsWeight],
     /// The graph that becomes another graph.
     graph: Option<&'a Folded<'a>>,
 }
@@ -258,9 +266,17 @@ fn fuse_it(
     let Input {
         checkpoint,
         plan,
-        weight,
+        weights,
         graph,
     } = *input;
+    let warnings = match sample {
+        Some(_) => Vec::new(),
+        None => warnings(plan, weights),
+    };
+    if !args.quiet && !args.json {
+        families::warn(&warnings);
+        families::mention(&branches_left(plan));
+    }
     let options = fuse::Options {
         replace: args.force,
         threads: args.threads.map(usize::from),
@@ -305,7 +321,7 @@ fn fuse_it(
         checkpoint,
         plan,
         sample,
-        weight,
+        (weights, &warnings),
         &written,
         begin.elapsed().as_secs_f64(),
     );
@@ -315,7 +331,7 @@ fn fuse_it(
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, plan, weight))?;
+        output::result(&text(&summary, plan, weights))?;
     }
     Ok(Answer::Yes)
 }
@@ -436,10 +452,11 @@ fn summary<'a>(
     checkpoint: &Checkpoint,
     plan: &'a Plan,
     sample: Option<Evidence>,
-    weight: Option<&EpsWeight>,
+    (weights, warnings): (&[EpsWeight], &[Warning]),
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let weight = heaviest(weights);
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -447,6 +464,8 @@ fn summary<'a>(
     };
     Summary {
         schema: "repfuse.fuse/1",
+        families: families::documents(plan, weights),
+        warnings: families::warned(warnings),
         input: args.input.display().to_string(),
         output,
         shards,
@@ -493,7 +512,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
+fn text(s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -538,8 +557,8 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
         lines += &output::line("shards", &shards);
     }
-    lines += &output::line("recipe", s.recipe);
-    lines += &select::eps_line(plan, weight).unwrap_or_default();
+    lines += &families::lines(plan);
+    lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines + &sample.unwrap_or_default()
 }

@@ -78,16 +78,29 @@ pub struct EpsWeight {
     pub var: f64,
     /// The batch norm's `running_var`.
     pub tensor: String,
+    /// The number of the recipe among those of the plan.
+    pub family: usize,
 }
 
-/// Checks every variance of the plan and weighs its eps. Nothing but `running_var` is read.
+/// That of the recipe for which it matters most.
+pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
+    weights
+        .iter()
+        .max_by(|a, b| a.largest.total_cmp(&b.largest))
+}
+
+/// Checks every variance of the plan and weighs the eps of each recipe that has norms. Nothing but `running_var` is read.
 ///
 /// # Errors
 /// When a variance makes its square root meaningless, or cannot be read.
-pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWeight>, Error> {
+pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight>, Error> {
     let mut reader = Reader::new(checkpoint, 1 << 16);
-    let mut heaviest: Option<EpsWeight> = None;
-    for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
+    let mut weights: Vec<EpsWeight> = Vec::new();
+    let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
+    let convs = plan.blocks.iter().enumerate();
+    for (block, fused) in convs.flat_map(|(b, block)| block.fused.iter().map(move |f| (b, f))) {
+        // A graph has no recipes: it is one of its own.
+        let family = of(block).unwrap_or(0);
         for bn in fused.expr.root().norms() {
             let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
             for (i, var) in reader
@@ -103,19 +116,23 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWei
                     });
                 }
                 let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
-                if heaviest.as_ref().is_none_or(|h| change > h.largest) {
-                    heaviest = Some(EpsWeight {
-                        other,
-                        largest: change,
-                        var,
-                        tensor: bn.var.name().to_owned(),
-                    });
+                let found = || EpsWeight {
+                    other,
+                    largest: change,
+                    var,
+                    tensor: bn.var.name().to_owned(),
+                    family,
+                };
+                match weights.iter_mut().find(|weight| weight.family == family) {
+                    Some(heaviest) if change > heaviest.largest => *heaviest = found(),
+                    Some(_) => {}
+                    None => weights.push(found()),
                 }
             }
         }
         reader.forget();
     }
-    Ok(heaviest)
+    Ok(weights)
 }
 
 /// Says why channel `o` of a fused conv has no finite value in its type.

@@ -3,4 +3,6 @@
 pub mod cost;
 pub mod inspect;
 pub mod kernels;
+pub mod leftover;
 pub mod units;
+pub mod warnings;

@@ -217,7 +217,7 @@ fn verification_can_be_stopped() {
 
 fn plan(checkpoint: &Checkpoint) -> plan::Plan {
     let recipes = recipe::builtin().expect("recipes");
-    let found = recipe::detect(checkpoint.tensors(), &recipes).expect("a family");
+    let found = recipe::detect_one(checkpoint.tensors(), &recipes).expect("a family");
     plan::plan(checkpoint.tensors(), found, &plan::Options::default()).expect("a plan")
 }
 

@@ -6,11 +6,12 @@
 use ndarray::{Array4, ArrayView4};
 
 use super::activation::{Activation, TRIED};
+use super::after::After;
 use super::fit::Tried;
 use crate::algebra::branches::branches;
 use crate::algebra::describe;
 use crate::algebra::forward::Reading;
-use crate::algebra::{Part, Resolved};
+use crate::algebra::{Op, Part, Resolved};
 use crate::conv2d::block::{self, pad, run_part};
 use crate::tensor::{Checkpoint, Float, Reader, Tensor};
 
@@ -20,6 +21,8 @@ pub(super) struct Seen<'a> {
     pub block: &'a Resolved<Tensor>,
     pub x: ArrayView4<'a, f64>,
     pub y: ArrayView4<'a, f64>,
+    /// The norm that the output went through, too.
+    pub after: Option<&'a After>,
 }
 
 /// A part that may be missing or superfluous, with what it adds to every output.
@@ -75,7 +78,10 @@ fn branches_of(seen: &Seen<'_>, tried: &Tried) -> Result<Vec<Suspect>, block::Er
     let branch = |branch: Part<Tensor>| {
         Ok(Suspect {
             adds: run(&branch)?,
-            kind: Kind::Branch(describe::expression(&branch)),
+            kind: match branch.op() {
+                Op::Identity => Kind::Bare("bare identity"),
+                _ => Kind::Branch(describe::expression(&branch)),
+            },
         })
     };
     branches(seen.block).into_iter().map(branch).collect()
@@ -156,7 +162,11 @@ impl Left {
                 let z = tried.value[place];
                 let allowed =
                     tried.bound[place] + activation.rounding(input, unit) + unit * input.abs();
-                channels[c].push((place, input - z, SLACK * allowed));
+                // Led back through the norm, too.
+                let scale = seen.after.map_or(1.0, |after| after.scale[c]);
+                if scale != 0.0 {
+                    channels[c].push((place, (input - z) / scale, SLACK * allowed / scale.abs()));
+                }
             }
         }
         channels.retain(|channel| channel.len() >= LEAST);
