@@ -4,6 +4,7 @@
 //! evidence it asks for. It is used for the largest part that it explains: where other recipes find blocks, too, each of those
 //! is a part of one of its own. A host is a recipe whose network may hold blocks of others, its guests.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::detect::{Start, found_in, starts};
@@ -194,6 +195,9 @@ impl<'a, 'i> File<'a, 'i> {
                 below.extend(self.divide(path, tensors, depth + 1));
             }
         }
+        if self.are_networks(&below, tensors.len()) {
+            return below;
+        }
         let region = |recipes, host| Region {
             path: path.to_owned(),
             tensors: tensors.clone(),
@@ -210,12 +214,23 @@ impl<'a, 'i> File<'a, 'i> {
         if whole.iter().any(|i| !self.seen[*i].recipe.when.is_empty()) {
             whole.retain(|i| !self.seen[*i].recipe.when.is_empty());
         }
-        // Of blocks in blocks, the outer ones are right.
+        // Of blocks in blocks, the outer ones are right. (Those that are found by the same tensors are the same blocks.)
         let here = |i: usize| region(vec![i], None);
+        let found = |i: usize| {
+            let blocks = &self.seen[i].blocks;
+            let here = within(blocks, &tensors, |block| block.0);
+            blocks[here]
+                .iter()
+                .map(|block| block.0)
+                .collect::<BTreeSet<_>>()
+        };
         let outermost = |i: &usize| {
-            let others = || whole.iter().filter(|other| *other != i);
-            others().all(|other| self.explains(*i, &here(*other)))
-                && !others().any(|other| self.explains(*other, &here(*i)))
+            let mut others = whole.iter().filter(|other| *other != i);
+            others.all(|other| {
+                self.explains(*i, &here(*other))
+                    && !self.explains(*other, &here(*i))
+                    && found(*i).is_disjoint(&found(*other))
+            })
         };
         if let Some(outer) = whole.iter().copied().find(outermost) {
             whole = vec![outer];
@@ -230,7 +245,12 @@ impl<'a, 'i> File<'a, 'i> {
                 let mut guests = guests.iter().map(|i| &below[*i]);
                 guests.any(|guest| guest.tensors.contains(&tensor))
             };
-            if !guests.is_empty() && self.seen[host].fits_beside(&tensors, &is_guests) {
+            // A network that is whole further down has nothing to do with what stands beside it.
+            let spreads = self.seen[host].blocks_in(&tensors).any(|block| {
+                let inside = |i: &usize| below[*i].tensors.contains(&block.0);
+                !own.iter().any(inside)
+            });
+            if spreads && !guests.is_empty() && self.seen[host].fits_beside(&tensors, &is_guests) {
                 let mut kept = Vec::new();
                 for (i, guest) in below.into_iter().enumerate() {
                     if !own.contains(&i) {
@@ -248,6 +268,22 @@ impl<'a, 'i> File<'a, 'i> {
         below
     }
 
+    /// Whether what was found are networks side by side: all of the file below a path, each with its own evidence.
+    fn are_networks(&self, regions: &[Region], tensors: usize) -> bool {
+        let mut recipes: Vec<&[usize]> = regions.iter().map(|r| r.recipes.as_slice()).collect();
+        recipes.sort();
+        recipes.dedup();
+        let evident = |region: &Region| match region.recipes[..] {
+            [recipe] => !self.seen[recipe].recipe.when.is_empty() && region.host.is_none(),
+            _ => false,
+        };
+        let covered: usize = regions.iter().map(|region| region.tensors.len()).sum();
+        regions.len() > 1
+            && recipes.len() == regions.len()
+            && regions.iter().all(evident)
+            && covered == tensors
+    }
+
     /// Whether every block of a region is a recipe's own, or a part of one.
     fn explains(&self, recipe: usize, region: &Region) -> bool {
         let unlike = |other: &usize| {
@@ -255,7 +291,12 @@ impl<'a, 'i> File<'a, 'i> {
             let counts = &self.unlike[*other][recipe];
             counts[blocks.end] - counts[blocks.start]
         };
-        region.recipes.contains(&recipe) || region.recipes.iter().all(|other| unlike(other) == 0)
+        // What asks for no evidence does not outweigh what has found its own.
+        let outweighed = |other: &usize| {
+            self.seen[recipe].recipe.when.is_empty() && !self.seen[*other].recipe.when.is_empty()
+        };
+        let is_part = |other: &usize| unlike(other) == 0 && !outweighed(other);
+        region.recipes.contains(&recipe) || region.recipes.iter().all(is_part)
     }
 
     /// The paths one or more segments further down at which names part, and blocks are found.
@@ -288,27 +329,27 @@ impl<'a, 'i> File<'a, 'i> {
         })
     }
 
-    /// A recipe is used for a part of a file only if all that speaks against it is of other families.
-    fn that_nothing_speaks_against(&self, regions: Vec<Region>) -> Vec<Region> {
-        let fits = |region: &Region| {
-            let covered = |tensor: usize, recipe: usize| {
-                let mut others = regions
-                    .iter()
-                    .filter(|other| !other.recipes.contains(&recipe));
-                region.tensors.contains(&tensor) || others.any(|o| o.tensors.contains(&tensor))
+    /// A recipe is used for parts of a file only if all that speaks against it is of other families, and of none that stands
+    /// between those parts: that would be one network with them.
+    fn that_nothing_speaks_against(&self, mut regions: Vec<Region>) -> Vec<Region> {
+        let fits = |i: usize| {
+            let (own, others): (Vec<&Region>, Vec<&Region>) = regions
+                .iter()
+                .partition(|region| region.recipes.contains(&i));
+            let within = |regions: &[&Region], tensor: usize| {
+                let mut regions = regions.iter();
+                regions.any(|region| region.tensors.contains(&tensor))
             };
-            let fits = |i: &usize| {
-                self.seen[*i]
-                    .unless
-                    .iter()
-                    .all(|tensor| covered(*tensor, *i))
+            let first = own.iter().map(|region| region.tensors.start).min();
+            let end = own.iter().map(|region| region.tensors.end).max();
+            let between = |tensor: usize| first <= Some(tensor) && Some(tensor) < end;
+            let is_of_another = |tensor: &usize| {
+                within(&own, *tensor) || within(&others, *tensor) && !between(*tensor)
             };
-            region.recipes.iter().all(fits)
+            self.seen[i].unless.iter().all(is_of_another)
         };
-        let keep: Vec<bool> = regions.iter().map(fits).collect();
-        let mut keep = keep.into_iter();
-        let mut regions = regions;
-        regions.retain(|_| keep.next() == Some(true));
+        let fits: Vec<bool> = (0..self.seen.len()).map(fits).collect();
+        regions.retain(|region| region.recipes.iter().all(|i| fits[*i]));
         regions
     }
 }
@@ -365,6 +406,19 @@ impl<'a> Seen<'a> {
         }
     }
 
+    /// The blocks that are whole in a part of the file.
+    fn blocks_in<'s>(
+        &'s self,
+        range: &'s Range<usize>,
+    ) -> impl Iterator<Item = &'s (usize, Vec<usize>)> {
+        let blocks = &self.blocks[within(&self.blocks, range, |block| block.0)];
+        let is_in = move |block: &&(usize, Vec<usize>)| {
+            let ends = [block.1.first(), block.1.last()];
+            ends.iter().flatten().all(|tensor| range.contains(tensor))
+        };
+        blocks.iter().filter(is_in)
+    }
+
     /// Whether the recipe holds for a part of the file.
     fn fits(&self, tensors: &Range<usize>) -> bool {
         self.fits_beside(tensors, &|_| false)
@@ -374,7 +428,7 @@ impl<'a> Seen<'a> {
     fn fits_beside(&self, tensors: &Range<usize>, other: &dyn Fn(usize) -> bool) -> bool {
         let any = |sorted: &Vec<usize>| !within(sorted, tensors, |i| *i).is_empty();
         let against = &self.unless[within(&self.unless, tensors, |i| *i)];
-        !within(&self.blocks, tensors, |block| block.0).is_empty()
+        self.blocks_in(tensors).next().is_some()
             && self.when.iter().all(any)
             && against.iter().all(|tensor| other(*tensor))
     }
@@ -401,6 +455,18 @@ fn tensors_of(start: &Start<'_>, own: &[Pattern], index: &Index, looks: &Looks) 
             }
             None => {}
         }
+    }
+    // What a block makes superfluous is its own, too.
+    for dropped in start
+        .rule
+        .drop
+        .iter()
+        .filter_map(|p| p.fill(&start.captures))
+    {
+        let inside = index.range(dropped.clone()..);
+        let inside = inside.take_while(|(name, _)| name.starts_with(&dropped));
+        let own = inside.filter(|(name, _)| **name == dropped || is_in(name, &dropped));
+        found.extend(own.map(|(_, tensor)| tensor.clone()));
     }
     found
 }
