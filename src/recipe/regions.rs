@@ -195,7 +195,7 @@ impl<'a, 'i> File<'a, 'i> {
                 below.extend(self.divide(path, tensors, depth + 1));
             }
         }
-        if self.are_networks(&below, tensors.len()) {
+        if self.are_networks(&below, &tensors) {
             return below;
         }
         let region = |recipes, host| Region {
@@ -268,20 +268,28 @@ impl<'a, 'i> File<'a, 'i> {
         below
     }
 
-    /// Whether what was found are networks side by side: all of the file below a path, each with its own evidence.
-    fn are_networks(&self, regions: &[Region], tensors: usize) -> bool {
+    /// Whether what was found are networks side by side: all of the file below a path, each with its own evidence and nothing
+    /// in the others that speaks against it.
+    fn are_networks(&self, regions: &[Region], tensors: &Range<usize>) -> bool {
         let mut recipes: Vec<&[usize]> = regions.iter().map(|r| r.recipes.as_slice()).collect();
         recipes.sort();
         recipes.dedup();
         let evident = |region: &Region| match region.recipes[..] {
-            [recipe] => !self.seen[recipe].recipe.when.is_empty() && region.host.is_none(),
+            [recipe] => {
+                let seen = &self.seen[recipe];
+                let against = &seen.unless[within(&seen.unless, tensors, |i| *i)];
+                let outside = against
+                    .iter()
+                    .any(|tensor| !region.tensors.contains(tensor));
+                !seen.recipe.when.is_empty() && region.host.is_none() && !outside
+            }
             _ => false,
         };
         let covered: usize = regions.iter().map(|region| region.tensors.len()).sum();
         regions.len() > 1
             && recipes.len() == regions.len()
             && regions.iter().all(evident)
-            && covered == tensors
+            && covered == tensors.len()
     }
 
     /// Whether every block of a region is a recipe's own, or a part of one.
