@@ -247,8 +247,8 @@ impl<'a, 'i> File<'a, 'i> {
             };
             // A network that is whole further down has nothing to do with what stands beside it.
             let spreads = self.seen[host].blocks_in(&tensors).any(|block| {
-                let inside = |i: &usize| below[*i].tensors.contains(&block.0);
-                !own.iter().any(inside)
+                let inside = |region: &Region| region.tensors.contains(&block.0);
+                !below.iter().any(inside)
             });
             if spreads && !guests.is_empty() && self.seen[host].fits_beside(&tensors, &is_guests) {
                 let mut kept = Vec::new();

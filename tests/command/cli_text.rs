@@ -97,8 +97,6 @@ equivalent: 5 convs, worst difference 0.95 of what rounding once allows, 2
 tensors copied
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
-              some projects use these names with 1e-3; if this file is of one
-              that is not told apart, pass --bn-eps 1e-3
 "
     );
 }
@@ -125,8 +123,6 @@ fn fuse_prints_what_became_less() {
   bytes       10.4 kB  →  4.68 kB
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
-              some projects use these names with 1e-3; if this file is of one
-              that is not told apart, pass --bn-eps 1e-3
 "
     );
     assert_eq!(

@@ -79,7 +79,7 @@ fn branches_of(seen: &Seen<'_>, tried: &Tried) -> Result<Vec<Suspect>, block::Er
         Ok(Suspect {
             adds: run(&branch)?,
             kind: match branch.op() {
-                Op::Identity => Kind::Bare("bare identity"),
+                Op::Identity => Kind::Bare("a bare identity"),
                 _ => Kind::Branch(describe::expression(&branch)),
             },
         })
@@ -117,8 +117,8 @@ fn bare(seen: &Seen<'_>, tried: &Tried) -> Vec<Suspect> {
         kind: Kind::Bare(name),
     };
     vec![
-        suspect(identity, "bare identity"),
-        suspect(mean, "average pooling over 3×3"),
+        suspect(identity, "a bare identity"),
+        suspect(mean, "an average pooling over 3×3"),
     ]
 }
 
@@ -198,11 +198,11 @@ impl Left {
             return None;
         }
         Some(match &suspect.kind {
-            Kind::Bare(name) if all(1.0) => format!("a {name} that the recipe lacks explains it"),
+            Kind::Bare(name) if all(1.0) => format!("{name} that the recipe lacks explains it"),
             Kind::Bare(name) if all(-1.0) => {
-                format!("it has no {name}, which the recipe assumes")
+                format!("it lacks {name}, which the recipe assumes")
             }
-            Kind::Bare(name) => format!("a {name} times a factor explains it"),
+            Kind::Bare(name) => format!("{name} times a factor explains it"),
             Kind::Branch(branch) if all(-1.0) => format!("it has no branch {branch}"),
             Kind::Branch(branch) => format!(
                 "{:.4} times the branch {branch} explains it: a factor such as `alpha`",
