@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Answer;
 use super::families;
 use super::graph;
+use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -161,6 +162,8 @@ pub(super) struct Summary<'a> {
     families: Vec<families::Document>,
     /// What rests on names alone, with its size for this file.
     warnings: Vec<families::Warned>,
+    /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
+    load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
@@ -318,10 +321,9 @@ fn fuse_it(
     }
     let summary = summary(
         args,
-        checkpoint,
-        plan,
+        input,
         sample,
-        (weights, &warnings),
+        &warnings,
         &written,
         begin.elapsed().as_secs_f64(),
     );
@@ -331,7 +333,7 @@ fn fuse_it(
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, plan, weights))?;
+        output::result(&text(args, &summary, plan, weights))?;
     }
     Ok(Answer::Yes)
 }
@@ -449,13 +451,18 @@ fn vanishing(plan: &Plan, vanished: u64) -> String {
 
 fn summary<'a>(
     args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &'a Plan,
+    input: &Input<'a>,
     sample: Option<Evidence>,
-    (weights, warnings): (&[EpsWeight], &[Warning]),
+    warnings: &[Warning],
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let Input {
+        checkpoint,
+        plan,
+        weights,
+        graph,
+    } = *input;
     let weight = heaviest(weights);
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
@@ -467,7 +474,7 @@ fn summary<'a>(
         families: families::documents(plan, weights),
         warnings: families::warned(warnings),
         input: args.input.display().to_string(),
-        output,
+        output: output.clone(),
         shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
@@ -488,6 +495,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        load: load::load(plan, &output, graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
     }
@@ -512,7 +520,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -560,7 +568,29 @@ fn text(s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
     lines += &families::lines(plan);
     lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
-    lines + &sample.unwrap_or_default()
+    lines += &sample.unwrap_or_default();
+    lines += &half_types(args, plan).unwrap_or_default();
+    lines + &load::line(&s.load)
+}
+
+/// Says that fused weights are rounded to a half type because the file's are of that type.
+fn half_types(args: &Args, plan: &Plan) -> Option<String> {
+    if args.dtype.float().is_some() {
+        return None;
+    }
+    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let half: BTreeSet<String> = fused
+        .filter(|f| matches!(f.dtype, Float::F16 | Float::Bf16))
+        .map(|f| f.dtype.to_string())
+        .collect();
+    let half: Vec<String> = half.into_iter().collect();
+    (!half.is_empty()).then(|| {
+        let said = format!(
+            "fused weights are rounded to {}; --dtype f32 keeps more digits",
+            half.join(" and ")
+        );
+        output::line("rounding", &said)
+    })
 }
 
 fn plan_table(plan: &Plan) -> String {

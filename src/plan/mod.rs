@@ -85,6 +85,8 @@ pub struct Plan {
     pub eps_note: Option<String>,
     /// The recipes, each with its eps and its blocks. (A graph needs none.)
     pub families: Vec<Applied>,
+    /// How to load the deploy form in Python, if the recipe says so.
+    pub load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
     pub network: Option<Network>,
     /// The blocks that are fused.
@@ -218,6 +220,7 @@ impl Plan {
         self.recipe += &format!(" + {}", other.recipe);
         self.eps = self.eps.filter(|eps| other.eps == Some(*eps));
         self.eps_note = None;
+        self.load = None;
         self.network = None;
         self.families
             .extend(other.families.into_iter().map(|applied| Applied {
@@ -606,6 +609,7 @@ impl<'a> Ledger<'a> {
                 at: vec![String::new()],
                 blocks: 0..self.blocks.len(),
             }],
+            load: self.recipe.load.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,

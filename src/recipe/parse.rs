@@ -219,6 +219,8 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             "name",
             "about",
             "cite",
+            "models",
+            "load",
             "eps",
             "eps_note",
             "identity_note",
@@ -240,6 +242,11 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         cite: at
             .get("cite")
             .map_or(Ok(String::new()), |at| at.string().map(str::to_owned))?,
+        models: list(at, "models", parse_models)?,
+        load: at
+            .get("load")
+            .map(|at| at.string().map(str::to_owned))
+            .transpose()?,
         eps: at.get("eps").map(|at| at.eps()).transpose()?,
         eps_note: at
             .get("eps_note")
@@ -306,6 +313,14 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         }
     }
     Ok(recipe)
+}
+
+/// Beginnings of model names.
+fn parse_models(at: &At<'_>) -> Parsed<Vec<String>> {
+    at.few(at.items("an array of model names")?)?
+        .iter()
+        .map(|at| Ok(at.string()?.to_owned()))
+        .collect()
 }
 
 /// An array of patterns, or of arrays of which one pattern is enough.

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::algebra::Extent;
 use crate::algebra::shape::weight_axes;
 use crate::plan::{Plan, Source};
+
+/// The channels and the extent of a conv.
+type Axes = ([usize; 2], Extent);
 
 /// The paths below which two convs of the same channels and of different extents are copied, each with a norm of its own beside it.
 pub fn branches_left(plan: &Plan) -> Vec<String> {
@@ -15,7 +19,7 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
             _ => None,
         })
         .collect();
-    let mut convs: BTreeMap<&str, Vec<([usize; 2], [usize; 3])>> = BTreeMap::new();
+    let mut convs: BTreeMap<&str, Vec<Axes>> = BTreeMap::new();
     for (name, shape) in &copied {
         let Some((module, axes)) = name.strip_suffix(".weight").zip(conv_axes(shape)) else {
             continue;
@@ -34,7 +38,7 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
             convs.entry(block).or_default().push(axes);
         }
     }
-    let is_block = |axes: &[([usize; 2], [usize; 3])]| {
+    let is_block = |axes: &[Axes]| {
         let pairs = axes.iter().enumerate();
         pairs
             .into_iter()
@@ -44,6 +48,6 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
     found.map(|(block, _)| block.to_owned()).collect()
 }
 
-fn conv_axes(shape: &[usize]) -> Option<([usize; 2], [usize; 3])> {
+fn conv_axes(shape: &[usize]) -> Option<Axes> {
     (shape.len() >= 3).then(|| weight_axes(shape)).flatten()
 }

@@ -12,6 +12,7 @@ mod families;
 mod fixtures;
 mod formats;
 mod laws;
+mod models;
 mod mutations;
 mod near;
 mod pickles;
