@@ -189,11 +189,29 @@ pub(super) fn named(name: &str) -> anyhow::Result<Recipe> {
     if !is_path(name) {
         return Ok(recipe::source(name)?.0);
     }
+    if is_named_pipe(name) {
+        anyhow::bail!(
+            "{} is a named pipe, which may wait for ever; pass a file, or `/dev/stdin`",
+            quoted(name)
+        );
+    }
     let text = read_text(name).map_err(|source| recipe::Error::Unreadable {
         path: name.to_owned(),
         source,
     })?;
     Ok(recipe::parse(&text, name)?)
+}
+
+/// Whether opening a path may wait for a writer that never comes.
+#[cfg(unix)]
+fn is_named_pipe(path: &str) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_named_pipe(_: &str) -> bool {
+    false
 }
 
 /// A recipe has some dozen lines; what is longer than this is something else, or has no end.

@@ -382,7 +382,7 @@ fn other_types(verdict: &Verdict) -> Option<String> {
 
 /// One line per fused conv.
 fn blocks(verdict: &Verdict) -> String {
-    let header = ["", "conv", "ratio", "worst", "dB", "expression"];
+    let header = ["", "conv", "ratio", "worst", "expression"];
     let mut rows = vec![header.map(output::soft).to_vec()];
     let mut blocks: Vec<_> = verdict.blocks.iter().collect();
     blocks.sort_by(|a, b| units::natural_order(&a.module, &b.module));
@@ -400,12 +400,11 @@ fn blocks(verdict: &Verdict) -> String {
             plain(&b.module),
             measured(units::ratio(b.ratio)),
             measured(format!("{:.1e}", b.absolute)),
-            measured(format!("{:.0}", b.snr_db)),
             b.expression.clone(),
         ]);
     }
-    let cut = [(1, Cut::Middle), (5, Cut::End)];
-    output::table(&rows, &[2, 3, 4], &cut, output::width())
+    let cut = [(1, Cut::Middle), (4, Cut::End)];
+    output::table(&rows, &[2, 3], &cut, output::width())
 }
 
 /// What is wrong, a line each; nothing for a verdict that accepts.

@@ -1,8 +1,8 @@
 //! Numbers that cannot be folded or stored: found, named, and placed.
 
 use crate::algebra::forward;
-use crate::algebra::{GeometryError, Values};
-use crate::plan::{Plan, PlannedConv};
+use crate::algebra::{Bn, GeometryError, Values};
+use crate::plan::{Block, Plan, PlannedConv};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
@@ -94,20 +94,52 @@ pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
 /// # Errors
 /// When a variance makes its square root meaningless, or cannot be read.
 pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight>, Error> {
-    let mut reader = Reader::new(checkpoint, 1 << 16);
     let mut weights: Vec<EpsWeight> = Vec::new();
     let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
-    let convs = plan.blocks.iter().enumerate();
-    for (block, fused) in convs.flat_map(|(b, block)| block.fused.iter().map(move |f| (b, f))) {
+    for_each_variance(checkpoint, &plan.blocks, |block, bn, var| {
         // A graph has no recipes: it is one of its own.
         let family = of(block).unwrap_or(0);
-        for bn in fused.expr.root().norms() {
-            let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
-            for (i, var) in reader
-                .vector(&bn.var, 0, bn.var.len())?
-                .into_iter()
-                .enumerate()
-            {
+        let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
+        let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
+        let found = || EpsWeight {
+            other,
+            largest: change,
+            var,
+            tensor: bn.var.name().to_owned(),
+            family,
+        };
+        match weights.iter_mut().find(|weight| weight.family == family) {
+            Some(heaviest) if change > heaviest.largest => *heaviest = found(),
+            Some(_) => {}
+            None => weights.push(found()),
+        }
+    })?;
+    Ok(weights)
+}
+
+/// Checks every variance of some blocks.
+///
+/// # Errors
+/// As for [`check_norms`].
+pub(crate) fn check_variances(checkpoint: &Checkpoint, blocks: &[Block]) -> Result<(), Error> {
+    for_each_variance(checkpoint, blocks, |_, _, _| ())
+}
+
+/// Calls `f` with the number of the block, the norm and a variance that can be one.
+fn for_each_variance(
+    checkpoint: &Checkpoint,
+    blocks: &[Block],
+    mut f: impl FnMut(usize, &Bn<Tensor>, f64),
+) -> Result<(), Error> {
+    let mut reader = Reader::new(checkpoint, 1 << 16);
+    for (number, block) in blocks.iter().enumerate() {
+        for bn in block
+            .fused
+            .iter()
+            .flat_map(|fused| fused.expr.root().norms())
+        {
+            let vars = reader.vector(&bn.var, 0, bn.var.len())?;
+            for (i, var) in vars.into_iter().enumerate() {
                 if !(var >= 0.0 && var.is_finite() && var + bn.eps > 0.0) {
                     return Err(Error::Variance {
                         tensor: bn.var.to_string(),
@@ -115,24 +147,12 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight
                         value: var,
                     });
                 }
-                let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
-                let found = || EpsWeight {
-                    other,
-                    largest: change,
-                    var,
-                    tensor: bn.var.name().to_owned(),
-                    family,
-                };
-                match weights.iter_mut().find(|weight| weight.family == family) {
-                    Some(heaviest) if change > heaviest.largest => *heaviest = found(),
-                    Some(_) => {}
-                    None => weights.push(found()),
-                }
+                f(number, bn, var);
             }
         }
         reader.forget();
     }
-    Ok(weights)
+    Ok(())
 }
 
 /// Says why channel `o` of a fused conv has no finite value in its type.

@@ -172,6 +172,7 @@ fn write_with(
     sums: Option<&Sums>,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    diagnose::check_variances(checkpoint, contents.blocks)?;
     let layout = contents.layout;
     let paths = places.paths().map(Path::to_owned).collect();
     let writer = Writer::create(places, layout)?;

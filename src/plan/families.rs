@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::select::Select;
-use super::{EpsSource, Options, Plan, ledger_of};
+use super::{EpsSource, Options, Plan, copy, ledger_of};
 use crate::recipe::expand::{Index, Looks};
 use crate::recipe::{Error, Family, Recipe, split};
 
@@ -53,7 +53,8 @@ pub fn plan_families(
     }
     let select = Select::new(&options.only, &options.skip)?;
     let mut whole: Option<Plan> = None;
-    for (family, part) in families.iter().zip(split(index, families)) {
+    let (parts, rest) = split(index, families);
+    for (family, part) in families.iter().zip(parts) {
         let own = eps_of(family.recipe, options);
         let host = family.host.filter(|_| own.is_none());
         let options = Options {
@@ -76,7 +77,7 @@ pub fn plan_families(
             Some(whole) => whole.append(plan),
         }
     }
-    let Some(plan) = whole else {
+    let Some(mut plan) = whole else {
         return Err(Error::NoBlock { near: Vec::new() });
     };
     if plan.blocks.is_empty() {
@@ -84,6 +85,10 @@ pub fn plan_families(
             blocks: plan.skipped.len(),
         });
     }
+    let copies = rest
+        .iter()
+        .map(|tensor| copy(tensor, tensor.name().to_owned()));
+    plan.outputs.extend(copies);
     plan.without_clashes()
 }
 

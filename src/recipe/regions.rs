@@ -95,34 +95,25 @@ pub(super) fn families<'a>(
     })
 }
 
-/// The file of each family: its own part, and of what is in no part what is nearest to it.
-pub(crate) fn split(index: &Index, families: &[Family<'_>]) -> Vec<Index> {
-    let mut parts = vec![Index::new(); families.len()];
+/// The part of a file that each family has, and what is in no part.
+pub(crate) fn split(index: &Index, families: &[Family<'_>]) -> (Vec<Index>, Vec<Tensor>) {
+    let (mut parts, mut rest) = (vec![Index::new(); families.len()], Vec::new());
     for (name, tensor) in index {
         let nearness = |family: &Family<'_>| {
-            let of = |path: &String| match is_in(name, path) {
-                true => [1 + path.len(), 0],
-                false => [0, shared(name, path)],
-            };
-            family.at.iter().map(of).max()
+            let above = family.at.iter().filter(|path| is_in(name, path));
+            above.map(String::len).max()
         };
-        // Of several, the first.
+        let of = |i: &usize| nearness(&families[*i]);
         let nearest = (0..families.len())
             .rev()
-            .max_by_key(|i| nearness(&families[*i]));
-        if let Some(part) = nearest.and_then(|i| parts.get_mut(i)) {
-            part.insert(name.clone(), tensor.clone());
+            .max_by_key(of)
+            .filter(|i| of(i).is_some());
+        match nearest.and_then(|i| parts.get_mut(i)) {
+            Some(part) => drop(part.insert(name.clone(), tensor.clone())),
+            None => rest.push(tensor.clone()),
         }
     }
-    parts
-}
-
-/// How many leading segments two names share.
-fn shared(a: &str, b: &str) -> usize {
-    a.split('.')
-        .zip(b.split('.'))
-        .take_while(|(a, b)| a == b)
-        .count()
+    (parts, rest)
 }
 
 /// Whether a name stands below a path.
@@ -246,10 +237,11 @@ impl<'a, 'i> File<'a, 'i> {
                 guests.any(|guest| guest.tensors.contains(&tensor))
             };
             // A network that is whole further down has nothing to do with what stands beside it.
-            let spreads = self.seen[host].blocks_in(&tensors).any(|block| {
+            let outside = |block: &(usize, Vec<usize>)| {
                 let inside = |region: &Region| region.tensors.contains(&block.0);
                 !below.iter().any(inside)
-            });
+            };
+            let spreads = own.len() > 1 || self.seen[host].blocks_in(&tensors).any(outside);
             if spreads && !guests.is_empty() && self.seen[host].fits_beside(&tensors, &is_guests) {
                 let mut kept = Vec::new();
                 for (i, guest) in below.into_iter().enumerate() {

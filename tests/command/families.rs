@@ -200,3 +200,47 @@ fn what_names_leave_open_is_warned_of() {
         "{said}"
     );
 }
+
+#[test]
+fn the_library_checks_variances_itself() {
+    let place = Place::new();
+    let mut file = checkpoint(1, 4);
+    file.at("stage0.0.rbr_dense.bn.running_var")
+        .edit(|values| values[1] = -1e-6);
+    file.write(&place.path("in.safetensors"));
+    let train = repfuse::tensor::Checkpoint::open(place.path("in.safetensors")).expect("a file");
+    let (recipe, _) = repfuse::recipe::source("repvgg").expect("a recipe");
+    let options = repfuse::plan::Options::default();
+    let plan = repfuse::plan::plan(train.tensors(), &recipe, &options).expect("a plan");
+    let expected = "`stage0.0.rbr_dense.bn.running_var` is -1e-6 at [1]; a variance must be finite and not negative";
+    let said = |error: repfuse::fuse::diagnose::Error| {
+        error.to_string().replace("-9.999999974752427e-7", "-1e-6")
+    };
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    let out = place.path("out.safetensors");
+    let fused = repfuse::fuse::fuse(&train, &plan, &out, &Default::default(), &go_on);
+    assert_eq!(said(fused.expect_err("no fold")), expected);
+    let form = repfuse::verify::Deployed::InMemory;
+    let verified = repfuse::verify::verify(&train, &plan, form, &Default::default());
+    assert_eq!(said(verified.expect_err("no verdict")), expected);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_recipe_that_is_a_pipe_is_refused() {
+    let place = Place::new();
+    checkpoint(1, 4).write(&place.path("in.safetensors"));
+    let made = std::process::Command::new("mkfifo")
+        .arg(place.path("own.json"))
+        .status();
+    assert!(made.expect("mkfifo").success());
+    let ran = place.run("fuse in.safetensors out.safetensors --recipe own.json");
+    assert_eq!(
+        ran.all(),
+        (
+            Some(2),
+            "",
+            "repfuse: `own.json` is a named pipe, which may wait for ever; pass a file, or `/dev/stdin`\n"
+        )
+    );
+}
