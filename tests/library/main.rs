@@ -11,6 +11,7 @@ mod documents;
 mod families;
 mod fixtures;
 mod formats;
+mod int8;
 mod laws;
 mod models;
 mod mutations;
