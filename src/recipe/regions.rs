@@ -11,7 +11,7 @@ use super::detect::{Start, found_in, starts};
 use super::error::Error;
 use super::expand::{Index, Looks, anywhere};
 use super::model::{BlockRule, Recipe};
-use super::pattern::Pattern;
+use super::pattern::{Captures, Pattern};
 use crate::tensor::Tensor;
 
 /// A family in a file.
@@ -134,6 +134,8 @@ struct Seen<'a> {
     /// Of each list of `when`, the tensors that match; in order.
     when: Vec<Vec<usize>>,
     unless: Vec<usize>,
+    /// The paths above what matches `when`: where its networks begin.
+    roots: BTreeSet<String>,
 }
 
 /// A part of a file, and the recipes that it may be of.
@@ -376,6 +378,15 @@ impl<'a> Seen<'a> {
         };
         let own: Vec<(&BlockRule, Vec<Pattern>)> =
             recipe.blocks.iter().map(|rule| (rule, own(rule))).collect();
+        let root = |pattern: &Pattern| -> Vec<String> {
+            let found = anywhere(index, pattern);
+            let path = |captures: Captures| captures.get(pattern.prefix()?).cloned();
+            found.filter_map(|(_, captures)| path(captures)).collect()
+        };
+        let roots = match recipe.host {
+            true => recipe.when.iter().flatten().flat_map(root).collect(),
+            false => BTreeSet::new(),
+        };
         let mut blocks: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut claimed = vec![None; all.len()];
         for start in starts(recipe, index, looks) {
@@ -403,6 +414,7 @@ impl<'a> Seen<'a> {
             claimed,
             when: recipe.when.iter().map(|any| sorted(any)).collect(),
             unless: sorted(&recipe.unless),
+            roots,
         }
     }
 
