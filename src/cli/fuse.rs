@@ -20,7 +20,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight, heaviest};
-use crate::graph::Folded;
+use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::summary::leftover::branches_left;
@@ -162,11 +162,23 @@ pub(super) struct Summary<'a> {
     families: Vec<families::Document>,
     /// What rests on names alone, with its size for this file.
     warnings: Vec<families::Warned>,
+    /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
+    agreement: Option<Agreed<'a>>,
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
     load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
+}
+
+/// A built-in recipe beside a graph.
+#[derive(Serialize, JsonSchema)]
+struct Agreed<'a> {
+    recipe: &'a str,
+    /// How many of the blocks it knows.
+    blocks: usize,
+    /// What the two say differently, a sentence each. The graph is believed.
+    differences: &'a [String],
 }
 
 /// One block.
@@ -217,6 +229,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             checkpoint: file.constants(),
             plan: folded.plan(),
             weights: &[],
+            agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
@@ -245,6 +258,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         checkpoint: &checkpoint,
         plan: &plan,
         weights: &weights,
+        agreement: None,
         graph: None,
     };
     fuse_it(args, &input, sample, begin)
@@ -257,6 +271,8 @@ struct Input<'a> {
     plan: &'a Plan,
     /// How much its eps matters.
     weights: &'a [EpsWeight],
+    /// What a recipe says of the graph.
+    agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
     graph: Option<&'a Folded<'a>>,
 }
@@ -272,6 +288,7 @@ fn fuse_it(
         plan,
         weights,
         graph,
+        ..
     } = *input;
     let warnings = match sample {
         Some(_) => Vec::new(),
@@ -462,9 +479,17 @@ fn summary<'a>(
         checkpoint,
         plan,
         weights,
+        agreement,
         graph,
     } = *input;
     let weight = heaviest(weights);
+    let agreed = agreement.and_then(|of| {
+        Some(Agreed {
+            recipe: of.recipe.as_deref()?,
+            blocks: of.blocks,
+            differences: &of.differences,
+        })
+    });
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -496,6 +521,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        agreement: agreed,
         load: load::load(plan, &output, graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
@@ -569,7 +595,20 @@ fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> Str
         let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
         lines += &output::line("shards", &shards);
     }
-    lines += &families::lines(plan);
+    let knows = |of: &Agreed<'_>| {
+        let says = match of.differences {
+            [] => "agrees",
+            _ => "differs",
+        };
+        format!(
+            "{}; {} knows {} of the blocks and {says}",
+            s.recipe, of.recipe, of.blocks
+        )
+    };
+    lines += &match &s.agreement {
+        Some(agreed) => output::line("recipe", &knows(agreed)),
+        None => families::lines(plan),
+    };
     lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();

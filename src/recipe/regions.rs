@@ -244,7 +244,10 @@ impl<'a, 'i> File<'a, 'i> {
                 !below.iter().any(inside)
             };
             let spreads = own.len() > 1 || self.seen[host].blocks_in(&tensors).any(outside);
-            if spreads && !guests.is_empty() && self.seen[host].fits_beside(&tensors, &is_guests) {
+            let is_below = |root: &String| path == root || is_in(path, root);
+            let begins = self.seen[host].roots.iter().any(is_below);
+            let fits = self.seen[host].fits_beside(&tensors, &is_guests);
+            if spreads && begins && fits && !guests.is_empty() {
                 let mut kept = Vec::new();
                 for (i, guest) in below.into_iter().enumerate() {
                     if !own.contains(&i) {
