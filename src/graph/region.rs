@@ -6,10 +6,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
-use super::form::{Form, Lanes};
-use super::model::{Graph, NodeId, Op, ValueId};
+use super::form::{Form, Lanes, rank};
+use super::model::{Graph, NodeId, Op, Value, ValueId};
 use super::tree::tree;
-use crate::algebra::shape::resolve;
+use crate::algebra::shape::{resolve, resolve_over};
 use crate::algebra::{Expr, Resolved};
 use crate::tensor::Tensor;
 
@@ -102,18 +102,28 @@ impl<'a> Search<'a> {
             if let Op::Opaque(Some(why)) = &node.op {
                 self.stopped.insert(id, why.clone());
             }
-            let (Some(&input), &[output]) = (node.inputs.first(), &node.outputs[..]) else {
+            let (Some(&input), [first, more @ ..]) = (node.inputs.first(), &node.outputs[..])
+            else {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) | Op::Slice { .. } | Op::Concat(_) | Op::Transpose(_) => continue,
+                Op::Opaque(_) => continue,
+                op @ Op::Slice { .. } => {
+                    for (number, output) in node.outputs.iter().enumerate() {
+                        let found = self.joined(id, op, input, (*output, number));
+                        self.forms[output.0] = nearest(found);
+                    }
+                    continue;
+                }
+                _ if !more.is_empty() => continue,
                 Op::Add | Op::Sub => match node.inputs[..] {
                     [a, b] => self.sums(id, a, b),
                     _ => continue,
                 },
-                op => self.joined(id, op, input, output),
+                Op::Concat(axis) => self.stacks(id, *axis, &node.inputs),
+                op => self.joined(id, op, input, (*first, 0)),
             };
-            self.forms[output.0] = nearest(found);
+            self.forms[first.0] = nearest(found);
         }
     }
 
@@ -128,12 +138,12 @@ impl<'a> Search<'a> {
         id: NodeId,
         op: &Op,
         input: ValueId,
-        output: ValueId,
+        (output, number): (ValueId, usize),
     ) -> Vec<(ValueId, Form)> {
         let [from, to] = [input, output].map(|value| self.graph.value(value));
         let mut found = Vec::new();
         for (source, form) in self.all(input).collect::<Vec<_>>() {
-            match form.then(op, from, to) {
+            match form.then(op, from, to, number) {
                 Ok(form) => found.push((source, form)),
                 // The nearest trouble is the one to tell.
                 Err(why) => drop(self.stopped.entry(id).or_insert(why)),
@@ -150,6 +160,31 @@ impl<'a> Search<'a> {
                 continue;
             };
             match form.plus(other) {
+                Ok(form) => found.push((source, form)),
+                Err(why) => drop(self.stopped.entry(id).or_insert(why)),
+            }
+        }
+        found
+    }
+
+    fn stacks(&mut self, id: NodeId, axis: usize, inputs: &[ValueId]) -> Vec<(ValueId, Form)> {
+        let Some((first, more)) = inputs.split_first() else {
+            return Vec::new();
+        };
+        let others: Vec<HashMap<ValueId, Form>> = more
+            .iter()
+            .map(|input| self.all(*input).collect())
+            .collect();
+        let mut found = Vec::new();
+        for (source, form) in self.all(*first).collect::<Vec<_>>() {
+            let rest: Option<Vec<&Form>> = others.iter().map(|of| of.get(&source)).collect();
+            let Some(rest) = rest else {
+                continue;
+            };
+            let values = inputs.iter().map(|input| self.graph.value(*input));
+            let all: Vec<(&Form, &Value)> =
+                std::iter::once(&form).chain(rest).zip(values).collect();
+            match Form::stacked(&all, axis) {
                 Ok(form) => found.push((source, form)),
                 Err(why) => drop(self.stopped.entry(id).or_insert(why)),
             }
@@ -215,13 +250,19 @@ impl<'a> Search<'a> {
         let mut best: Option<(usize, Region)> = None;
         // The nearest source first: a farther one must save more.
         for (source, form) in &self.forms[value.0] {
-            if form.depth == 0 || !self.keeps_shape(*source, value, form) {
+            if form.depth == 0 || form.turned.is_some() || !self.keeps_shape(*source, value, form) {
                 continue;
             }
             let nodes = between(self.graph, *source, value);
             let saved = saved(self.graph, &nodes, value, wanted);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
+            if count < 2 && nodes.iter().filter(computing).count() >= 2 {
+                let why = "what stands before it is read by something else, too";
+                self.stopped
+                    .entry(producer)
+                    .or_insert_with(|| why.to_owned());
+            }
             if count < 2 || best.as_ref().is_some_and(|(most, _)| count <= *most) {
                 continue;
             }
@@ -229,6 +270,10 @@ impl<'a> Search<'a> {
                 Ok(region) => {
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(self.graph, &self.forms, *source, value, &saved);
+                    // A matrix product and a sum may be that already.
+                    if count <= self.becomes(&region) && new.parameters >= old.parameters {
+                        continue;
+                    }
                     if even_if_dearer || new.no_more_than(&old) {
                         best = Some((count, region));
                         continue;
@@ -240,6 +285,17 @@ impl<'a> Search<'a> {
             self.stopped.insert(producer, stopped);
         }
         best.map(|(_, region)| region).filter(takes)
+    }
+
+    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes.
+    fn becomes(&self, region: &Region) -> usize {
+        let rank = rank(self.graph.value(region.source));
+        let root = region.expr.root();
+        let apart = region.walk == Walk::Linear
+            && region.expr.geometry().transposed()
+            && rank != Some(2)
+            && root.constant().is_some();
+        1 + usize::from(apart)
     }
 
     fn region(
@@ -276,8 +332,20 @@ impl<'a> Search<'a> {
             }
             Walk::Linear => Vec::new(),
         };
-        let expr: Expr<Tensor> = tree(self.graph, source, value, &dilation)?;
-        let expr = resolve(expr).map_err(|error| error.to_string())?;
+        let expr: Expr<Tensor> = tree(self.graph, source, value, &walk, &dilation)?;
+        let expr = match form.inputs {
+            Some(inputs) => resolve_over(expr, inputs),
+            None => resolve(expr),
+        };
+        let expr = expr.map_err(|error| error.to_string())?;
+        if let Walk::Conv(steps) = &walk {
+            if expr.geometry().transposed() {
+                return Err("its matrix has the inputs first, and becomes no conv".to_owned());
+            }
+            if expr.geometry().weight_shape().len() != steps.len() + 2 {
+                return Err("it has another number of spatial axes".to_owned());
+            }
+        }
         Ok(Region {
             source,
             value,

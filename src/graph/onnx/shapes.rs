@@ -52,7 +52,7 @@ pub(super) fn reshaped(shape: &[Dim], wanted: &[Dim]) -> Option<Shape> {
     Some(out)
 }
 
-fn axis_of(axis: i64, rank: usize) -> Option<usize> {
+pub(super) fn axis_of(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 {
         axis.checked_add(rank as i64)?
     } else {
