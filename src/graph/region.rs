@@ -64,7 +64,7 @@ pub struct Regions {
 }
 
 /// A value remembers no more sources than this: the nearest ones.
-const MOST_SOURCES: usize = 8;
+const MOST_SOURCES: usize = 16;
 
 /// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
 pub fn regions(
@@ -74,7 +74,34 @@ pub fn regions(
 ) -> Regions {
     let mut search = Search::new(graph);
     search.forwards();
-    search.backwards(even_if_dearer, takes)
+    // What one choice makes superfluous another one need not count with: until no choice changes.
+    let mut found = search.backwards(even_if_dearer, takes);
+    for _ in 0..MOST_ROUNDS {
+        let gone = found.gone(graph);
+        if gone == search.gone {
+            break;
+        }
+        search.gone = gone;
+        found = search.backwards(even_if_dearer, takes);
+    }
+    found.left = search.left(&found.stays);
+    found
+}
+
+/// Choices are made anew no more often than this.
+const MOST_ROUNDS: usize = 8;
+
+impl Regions {
+    /// The nodes that nothing is left of, not even a region in their place.
+    fn gone(&self, graph: &Graph) -> Vec<bool> {
+        let mut gone: Vec<bool> = self.stays.iter().map(|stays| !stays).collect();
+        for region in &self.folded {
+            if let Some(producer) = graph.value(region.value).producer() {
+                gone[producer.0] = false;
+            }
+        }
+        gone
+    }
 }
 
 /// The forms of each value by their sources, the nearest first.
@@ -85,6 +112,8 @@ struct Search<'a> {
     forms: Forms,
     /// For each node, what kept it from joining what stands before it.
     stopped: HashMap<NodeId, String>,
+    /// The nodes that go, as far as is known.
+    gone: Vec<bool>,
 }
 
 impl<'a> Search<'a> {
@@ -93,6 +122,7 @@ impl<'a> Search<'a> {
             graph,
             forms: vec![Vec::new(); graph.values().len()],
             stopped: HashMap::new(),
+            gone: vec![false; graph.nodes().len()],
         }
     }
 
@@ -111,7 +141,7 @@ impl<'a> Search<'a> {
                 op @ Op::Slice { .. } => {
                     for (number, output) in node.outputs.iter().enumerate() {
                         let found = self.joined(id, op, input, (*output, number));
-                        self.forms[output.0] = nearest(found);
+                        self.forms[output.0] = nearest(self.farther(found));
                     }
                     continue;
                 }
@@ -123,7 +153,7 @@ impl<'a> Search<'a> {
                 Op::Concat(axis) => self.stacks(id, *axis, &node.inputs),
                 op => self.joined(id, op, input, (*first, 0)),
             };
-            self.forms[first.0] = nearest(found);
+            self.forms[first.0] = nearest(self.farther(found));
         }
     }
 
@@ -131,6 +161,22 @@ impl<'a> Search<'a> {
     fn all(&self, value: ValueId) -> impl Iterator<Item = (ValueId, Form)> {
         let own = (value, Form::identity());
         std::iter::once(own).chain(self.forms[value.0].iter().cloned())
+    }
+
+    /// Without the sources that give nothing which a farther one does not: what only a diagonal operator makes of that, and nobody else reads.
+    fn farther(&self, found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
+        let sources: BTreeSet<ValueId> = found.iter().map(|(source, _)| *source).collect();
+        let made_of = |value: ValueId| {
+            let value = self.graph.value(value);
+            let node = self.graph.node(value.producer()?);
+            let alone = value.users().len() == 1 && !value.is_output;
+            (alone && is_diagonal(&node.op)).then(|| node.inputs.first().copied())?
+        };
+        let reaches = |(source, _): &(ValueId, Form)| {
+            let mut steps = std::iter::successors(Some(*source), |value| made_of(*value));
+            !steps.by_ref().skip(1).any(|value| sources.contains(&value))
+        };
+        found.into_iter().filter(reaches).collect()
     }
 
     fn joined(
@@ -193,7 +239,7 @@ impl<'a> Search<'a> {
     }
 
     fn backwards(
-        mut self,
+        &mut self,
         even_if_dearer: bool,
         takes: &mut dyn FnMut(&Region) -> bool,
     ) -> Regions {
@@ -225,17 +271,19 @@ impl<'a> Search<'a> {
             }
         }
         folded.reverse();
-        let mut left: Vec<(NodeId, String)> = self
-            .stopped
-            .into_iter()
-            .filter(|(node, _)| stays[node.0])
-            .collect();
-        left.sort();
         Regions {
             folded,
             stays,
-            left,
+            left: Vec::new(),
         }
+    }
+
+    /// What stays although it nearly could be folded.
+    fn left(self, stays: &[bool]) -> Vec<(NodeId, String)> {
+        let all = self.stopped.into_iter();
+        let mut left: Vec<(NodeId, String)> = all.filter(|(node, _)| stays[node.0]).collect();
+        left.sort();
+        left
     }
 
     /// The largest region that ends in a value, is exact, and pays.
@@ -254,7 +302,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             let nodes = between(self.graph, *source, value);
-            let saved = saved(self.graph, &nodes, value, wanted);
+            let saved = saved(self.graph, &nodes, value, wanted, &self.gone);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
             if count < 2 && nodes.iter().filter(computing).count() >= 2 {
@@ -387,6 +435,19 @@ fn dearer(new: &Cost, old: &Cost) -> String {
     )
 }
 
+/// Whether an operator maps every channel by itself, or moves numbers: the conv behind it takes it over for nothing.
+fn is_diagonal(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Norm(_)
+            | Op::WithConstant(..)
+            | Op::Neg
+            | Op::Identity
+            | Op::Reshape
+            | Op::Transpose(_)
+    )
+}
+
 /// Whether an operator does anything to numbers, or has a kernel take over what it does.
 fn computes(op: &Op) -> bool {
     !matches!(
@@ -414,6 +475,7 @@ fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
     let mut helpers: BTreeSet<NodeId> = nodes
         .iter()
         .flat_map(|id| graph.node(*id).inputs.iter().skip(1))
+        .filter(|input| **input != source)
         .filter_map(|input| graph.value(*input).producer())
         .filter(|id| !nodes.contains(id))
         .collect();
@@ -439,6 +501,7 @@ fn saved(
     nodes: &BTreeSet<NodeId>,
     value: ValueId,
     wanted: &[bool],
+    gone: &[bool],
 ) -> BTreeSet<NodeId> {
     let mut saved = BTreeSet::new();
     for id in nodes.iter().rev() {
@@ -447,7 +510,10 @@ fn saved(
             *output == value
                 || !wanted[output.0]
                     && !read.is_output
-                    && read.users().iter().all(|user| saved.contains(user))
+                    && read
+                        .users()
+                        .iter()
+                        .all(|user| saved.contains(user) || gone[user.0])
         };
         if graph.node(*id).outputs.iter().all(unread) {
             saved.insert(*id);

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::support::file::{Place, files_below};
 use crate::support::fixtures::fixtures;
+use crate::support::onnx::{Message, graph, model, node, tensor, value};
 use repfuse::graph::onnx::Onnx;
 use repfuse::graph::{GraphFile, Op, file};
 use repfuse::network::graphs::{Named, Network};
@@ -380,6 +381,137 @@ fn no_byte_of_the_wiring_can_change_unseen() {
     }
 }
 
+/// What is wrong with a fused graph that was made of another one.
+fn failures_of_another(change: impl Fn(&mut Vec<Message>, &mut Vec<Message>, &mut i64)) -> String {
+    let place = Place::new();
+    let written = |name: &str, changed: bool| {
+        let mut nodes = vec![
+            node("Conv", &["x", "w"], &["a"], &[]),
+            node(
+                "BatchNormalization",
+                &["a", "b", "b", "b", "b"],
+                &["n"],
+                &[],
+            ),
+            node("Relu", &["n"], &["r"], &[]),
+            node("Pow", &["r", "e"], &["y"], &[]),
+        ];
+        let mut tensors = vec![
+            tensor("w", &[4, 4, 1, 1], &[0.5; 16]),
+            tensor("b", &[4], &[0.5; 4]),
+            tensor("e", &[], &[2.0]),
+        ];
+        let mut version = 8;
+        if changed {
+            change(&mut nodes, &mut tensors, &mut version);
+        }
+        let [x, y] = ["x", "y"].map(|name| value(name, &[1, 4, 8, 8]));
+        let mut all = graph(&nodes, &tensors, &[x], &[y]);
+        if tensors.len() == 3 {
+            all = all.message(13, &value("r", &[1, 4, 8, 8]));
+        }
+        let whole = model(&all, 17);
+        // The version of the format stands first.
+        let whole = Message([&[0x08, version as u8], &whole.0[2..]].concat());
+        place.write(name, whole.0);
+    };
+    written("one.onnx", false);
+    written("other.onnx", true);
+    let ran = place.run("fuse other.onnx fused.onnx");
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    let ran = place.run("verify one.onnx fused.onnx");
+    assert_eq!(ran.code(), Some(1), "{}{}", ran.stdout, ran.stderr);
+    ran.stdout + &ran.stderr
+}
+
+#[test]
+fn what_differs_from_the_original_is_named() {
+    let spare = tensor("spare", &[1], &[1.0]);
+    let cases: &[(
+        &str,
+        &dyn Fn(&mut Vec<Message>, &mut Vec<Message>, &mut i64),
+    )] = &[
+        (
+            "field 1 of the file differs from that of the original",
+            &|_, _, version| *version = 7,
+        ),
+        ("node … is not what it should be", &|nodes, _, _| {
+            nodes[2] = node("Tanh", &["n"], &["r"], &[]);
+        }),
+        ("`e` differs from that of the original", &|_, tensors, _| {
+            tensors[2] = tensor("e", &[], &[3.0]);
+        }),
+        (
+            "a shape of a value of the graph is missing",
+            &|_, tensors, _| {
+                tensors.push(spare.clone());
+            },
+        ),
+        ("`spare` is left over", &|_, tensors, _| {
+            tensors.push(spare.clone())
+        }),
+        ("is left over", &|nodes, _, _| {
+            nodes.push(node("Relu", &["y"], &["z"], &[]))
+        }),
+    ];
+    for (expected, change) in cases {
+        let found = failures_of_another(change);
+        assert!(
+            expected.split('…').all(|part| found.contains(part)),
+            "{expected}: {found}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_graph_that_would_be_too_long_is_refused() {
+    use crate::support::onnx::varint;
+    use std::io::Write as _;
+
+    const BYTES: u64 = 2_200_000_000;
+    let place = Place::new();
+    let [x, y] = ["x", "y"].map(|name| value(name, &[1, 4, 8, 8]));
+    let nodes = [
+        node("Conv", &["x", "w"], &["a"], &[]),
+        node(
+            "BatchNormalization",
+            &["a", "b", "b", "b", "b"],
+            &["n"],
+            &[],
+        ),
+        node("Add", &["n", "big"], &["y"], &[]),
+    ];
+    let tensors = [
+        tensor("w", &[4, 4, 1, 1], &[0.5; 16]),
+        tensor("b", &[4], &[0.5; 4]),
+    ];
+    let import = Message::default().bytes(1, "").int(2, 17);
+    let mut start = Message::default().int(1, 8).message(8, &import).0;
+    let graph = graph(&nodes, &tensors, &[x], &[y]).0;
+    let mut big = Message::default()
+        .int(1, BYTES as i64 / 4)
+        .int(2, 1)
+        .bytes(8, "big")
+        .0;
+    big.extend([vec![9 << 3 | 2], varint(BYTES)].concat());
+    let key = [vec![5 << 3 | 2], varint(big.len() as u64 + BYTES)].concat();
+    let len = graph.len() as u64 + key.len() as u64 + big.len() as u64 + BYTES;
+    start.extend([vec![7 << 3 | 2], varint(len), graph, key, big].concat());
+    let mut file = std::fs::File::create(place.path("in.onnx")).unwrap();
+    file.write_all(&start).unwrap();
+    // A file with a hole takes no room.
+    file.set_len(start.len() as u64 + BYTES).unwrap();
+    let ran = place.run("fuse in.onnx out.onnx --dry-run");
+    assert_eq!(ran.code(), Some(2), "{}{}", ran.stdout, ran.stderr);
+    for part in [
+        "its graph would have ",
+        " bytes; a message has at most 2147483647",
+    ] {
+        assert!(ran.stderr.contains(part), "{}", ran.stderr);
+    }
+}
+
 #[test]
 fn only_and_skip_choose_blocks_and_a_dry_run_writes_nothing() {
     let place = Place::new();
@@ -549,6 +681,64 @@ fn what_cannot_be_run_is_said_and_proved_all_the_same() {
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(report["accepted"], true);
     assert!(report["graphs"]["not_run"].is_string());
+}
+
+#[test]
+fn networks_that_cannot_be_run_or_compared_say_so() {
+    use repfuse::network::graphs::{Sizes, compare};
+    use repfuse::verify::random::SplitMix64;
+
+    let place = Place::new();
+    let written = |name: &str, input: &Message, outputs: &[&str]| {
+        let named = outputs.iter().map(|name| value(name, &[0, 0]));
+        let nodes: Vec<Message> = outputs
+            .iter()
+            .map(|name| node("Relu", &["x"], &[name], &[]))
+            .collect();
+        let graph = graph(&nodes, &[], &[input.clone()], &named.collect::<Vec<_>>());
+        place.write(name, model(&graph, 17).0);
+        Network::open(&place.path(name)).unwrap()
+    };
+    let sizes = Sizes { batch: 2, side: 8 };
+    let mut random = SplitMix64::new(1);
+    let bare = written("bare.onnx", &Message::default().bytes(1, "x"), &["y"]);
+    let error = bare.made_up(sizes, &mut random).unwrap_err().to_string();
+    assert!(
+        error.contains(" has no input that can be made up: nothing says what shape "),
+        "{error}"
+    );
+    let huge = written("huge.onnx", &value("x", &[1 << 20, 1 << 20]), &["y"]);
+    let error = huge.made_up(sizes, &mut random).unwrap_err().to_string();
+    assert!(
+        error.contains("`x` of shape [1048576, 1048576] is too large"),
+        "{error}"
+    );
+    let one = written("one.onnx", &value("x", &[0, 3, 0, 0]), &["y"]);
+    let inputs = one.made_up(sizes, &mut random).unwrap();
+    assert_eq!(inputs[0].1.shape(), [2, 3, 8, 8]);
+    let two = written("two.onnx", &value("x", &[0, 3, 0, 0]), &["y", "z"]);
+    let other = written("other.onnx", &value("x", &[0, 3, 0, 0]), &["z"]);
+    for (other, what) in [(&two, "numbers of outputs"), (&other, "outputs")] {
+        let error = compare(&one, other, &inputs).unwrap_err().to_string();
+        assert_eq!(error, format!("the two models have different {what}"));
+    }
+    let wrong = vec![("x".to_owned(), ArrayD::zeros(IxDyn(&[2, 4, 8, 8])))];
+    let error = one.run(&wrong).unwrap_err().to_string();
+    assert!(error.contains(" cannot be run here: "), "{error}");
+    let byte = Message::default().int(1, 2);
+    let shape = Message::default().message(1, &Message::default().int(1, 2));
+    let of_type = Message::default().message(1, &Message(byte.message(2, &shape).0));
+    let bytes = written(
+        "bytes.onnx",
+        &Message::default().bytes(1, "x").message(2, &of_type),
+        &["y"],
+    );
+    let wrong = vec![("x".to_owned(), ArrayD::zeros(IxDyn(&[2])))];
+    let error = bytes.run(&wrong).unwrap_err().to_string();
+    assert!(
+        error.contains(" takes numbers of a type that is not made here"),
+        "{error}"
+    );
 }
 
 #[test]
