@@ -12,7 +12,7 @@ class FusedConv(TypedDict):
     module: str
     dtype: str
     weight_shape: List[int]
-    groups: int
+    groups: Optional[int]
     expression: str
 
 
@@ -49,6 +49,7 @@ class FuseSummary(TypedDict):
     seconds: float
     verified: Optional[bool]
     became_zero: Optional[int]
+    load: str
     blocks: List[FusedBlock]
     dropped: List[str]
 

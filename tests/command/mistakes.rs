@@ -53,6 +53,11 @@ fn recipes_with_one_mistake() {
             top(r#""unless": []"#),
         ),
         (
+            top(r#""models": "x""#),
+            "at `models`: found a string; expected an array of model names",
+            top(r#""drop": ["a"]"#),
+        ),
+        (
             top(r#""drop": null"#),
             "at `drop`: found null; expected an array of patterns",
             top(r#""drop": ["a"]"#),
@@ -79,7 +84,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
+            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
              `drop`, `rename`, `beside`, `blocks`, `network`",
             top(r#""eps_note": "1""#),
         ),
@@ -329,7 +334,7 @@ fn arguments_with_one_mistake() {
         let with = |value| place.run(&format!("verify in.safetensors -q {beside} {flag}={value}"));
         if flag == "--dropout" {
             let alone = "error: the following required arguments were not provided:\n  --end-to-end\n\n\
-                Usage: repfuse verify --end-to-end --quiet <IN> [OUT]\n\nFor more information, try '--help'.\n";
+                Usage: repfuse verify --end-to-end --quiet <IN> [DEPLOY]\n\nFor more information, try '--help'.\n";
             assert_eq!(with(twin).all(), (Some(2), "", alone));
         } else {
             assert_eq!(with(twin).all(), (Some(0), "", ""), "{flag}");
