@@ -62,7 +62,7 @@ impl Growing {
         let d = [1, 1, 2][self.below(3)];
         let groups = match self.below(4) {
             0 if channels == out => channels,
-            1 if channels % 2 == 0 && out % 2 == 0 => 2,
+            1 if channels.is_multiple_of(2) && out.is_multiple_of(2) => 2,
             _ => 1,
         };
         let mut shape = vec![out, channels / groups];
@@ -243,13 +243,13 @@ fn grown(seed: u64) -> (Message, Vec<usize>, usize) {
     let steps = 2 + growing.below(7);
     (0..steps).for_each(|_| growing.grow());
     let shape: Vec<usize> = [1, 4].into_iter().chain(vec![12; growing.axes]).collect();
-    let open = seed % 4 == 0;
+    let open = seed.is_multiple_of(4);
     let declared: Vec<usize> = (0..shape.len())
         .map(|i| if open && i != 1 { 0 } else { shape[i] })
         .collect();
     let unknown = vec![0; shape.len()];
     let mut outputs = vec![value(&growing.values[growing.values.len() - 1].0, &unknown)];
-    if seed % 5 == 0 && growing.values.len() > 3 {
+    if seed.is_multiple_of(5) && growing.values.len() > 3 {
         outputs.push(value(&growing.values[2].0, &unknown));
     }
     let count = growing.nodes.len();

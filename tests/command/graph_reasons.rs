@@ -361,7 +361,7 @@ fn operators_that_do_not_meet_say_why() {
         ),
         (
             &[
-                conv("x", "k3", "a", &[strided.clone()]),
+                conv("x", "k3", "a", std::slice::from_ref(&strided)),
                 conv("a", "k3", "y", &[]),
             ],
             "what stands before it has a stride",

@@ -381,8 +381,11 @@ fn no_byte_of_the_wiring_can_change_unseen() {
     }
 }
 
+/// A change of nodes, initializers and the version of the format.
+type Change<'a> = &'a dyn Fn(&mut Vec<Message>, &mut Vec<Message>, &mut i64);
+
 /// What is wrong with a fused graph that was made of another one.
-fn failures_of_another(change: impl Fn(&mut Vec<Message>, &mut Vec<Message>, &mut i64)) -> String {
+fn failures_of_another(change: Change<'_>) -> String {
     let place = Place::new();
     let written = |name: &str, changed: bool| {
         let mut nodes = vec![
@@ -427,10 +430,7 @@ fn failures_of_another(change: impl Fn(&mut Vec<Message>, &mut Vec<Message>, &mu
 #[test]
 fn what_differs_from_the_original_is_named() {
     let spare = tensor("spare", &[1], &[1.0]);
-    let cases: &[(
-        &str,
-        &dyn Fn(&mut Vec<Message>, &mut Vec<Message>, &mut i64),
-    )] = &[
+    let cases: &[(&str, Change<'_>)] = &[
         (
             "field 1 of the file differs from that of the original",
             &|_, _, version| *version = 7,
@@ -455,7 +455,7 @@ fn what_differs_from_the_original_is_named() {
         }),
     ];
     for (expected, change) in cases {
-        let found = failures_of_another(change);
+        let found = failures_of_another(*change);
         assert!(
             expected.split('…').all(|part| found.contains(part)),
             "{expected}: {found}"
@@ -695,7 +695,12 @@ fn networks_that_cannot_be_run_or_compared_say_so() {
             .iter()
             .map(|name| node("Relu", &["x"], &[name], &[]))
             .collect();
-        let graph = graph(&nodes, &[], &[input.clone()], &named.collect::<Vec<_>>());
+        let graph = graph(
+            &nodes,
+            &[],
+            std::slice::from_ref(input),
+            &named.collect::<Vec<_>>(),
+        );
         place.write(name, model(&graph, 17).0);
         Network::open(&place.path(name)).unwrap()
     };

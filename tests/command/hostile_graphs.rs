@@ -7,7 +7,6 @@ use crate::support::file::{Place, files_below};
 use crate::support::fixtures::fixtures;
 use crate::support::onnx::{
     Message, elsewhere, graph, graph_attribute, int, ints, list, model, node, tensor, typed, value,
-    varint,
 };
 use repfuse::graph::onnx::Onnx;
 use repfuse::graph::{Dim, Graph, GraphFile, Node, Op, Value, ValueId};
@@ -145,16 +144,13 @@ fn messages_that_are_none_are_refused() {
 
 #[test]
 fn counts_that_are_beyond_any_network_are_refused() {
-    let many = Message(conv().0.repeat(1));
-    let fields = varint(3 << 3).repeat(1);
     // Empty nodes of two bytes each: more than a million of them.
     let nodes = Message([0x0a, 0x00].repeat(1_100_000));
     let file = Message::default().message(7, &nodes);
     let top = Message(
         [
-            vec![0x08, 0x01].repeat(1_100_000),
-            whole(&[many], &[weight()]).0,
-            fields,
+            [0x08, 0x01].repeat(1_100_000),
+            whole(&[conv()], &[weight()]).0,
         ]
         .concat(),
     );
@@ -457,7 +453,12 @@ fn paddings_beyond_any_number_are_no_forms() {
         ints("pads", &[-1; 4]),
     ] {
         let nodes = [
-            node("Conv", &["x", "w"], &["a"], &[attribute.clone()]),
+            node(
+                "Conv",
+                &["x", "w"],
+                &["a"],
+                std::slice::from_ref(&attribute),
+            ),
             node("Conv", &["a", "w"], &["y"], &[attribute]),
         ];
         place.write("in.onnx", &whole(&nodes, &[weight()]).0);
