@@ -79,7 +79,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 21] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -88,6 +88,7 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 21] = [
     ("yolov10", [5, 0, 6], [3, 0, 0]),
     ("dbb", [10, 0, 8], [2, 0, 0]),
     ("gated", [9, 0, 2], [5, 0, 0]),
+    ("residual", [2, 0, 3], [1, 0, 0]),
     ("scaled", [1, 0, 0], [1, 0, 0]),
     ("concat", [3, 0, 0], [3, 0, 0]),
     ("read-twice", [2, 0, 1], [2, 0, 1]),
@@ -267,6 +268,21 @@ fn another_eps_is_told_and_the_graph_is_believed() {
         .unwrap()
         .accepted()
     );
+}
+
+#[test]
+fn what_the_deploy_form_does_not_compute_gets_none_of_its_names() {
+    let edit = planned(&open("residual"));
+    let told = &edit.agreement.differences[..];
+    assert!(
+        matches!(told, [one] if one.contains("recipe timm-repvgg says ") && one.contains(", the graph ")),
+        "{told:?}"
+    );
+    assert_eq!(
+        edit.plan.blocks[0].fused[0].module,
+        "block.reparam_conv.fused"
+    );
+    assert_eq!(edit.agreement.load, None);
 }
 
 #[test]
