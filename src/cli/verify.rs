@@ -239,22 +239,10 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(graph::made).transpose()?;
     let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
-<<<<<<< HEAD
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
-    tell(args, begin, folded.plan(), None, &verdict, findings, None)
-=======
-    tell(
-        args,
-        begin,
-        folded.plan(),
-        &[],
-        &verdict,
-        whole::Findings::default(),
-        None,
-    )
->>>>>>> main
+    tell(args, begin, folded.plan(), &[], &verdict, findings, None)
 }
 
 /// Prints the verdict.
