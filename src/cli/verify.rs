@@ -175,11 +175,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     if let Some(graph) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
-        if args.whole.is_asked_for() {
-            anyhow::bail!(
-                "--input and --end-to-end run the blocks of weight files; leave them out for a graph"
-            );
-        }
         return verify_graph(args, &graph, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
@@ -244,15 +239,10 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(graph::made).transpose()?;
     let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
-    tell(
-        args,
-        begin,
-        folded.plan(),
-        &[],
-        &verdict,
-        whole::Findings::default(),
-        None,
-    )
+    let findings = args
+        .whole
+        .run_graphs(args.seed, &args.input, args.output.as_deref())?;
+    tell(args, begin, folded.plan(), &[], &verdict, findings, None)
 }
 
 /// Prints the verdict.

@@ -1,6 +1,6 @@
 //! The parts of `repfuse verify` that run maps: the user's own through each block, and images through the whole network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ndarray::{Array4, Axis};
@@ -16,6 +16,8 @@ use crate::plan::Plan;
 use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
 use crate::verify::Deployed;
 use crate::verify::random::SplitMix64;
+
+mod graphs;
 
 /// What to run besides the probes.
 #[derive(Debug, clap::Args)]
@@ -63,9 +65,29 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// Whether anything is to be run.
-    pub(super) fn is_asked_for(&self) -> bool {
-        self.end_to_end || self.maps.is_some()
+    /// Runs two graphs with the same input, if that is asked for.
+    pub(super) fn run_graphs(
+        &self,
+        seed: u64,
+        before: &Path,
+        after: Option<&Path>,
+    ) -> anyhow::Result<Findings> {
+        if !self.end_to_end {
+            anyhow::ensure!(
+                self.maps.is_none(),
+                "--input is for the blocks of weight files; add --end-to-end to run a graph with it"
+            );
+            return Ok(Findings::default());
+        }
+        let Some(after) = after else {
+            anyhow::bail!("--end-to-end runs two graphs; give the fused one, too");
+        };
+        let sizes = [usize::from(self.images), usize::from(self.size)];
+        let finding = graphs::run([before, after], self.maps.as_deref(), sizes, seed)?;
+        Ok(Findings {
+            graphs: Some(finding),
+            ..Findings::default()
+        })
     }
 }
 
@@ -133,6 +155,8 @@ pub(super) struct Findings {
     pub(super) maps: Vec<MapFinding>,
     /// The whole network, if it was run.
     pub(super) end_to_end: Option<EndToEnd>,
+    /// The same of two graphs.
+    pub(super) graphs: Option<graphs::Finding>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -183,8 +207,8 @@ pub(super) fn run(
         });
         let end_to_end = end_to_end(args, seed, checkpoint, plan, deployed, images.transpose()?)?;
         return Ok(Findings {
-            maps: Vec::new(),
             end_to_end: Some(end_to_end),
+            ..Findings::default()
         });
     }
     let Some(arrays) = arrays else {
@@ -204,7 +228,7 @@ pub(super) fn run(
     let verdicts = verify_maps(checkpoint, plan, deployed, &arrays, &options)?;
     Ok(Findings {
         maps: verdicts.iter().map(finding).collect(),
-        end_to_end: None,
+        ..Findings::default()
     })
 }
 
@@ -326,6 +350,9 @@ pub(super) fn text(findings: &Findings) -> String {
             &[(1, Cut::Middle)],
             output::table_width(false),
         );
+    }
+    if let Some(graphs) = &findings.graphs {
+        out += &graphs::text(graphs);
     }
     if let Some(e) = &findings.end_to_end {
         out += &format!(

@@ -13,22 +13,28 @@ use crate::tensor::Tensor;
 pub(super) struct Cost {
     /// Numbers that are stored.
     pub parameters: u64,
+    /// Of these, the bias of an operator that others become.
+    pub bias: u64,
     /// Multiply-adds for each position of the last output.
     pub macs: u64,
 }
 
 impl Cost {
+    /// Whether one operator costs no more than what it replaces. A bias is added in passing, and so costs nothing: a norm before a
+    /// linear layer leaves one.
     pub fn no_more_than(&self, other: &Cost) -> bool {
-        self.parameters <= other.parameters && self.macs <= other.macs
+        self.parameters - self.bias <= other.parameters && self.macs <= other.macs
     }
 }
 
 /// The cost of the one operator that an expression becomes.
 pub(super) fn cost_of_one(expr: &Resolved<Tensor>, bias: bool) -> Cost {
     let g = expr.geometry();
-    let kernel = g.weight_shape().iter().map(|d| *d as u64).product();
+    let kernel: u64 = g.weight_shape().iter().map(|d| *d as u64).product();
+    let bias = if bias { g.out() as u64 } else { 0 };
     Cost {
-        parameters: kernel + if bias { g.out() as u64 } else { 0 },
+        parameters: kernel + bias,
+        bias,
         macs: kernel,
     }
 }
@@ -84,11 +90,13 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
         Op::Conv(conv) => Cost {
             parameters: stored(&[&conv.weight])
                 + conv.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
+            bias: 0,
             macs: stored(&[&conv.weight]),
         },
         Op::Linear(linear) => Cost {
             parameters: stored(&[&linear.weight])
                 + linear.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
+            bias: 0,
             macs: stored(&[&linear.weight]),
         },
         Op::Norm(norm) => Cost {
@@ -99,18 +107,22 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
                     .flatten()
                     .map(|t| stored(&[t]))
                     .sum::<u64>(),
+            bias: 0,
             macs: channels,
         },
         Op::WithConstant(_, constant) => Cost {
             parameters: stored(&[constant]),
+            bias: 0,
             macs: channels,
         },
         Op::AvgPool(window) => Cost {
             parameters: 0,
+            bias: 0,
             macs: channels * window.kernel.iter().map(|k| *k as u64).product::<u64>(),
         },
         Op::Add | Op::Sub | Op::Neg | Op::Pad(_) => Cost {
             parameters: 0,
+            bias: 0,
             macs: channels,
         },
         Op::Concat(_)

@@ -18,6 +18,8 @@ pub(super) struct Form {
     pub operators: usize,
     /// The convs and linear layers among them, one behind another.
     pub depth: usize,
+    /// Where the axes lie otherwise than `lanes` says: axis `i` is the one that would be `turned[i]`.
+    pub turned: Option<Vec<usize>>,
 }
 
 /// Where the channels are.
@@ -78,11 +80,18 @@ impl Form {
             constant: false,
             operators: 1,
             depth: 0,
+            turned: None,
         }
     }
 
-    /// What an operator with one input makes of it; `input` is the value that has this form, `output` what it makes.
-    pub fn then(&self, op: &Op, input: &Value, output: &Value) -> Result<Form, Why> {
+    /// What an operator with one input makes of it; `input` is the value that has this form, `output` what it makes, as the operator's
+    /// output of this number.
+    pub fn then(&self, op: &Op, input: &Value, output: &Value, number: usize) -> Result<Form, Why> {
+        if self.turned.is_some()
+            && matches!(op, Op::Conv(_) | Op::AvgPool(_) | Op::Pad(_) | Op::Reshape)
+        {
+            return why("its axes are in another order");
+        }
         let mut form = match op {
             Op::Conv(conv) => self.conv(conv)?,
             Op::Linear(linear) => self.linear(linear, input)?,
@@ -93,8 +102,13 @@ impl Form {
             Op::Pad(pads) => self.pad(pads)?,
             Op::Reshape => self.reshape(input, output)?,
             Op::Identity => self.clone(),
+            Op::Slice { axis, ranges } => match ranges.get(number) {
+                Some(range) => self.slice(*axis, *range, input)?,
+                None => return why("it has more outputs than parts"),
+            },
+            Op::Transpose(order) => self.transpose(order, input)?,
             Op::Add | Op::Sub | Op::Concat(_) => return why("it has several inputs"),
-            Op::Slice { .. } | Op::Transpose(_) | Op::Opaque(_) => return why("it is not folded"),
+            Op::Opaque(_) => return why("it is not folded"),
         };
         form.operators += 1;
         if form.operators > MOST_OPERATORS || form.depth > DEEPEST {
@@ -151,6 +165,7 @@ impl Form {
             constant: self.constant || conv.bias.is_some(),
             operators: self.operators,
             depth: self.depth + 1,
+            turned: None,
         })
     }
 
@@ -231,41 +246,109 @@ impl Form {
         axes.iter().zip(windows).map(slide).collect()
     }
 
+    /// Which axis of `lanes` is the one that is now at this place.
+    fn origin(&self, axis: usize) -> usize {
+        let turned = self.turned.as_ref();
+        turned.map_or(axis, |turned| turned.get(axis).copied().unwrap_or(axis))
+    }
+
+    /// The lanes where an operator says that the channels are on this axis of `input`.
+    fn lanes_along(&self, axis: usize, input: &Value) -> Result<Lanes, Why> {
+        let Some(rank) = rank(input) else {
+            return match (&self.lanes, axis) {
+                (Lanes::Untouched, 1) => Ok(Lanes::Maps(Vec::new())),
+                (Lanes::Maps(_) | Lanes::Spread(..), 1) => Ok(self.lanes.clone()),
+                _ => why("how many axes it has is not known"),
+            };
+        };
+        let axis = self.origin(axis);
+        match &self.lanes {
+            Lanes::Untouched if axis + 1 == rank && rank <= 2 => {
+                Ok(Lanes::Rows { reshaped: false })
+            }
+            Lanes::Untouched if axis == 1 => Ok(Lanes::Maps(Vec::new())),
+            Lanes::Untouched if axis + 1 == rank => Ok(Lanes::Rows { reshaped: false }),
+            Lanes::Maps(axes) if axes.is_empty() && rank == 2 && axis == 1 => {
+                Ok(Lanes::Rows { reshaped: false })
+            }
+            Lanes::Maps(_) | Lanes::Spread(..) if axis == 1 => Ok(self.lanes.clone()),
+            Lanes::Rows { .. } if axis + 1 == rank => Ok(self.lanes.clone()),
+            _ => why("its channels are on another axis than those before it"),
+        }
+    }
+
     fn linear(&self, linear: &Linear, input: &Value) -> Result<Form, Why> {
         let [inputs, channels] = linear.sizes();
         self.expect_channels(inputs)?;
-        let reshaped = match &self.lanes {
-            Lanes::Untouched => false,
-            Lanes::Rows { reshaped } => *reshaped,
-            Lanes::Maps(axes) if axes.is_empty() && rank(input) == Some(2) => false,
-            _ => return why("its channels are on the last axis, and those before it are not"),
+        let lanes = match (&self.lanes, rank(input)) {
+            // However many axes there are, the channels are on the last one.
+            (Lanes::Untouched, _) if self.turned.is_none() => Lanes::Rows { reshaped: false },
+            (Lanes::Rows { .. }, _) if self.turned.is_none() => self.lanes.clone(),
+            (_, Some(rank @ 2..)) => match self.lanes_along(rank - 1, input)? {
+                Lanes::Maps(axes) if axes.is_empty() => Lanes::Maps(vec![Axis::POINT; rank - 2]),
+                lanes @ (Lanes::Maps(_) | Lanes::Rows { .. }) => lanes,
+                _ => return why("a transposed conv stands before it"),
+            },
+            _ => return why("how many axes it has is not known"),
         };
         Ok(Form {
-            lanes: Lanes::Rows { reshaped },
+            lanes,
             inputs: self.inputs.or(Some(inputs)),
             channels: Some(channels),
             constant: self.constant || linear.bias.is_some(),
             operators: self.operators,
             depth: self.depth + 1,
+            turned: self.turned.clone(),
         })
     }
 
     fn norm(&self, norm: &Norm, input: &Value) -> Result<Form, Why> {
         let channels = norm.mean.len();
         self.expect_channels(channels)?;
-        let lanes = match &self.lanes {
-            Lanes::Untouched if rank(input) == Some(2) => Lanes::Rows { reshaped: false },
-            Lanes::Untouched => Lanes::Maps(Vec::new()),
-            Lanes::Rows { .. } if rank(input) != Some(2) => {
-                return why("its channels are on axis 1, and those before it are on the last");
-            }
-            lanes => lanes.clone(),
-        };
         Ok(Form {
-            lanes,
+            lanes: self.lanes_along(1, input)?,
             inputs: self.inputs.or(Some(channels)),
             channels: Some(channels),
             constant: true,
+            ..self.clone()
+        })
+    }
+
+    /// Some of the channels, those of a range.
+    fn slice(&self, axis: usize, [begin, end]: [usize; 2], input: &Value) -> Result<Form, Why> {
+        let lanes = match self.lanes_along(axis, input) {
+            Ok(lanes) => lanes,
+            Err(_) => return why("it cuts another axis than that of the channels"),
+        };
+        let Some(channels) = known(input, axis) else {
+            return why("how many channels it cuts is not known");
+        };
+        self.expect_channels(channels)?;
+        if begin >= end || end > channels {
+            return why("it takes no channels");
+        }
+        Ok(Form {
+            lanes,
+            inputs: self.inputs.or(Some(channels)),
+            channels: Some(end - begin),
+            ..self.clone()
+        })
+    }
+
+    fn transpose(&self, order: &[usize], input: &Value) -> Result<Form, Why> {
+        if rank(input) != Some(order.len()) {
+            return why("how many axes it has is not known");
+        }
+        if matches!(
+            self.lanes,
+            Lanes::Spread(..) | Lanes::Rows { reshaped: true }
+        ) {
+            return why("it turns what has been reshaped or spread");
+        }
+        let turned: Vec<usize> = order.iter().map(|axis| self.origin(*axis)).collect();
+        let straight = turned.iter().enumerate().all(|(i, axis)| i == *axis);
+        Ok(Form {
+            turned: (!straight).then_some(turned),
             ..self.clone()
         })
     }
@@ -293,6 +376,7 @@ impl Form {
         let Some(rank) = rank else {
             return why("how many axes it has is not known");
         };
+        // Channels that lie on this axis, if the constant has a number for each of them and nothing else.
         let of_axis = |axis: usize| {
             let channels = self.channels.or_else(|| known(input, axis))?;
             let shape = constant.shape();
@@ -301,22 +385,29 @@ impl Form {
                 |(i, dim): (usize, &usize)| *dim == if i + first == axis { channels } else { 1 };
             (axis >= first && shape.iter().enumerate().all(fits)).then_some(channels)
         };
-        let (lanes, channels) = match &self.lanes {
-            Lanes::Rows { .. } => (self.lanes.clone(), of_axis(rank - 1)),
-            Lanes::Maps(_) | Lanes::Spread(..) => (self.lanes.clone(), of_axis(1)),
-            Lanes::Untouched => match (of_axis(1), rank.checked_sub(1).and_then(of_axis)) {
-                (None, Some(channels)) => (Lanes::Rows { reshaped: false }, Some(channels)),
-                (channels, _) if rank == 2 => (Lanes::Rows { reshaped: false }, channels),
-                (channels, _) => (Lanes::Maps(Vec::new()), channels),
-            },
-        };
-        let Some(channels) = channels else {
-            return why("its constant is none for each channel");
-        };
-        form.lanes = lanes;
-        form.inputs = form.inputs.or(Some(channels));
-        form.channels = Some(channels);
-        Ok(form)
+        // Where the channels are two can say: those of maps, and those of rows.
+        for axis in [1, rank.saturating_sub(1)] {
+            let Some(channels) = of_axis(axis) else {
+                continue;
+            };
+            let Ok(lanes) = self.lanes_along(axis, input) else {
+                continue;
+            };
+            form.lanes = lanes;
+            form.inputs = form.inputs.or(Some(channels));
+            form.channels = Some(channels);
+            return Ok(form);
+        }
+        // Turned, they may be anywhere.
+        for axis in (0..rank).filter(|_| self.turned.is_some()) {
+            if let (Some(channels), Ok(lanes)) = (of_axis(axis), self.lanes_along(axis, input)) {
+                form.lanes = lanes;
+                form.inputs = form.inputs.or(Some(channels));
+                form.channels = Some(channels);
+                return Ok(form);
+            }
+        }
+        why("its constant is none for each channel")
     }
 
     fn reshape(&self, input: &Value, output: &Value) -> Result<Form, Why> {
@@ -345,17 +436,68 @@ impl Form {
 
     /// The sum of two maps of one source.
     pub fn plus(&self, other: &Form) -> Result<Form, Why> {
-        let one = |a: Option<usize>, b: Option<usize>| match (a, b) {
-            (Some(a), Some(b)) if a != b => why("its inputs have different numbers of channels"),
-            (a, b) => Ok(a.or(b)),
-        };
         let inputs = one(self.inputs, other.inputs)?;
         // A source that no operator has touched has as many channels as the other map's source.
         let of = |form: &Form| form.channels.or(inputs);
         let channels = one(of(self), of(other))?;
+        self.beside(other, inputs, channels)
+    }
+
+    /// Maps of one source, one behind the other along an axis; each with the value that has it.
+    pub fn stacked(forms: &[(&Form, &Value)], axis: usize) -> Result<Form, Why> {
+        let mut inputs = None;
+        for (form, _) in forms {
+            inputs = one(inputs, form.inputs)?;
+        }
+        let (mut stack, mut channels): (Option<Form>, usize) = (None, 0);
+        for (form, value) in forms {
+            let untouched = form.channels.is_none().then_some(inputs).flatten();
+            let Some(own) = form.channels.or(untouched).or_else(|| known(value, axis)) else {
+                return why("how many channels its inputs have is not known");
+            };
+            if known(value, axis).is_some_and(|found| found != own) {
+                return why(
+                    "its inputs are put together along another axis than that of the channels",
+                );
+            }
+            channels = channels.checked_add(own).ok_or("its channels overflow")?;
+            let Ok(lanes) = form.lanes_along(axis, value) else {
+                return why(
+                    "its inputs are put together along another axis than that of the channels",
+                );
+            };
+            let form = Form {
+                lanes,
+                ..(*form).clone()
+            };
+            stack = Some(match stack {
+                None => form,
+                Some(stack) => stack.beside(&form, inputs, None)?,
+            });
+        }
+        let Some(stack) = stack else {
+            return why("it has no inputs");
+        };
+        Ok(Form {
+            inputs,
+            channels: Some(channels),
+            ..stack
+        })
+    }
+
+    /// Two maps of one source, seen as one with this many channels.
+    fn beside(
+        &self,
+        other: &Form,
+        inputs: Option<usize>,
+        channels: Option<usize>,
+    ) -> Result<Form, Why> {
         let operators = self.operators + other.operators + 1;
         if operators > MOST_OPERATORS {
             return why("too many operators would become one");
+        }
+        if self.turned != other.turned {
+            return why("its inputs have their axes in different orders");
         }
         Ok(Form {
             lanes: self.lanes.aligned(&other.lanes)?,
@@ -364,7 +506,16 @@ impl Form {
             constant: self.constant || other.constant,
             operators,
             depth: self.depth.max(other.depth),
+            turned: self.turned.clone(),
         })
+    }
+}
+
+/// The one number that two are, where they are known.
+fn one(a: Option<usize>, b: Option<usize>) -> Result<Option<usize>, Why> {
+    match (a, b) {
+        (Some(a), Some(b)) if a != b => why("its inputs have different numbers of channels"),
+        (a, b) => Ok(a.or(b)),
     }
 }
 

@@ -135,8 +135,15 @@ fn block(
     })
 }
 
-/// What is written for a block of this name.
-const ENDS: [&str; 2] = ["weight", "bias"];
+/// What is written for a block of this name: tensors, and values between its nodes.
+const ENDS: [&str; 6] = [
+    "weight",
+    "bias",
+    "weight.cast",
+    "bias.cast",
+    "product",
+    "turned",
+];
 
 fn free_name(base: String, taken: &mut HashSet<String>) -> String {
     let is_free = |name: &String| {
@@ -176,7 +183,13 @@ fn base_name(graph: &Graph, region: &Region) -> String {
             )
         }
     };
-    of_tensors.or_else(of_nodes).unwrap_or_else(|| {
+    let of_last = || {
+        let last = convs.iter().rev();
+        let mut modules = last.filter_map(|(conv, _)| module_of(conv.weight.name()));
+        modules.next().map(str::to_owned)
+    };
+    let found = of_tensors.or_else(of_nodes).or_else(of_last);
+    found.unwrap_or_else(|| {
         let name = &graph.value(region.value).name;
         name.trim_matches('/').replace('/', ".")
     })

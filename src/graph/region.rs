@@ -6,10 +6,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
-use super::form::{Form, Lanes};
-use super::model::{Graph, NodeId, Op, ValueId};
+use super::form::{Form, Lanes, rank};
+use super::model::{Graph, NodeId, Op, Value, ValueId};
 use super::tree::tree;
-use crate::algebra::shape::resolve;
+use crate::algebra::shape::{resolve, resolve_over};
 use crate::algebra::{Expr, Resolved};
 use crate::tensor::Tensor;
 
@@ -64,7 +64,7 @@ pub struct Regions {
 }
 
 /// A value remembers no more sources than this: the nearest ones.
-const MOST_SOURCES: usize = 8;
+const MOST_SOURCES: usize = 16;
 
 /// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
 pub fn regions(
@@ -74,7 +74,34 @@ pub fn regions(
 ) -> Regions {
     let mut search = Search::new(graph);
     search.forwards();
-    search.backwards(even_if_dearer, takes)
+    // What one choice makes superfluous another one need not count with: until no choice changes.
+    let mut found = search.backwards(even_if_dearer, takes);
+    for _ in 0..MOST_ROUNDS {
+        let gone = found.gone(graph);
+        if gone == search.gone {
+            break;
+        }
+        search.gone = gone;
+        found = search.backwards(even_if_dearer, takes);
+    }
+    found.left = search.left(&found.stays);
+    found
+}
+
+/// Choices are made anew no more often than this.
+const MOST_ROUNDS: usize = 8;
+
+impl Regions {
+    /// The nodes that nothing is left of, not even a region in their place.
+    fn gone(&self, graph: &Graph) -> Vec<bool> {
+        let mut gone: Vec<bool> = self.stays.iter().map(|stays| !stays).collect();
+        for region in &self.folded {
+            if let Some(producer) = graph.value(region.value).producer() {
+                gone[producer.0] = false;
+            }
+        }
+        gone
+    }
 }
 
 /// The forms of each value by their sources, the nearest first.
@@ -85,6 +112,8 @@ struct Search<'a> {
     forms: Forms,
     /// For each node, what kept it from joining what stands before it.
     stopped: HashMap<NodeId, String>,
+    /// The nodes that go, as far as is known.
+    gone: Vec<bool>,
 }
 
 impl<'a> Search<'a> {
@@ -93,6 +122,7 @@ impl<'a> Search<'a> {
             graph,
             forms: vec![Vec::new(); graph.values().len()],
             stopped: HashMap::new(),
+            gone: vec![false; graph.nodes().len()],
         }
     }
 
@@ -102,18 +132,28 @@ impl<'a> Search<'a> {
             if let Op::Opaque(Some(why)) = &node.op {
                 self.stopped.insert(id, why.clone());
             }
-            let (Some(&input), &[output]) = (node.inputs.first(), &node.outputs[..]) else {
+            let (Some(&input), [first, more @ ..]) = (node.inputs.first(), &node.outputs[..])
+            else {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) | Op::Slice { .. } | Op::Concat(_) | Op::Transpose(_) => continue,
+                Op::Opaque(_) => continue,
+                op @ Op::Slice { .. } => {
+                    for (number, output) in node.outputs.iter().enumerate() {
+                        let found = self.joined(id, op, input, (*output, number));
+                        self.forms[output.0] = nearest(self.farther(found));
+                    }
+                    continue;
+                }
+                _ if !more.is_empty() => continue,
                 Op::Add | Op::Sub => match node.inputs[..] {
                     [a, b] => self.sums(id, a, b),
                     _ => continue,
                 },
-                op => self.joined(id, op, input, output),
+                Op::Concat(axis) => self.stacks(id, *axis, &node.inputs),
+                op => self.joined(id, op, input, (*first, 0)),
             };
-            self.forms[output.0] = nearest(found);
+            self.forms[first.0] = nearest(self.farther(found));
         }
     }
 
@@ -123,17 +163,33 @@ impl<'a> Search<'a> {
         std::iter::once(own).chain(self.forms[value.0].iter().cloned())
     }
 
+    /// Without the sources that give nothing which a farther one does not: what only a diagonal operator makes of that, and nobody else reads.
+    fn farther(&self, found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
+        let sources: BTreeSet<ValueId> = found.iter().map(|(source, _)| *source).collect();
+        let made_of = |value: ValueId| {
+            let value = self.graph.value(value);
+            let node = self.graph.node(value.producer()?);
+            let alone = value.users().len() == 1 && !value.is_output;
+            (alone && is_diagonal(&node.op)).then(|| node.inputs.first().copied())?
+        };
+        let reaches = |(source, _): &(ValueId, Form)| {
+            let mut steps = std::iter::successors(Some(*source), |value| made_of(*value));
+            !steps.by_ref().skip(1).any(|value| sources.contains(&value))
+        };
+        found.into_iter().filter(reaches).collect()
+    }
+
     fn joined(
         &mut self,
         id: NodeId,
         op: &Op,
         input: ValueId,
-        output: ValueId,
+        (output, number): (ValueId, usize),
     ) -> Vec<(ValueId, Form)> {
         let [from, to] = [input, output].map(|value| self.graph.value(value));
         let mut found = Vec::new();
         for (source, form) in self.all(input).collect::<Vec<_>>() {
-            match form.then(op, from, to) {
+            match form.then(op, from, to, number) {
                 Ok(form) => found.push((source, form)),
                 // The nearest trouble is the one to tell.
                 Err(why) => drop(self.stopped.entry(id).or_insert(why)),
@@ -157,8 +213,33 @@ impl<'a> Search<'a> {
         found
     }
 
+    fn stacks(&mut self, id: NodeId, axis: usize, inputs: &[ValueId]) -> Vec<(ValueId, Form)> {
+        let Some((first, more)) = inputs.split_first() else {
+            return Vec::new();
+        };
+        let others: Vec<HashMap<ValueId, Form>> = more
+            .iter()
+            .map(|input| self.all(*input).collect())
+            .collect();
+        let mut found = Vec::new();
+        for (source, form) in self.all(*first).collect::<Vec<_>>() {
+            let rest: Option<Vec<&Form>> = others.iter().map(|of| of.get(&source)).collect();
+            let Some(rest) = rest else {
+                continue;
+            };
+            let values = inputs.iter().map(|input| self.graph.value(*input));
+            let all: Vec<(&Form, &Value)> =
+                std::iter::once(&form).chain(rest).zip(values).collect();
+            match Form::stacked(&all, axis) {
+                Ok(form) => found.push((source, form)),
+                Err(why) => drop(self.stopped.entry(id).or_insert(why)),
+            }
+        }
+        found
+    }
+
     fn backwards(
-        mut self,
+        &mut self,
         even_if_dearer: bool,
         takes: &mut dyn FnMut(&Region) -> bool,
     ) -> Regions {
@@ -190,17 +271,19 @@ impl<'a> Search<'a> {
             }
         }
         folded.reverse();
-        let mut left: Vec<(NodeId, String)> = self
-            .stopped
-            .into_iter()
-            .filter(|(node, _)| stays[node.0])
-            .collect();
-        left.sort();
         Regions {
             folded,
             stays,
-            left,
+            left: Vec::new(),
         }
+    }
+
+    /// What stays although it nearly could be folded.
+    fn left(self, stays: &[bool]) -> Vec<(NodeId, String)> {
+        let all = self.stopped.into_iter();
+        let mut left: Vec<(NodeId, String)> = all.filter(|(node, _)| stays[node.0]).collect();
+        left.sort();
+        left
     }
 
     /// The largest region that ends in a value, is exact, and pays.
@@ -215,13 +298,19 @@ impl<'a> Search<'a> {
         let mut best: Option<(usize, Region)> = None;
         // The nearest source first: a farther one must save more.
         for (source, form) in &self.forms[value.0] {
-            if form.depth == 0 || !self.keeps_shape(*source, value, form) {
+            if form.depth == 0 || form.turned.is_some() || !self.keeps_shape(*source, value, form) {
                 continue;
             }
             let nodes = between(self.graph, *source, value);
-            let saved = saved(self.graph, &nodes, value, wanted);
+            let saved = saved(self.graph, &nodes, value, wanted, &self.gone);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
+            if count < 2 && nodes.iter().filter(computing).count() >= 2 {
+                let why = "what stands before it is read by something else, too";
+                self.stopped
+                    .entry(producer)
+                    .or_insert_with(|| why.to_owned());
+            }
             if count < 2 || best.as_ref().is_some_and(|(most, _)| count <= *most) {
                 continue;
             }
@@ -229,6 +318,10 @@ impl<'a> Search<'a> {
                 Ok(region) => {
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(self.graph, &self.forms, *source, value, &saved);
+                    // A matrix product and a sum may be that already.
+                    if count <= self.becomes(&region) && new.parameters >= old.parameters {
+                        continue;
+                    }
                     if even_if_dearer || new.no_more_than(&old) {
                         best = Some((count, region));
                         continue;
@@ -240,6 +333,17 @@ impl<'a> Search<'a> {
             self.stopped.insert(producer, stopped);
         }
         best.map(|(_, region)| region).filter(takes)
+    }
+
+    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes.
+    fn becomes(&self, region: &Region) -> usize {
+        let rank = rank(self.graph.value(region.source));
+        let root = region.expr.root();
+        let apart = region.walk == Walk::Linear
+            && region.expr.geometry().transposed()
+            && rank != Some(2)
+            && root.constant().is_some();
+        1 + usize::from(apart)
     }
 
     fn region(
@@ -276,8 +380,20 @@ impl<'a> Search<'a> {
             }
             Walk::Linear => Vec::new(),
         };
-        let expr: Expr<Tensor> = tree(self.graph, source, value, &dilation)?;
-        let expr = resolve(expr).map_err(|error| error.to_string())?;
+        let expr: Expr<Tensor> = tree(self.graph, source, value, &walk, &dilation)?;
+        let expr = match form.inputs {
+            Some(inputs) => resolve_over(expr, inputs),
+            None => resolve(expr),
+        };
+        let expr = expr.map_err(|error| error.to_string())?;
+        if let Walk::Conv(steps) = &walk {
+            if expr.geometry().transposed() {
+                return Err("its matrix has the inputs first, and becomes no conv".to_owned());
+            }
+            if expr.geometry().weight_shape().len() != steps.len() + 2 {
+                return Err("it has another number of spatial axes".to_owned());
+            }
+        }
         Ok(Region {
             source,
             value,
@@ -319,6 +435,19 @@ fn dearer(new: &Cost, old: &Cost) -> String {
     )
 }
 
+/// Whether an operator maps every channel by itself, or moves numbers: the conv behind it takes it over for nothing.
+fn is_diagonal(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Norm(_)
+            | Op::WithConstant(..)
+            | Op::Neg
+            | Op::Identity
+            | Op::Reshape
+            | Op::Transpose(_)
+    )
+}
+
 /// Whether an operator does anything to numbers, or has a kernel take over what it does.
 fn computes(op: &Op) -> bool {
     !matches!(
@@ -346,6 +475,7 @@ fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
     let mut helpers: BTreeSet<NodeId> = nodes
         .iter()
         .flat_map(|id| graph.node(*id).inputs.iter().skip(1))
+        .filter(|input| **input != source)
         .filter_map(|input| graph.value(*input).producer())
         .filter(|id| !nodes.contains(id))
         .collect();
@@ -371,6 +501,7 @@ fn saved(
     nodes: &BTreeSet<NodeId>,
     value: ValueId,
     wanted: &[bool],
+    gone: &[bool],
 ) -> BTreeSet<NodeId> {
     let mut saved = BTreeSet::new();
     for id in nodes.iter().rev() {
@@ -379,7 +510,10 @@ fn saved(
             *output == value
                 || !wanted[output.0]
                     && !read.is_output
-                    && read.users().iter().all(|user| saved.contains(user))
+                    && read
+                        .users()
+                        .iter()
+                        .all(|user| saved.contains(user) || gone[user.0])
         };
         if graph.node(*id).outputs.iter().all(unread) {
             saved.insert(*id);

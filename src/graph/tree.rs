@@ -1,7 +1,8 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
-use super::model::{Arithmetic, Conv, Graph, Linear, NodeId, Op, ValueId, Window};
-use crate::algebra::{self, Bn, Expr, Extent, Factor, Through, Vector};
+use super::model::{Arithmetic, Conv, Dim, Graph, Linear, NodeId, Op, ValueId, Window};
+use super::region::Walk;
+use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Through, Vector};
 use crate::tensor::Tensor;
 
 /// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
@@ -13,11 +14,30 @@ pub(super) fn tree(
     graph: &Graph,
     source: ValueId,
     value: ValueId,
+    walk: &Walk,
     dilation: &[usize],
 ) -> Result<Expr<Tensor>, String> {
     let mut steps = Vec::new();
-    push(graph, source, value, dilation, &mut steps)?;
+    let within = Within {
+        graph,
+        source,
+        axes: match walk {
+            Walk::Conv(steps) | Walk::Transposed(steps, _) => steps.len(),
+            Walk::Linear => 0,
+        },
+        dilation,
+    };
+    push(&within, value, &mut steps)?;
     Ok(one(steps))
+}
+
+/// What all operators of a tree share.
+struct Within<'a> {
+    graph: &'a Graph,
+    source: ValueId,
+    /// Spatial axes of its weights.
+    axes: usize,
+    dilation: &'a [usize],
 }
 
 fn one(mut steps: Vec<Expr<Tensor>>) -> Expr<Tensor> {
@@ -31,27 +51,25 @@ fn one(mut steps: Vec<Expr<Tensor>>) -> Expr<Tensor> {
     }
 }
 
-/// Appends what leads from `source` to `value`, the first operator first. The depth is bound by the operators that a form may have.
-fn push(
-    graph: &Graph,
-    source: ValueId,
-    value: ValueId,
-    dilation: &[usize],
-    steps: &mut Vec<Expr<Tensor>>,
-) -> Result<(), String> {
-    if value == source {
+/// Appends what leads from the source to `value`, the first operator first. The depth is bound by the operators that a form may have.
+fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
+    let graph = within.graph;
+    if value == within.source {
         return Ok(());
     }
     let Some(NodeId(producer)) = graph.value(value).producer() else {
         return Err("it does not come from its source".to_owned());
     };
     let node = &graph.nodes()[producer];
+    let branch = |input: ValueId| {
+        let mut branch = Vec::new();
+        push(within, input, &mut branch).map(|()| branch)
+    };
     match (&node.op, &node.inputs[..]) {
         (op @ (Op::Add | Op::Sub), &[a, b]) => {
             let mut summands = Vec::new();
             for (i, input) in [a, b].into_iter().enumerate() {
-                let mut branch = Vec::new();
-                push(graph, source, input, dilation, &mut branch)?;
+                let mut branch = branch(input)?;
                 if i == 1 && *op == Op::Sub {
                     branch.push(Expr::Scale(Factor::Number(-1.0)));
                 }
@@ -63,18 +81,38 @@ fn push(
             steps.push(Expr::Sum(summands));
             Ok(())
         }
+        (Op::Concat(_), inputs) => {
+            let branches = inputs.iter().map(|input| branch(*input).map(one));
+            steps.push(Expr::Stack(branches.collect::<Result<_, _>>()?));
+            Ok(())
+        }
+        (Op::Slice { axis, ranges }, &[input, ..]) => {
+            push(within, input, steps)?;
+            let number = node.outputs.iter().position(|output| *output == value);
+            let shape = graph.value(input).shape.as_ref();
+            match (
+                number.and_then(|i| ranges.get(i)),
+                shape.and_then(|shape| shape.get(*axis)),
+            ) {
+                (Some(&[begin, end]), Some(Dim::Known(of))) => {
+                    steps.push(Expr::Select(Channels::range(*of, begin..end)));
+                    Ok(())
+                }
+                _ => Err("how many channels it cuts is not known".to_owned()),
+            }
+        }
         (op, &[input, ..]) => {
-            push(graph, source, input, dilation, steps)?;
-            operator(op, dilation, steps)
+            push(within, input, steps)?;
+            operator(op, within, steps)
         }
         _ => Err("it reads nothing".to_owned()),
     }
 }
 
-fn operator(op: &Op, dilation: &[usize], steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
+fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
     match op {
-        Op::Conv(conv) => steps.push(of_conv(conv, dilation)?),
-        Op::Linear(linear) => steps.push(of_linear(linear)),
+        Op::Conv(conv) => steps.push(of_conv(conv, within.dilation)?),
+        Op::Linear(linear) => steps.push(of_linear(linear, within.axes)),
         Op::Norm(norm) => steps.push(Expr::Bn(Bn {
             mean: norm.mean.clone(),
             var: norm.var.clone(),
@@ -83,9 +121,9 @@ fn operator(op: &Op, dilation: &[usize], steps: &mut Vec<Expr<Tensor>>) -> Resul
         })),
         Op::WithConstant(how, constant) => with_constant(*how, constant, steps),
         Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
-        Op::AvgPool(window) => steps.push(Expr::Mean(of_window(window, dilation)?)),
-        Op::Pad(_) | Op::Reshape | Op::Identity => {}
-        Op::Add | Op::Sub | Op::Concat(_) | Op::Slice { .. } | Op::Transpose(_) | Op::Opaque(_) => {
+        Op::AvgPool(window) => steps.push(Expr::Mean(of_window(window, within.dilation)?)),
+        Op::Pad(_) | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
+        Op::Add | Op::Sub | Op::Concat(_) | Op::Slice { .. } | Op::Opaque(_) => {
             return Err("it is not folded".to_owned());
         }
     }
@@ -133,10 +171,12 @@ fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
     }))
 }
 
-/// A matrix that has its inputs first is the weight of a transposed conv of one tap.
-fn of_linear(linear: &Linear) -> Expr<Tensor> {
+/// A matrix that has its inputs first is the weight of a transposed conv of one tap. Beside convs it has as many axes as they.
+fn of_linear(linear: &Linear, axes: usize) -> Expr<Tensor> {
+    let shape = linear.weight.shape().iter().copied();
+    let shape = shape.chain(std::iter::repeat_n(1, axes)).collect();
     Expr::Conv(algebra::Conv {
-        weight: linear.weight.clone(),
+        weight: linear.weight.reshaped(shape),
         bias: linear.bias.clone(),
         dilation: [1; 3],
         groups: Some(1),

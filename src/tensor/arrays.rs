@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use ndarray::Array4;
+use ndarray::{Array4, ArrayD, IxDyn};
 
 use super::checkpoint::Checkpoint;
 use super::error::{Error, quoted};
@@ -18,6 +18,21 @@ pub type Arrays = Vec<(Option<String>, Array4<f64>)>;
 /// # Errors
 /// When the file is neither, an array has not four (or three) dimensions, or holds no floating-point numbers.
 pub fn read_arrays(path: &Path) -> Result<Arrays, Error> {
+    let four = |(name, array): (Option<String>, ArrayD<f64>)| {
+        let what = quoted(&name.clone().unwrap_or_else(|| path.display().to_string()));
+        in_four_dims(path, &what, array).map(|array| (name, array))
+    };
+    read_any_arrays(path)?.into_iter().map(four).collect()
+}
+
+/// Arrays of any number of dimensions, by name.
+pub type AnyArrays = Vec<(Option<String>, ArrayD<f64>)>;
+
+/// The same, whatever dimensions they have.
+///
+/// # Errors
+/// When the file is neither, or an array holds no floating-point numbers.
+pub fn read_any_arrays(path: &Path) -> Result<AnyArrays, Error> {
     let (mut file, metadata) = open::regular(path)?;
     let mut magic = [0; 6];
     if file.read_exact(&mut magic).is_ok() && magic == *MAGIC {
@@ -87,7 +102,7 @@ fn check_npy_header(file: &mut File, file_len: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn safetensors(path: &Path) -> Result<Arrays, Error> {
+fn safetensors(path: &Path) -> Result<AnyArrays, Error> {
     let file = Checkpoint::open(path)?;
     let mut arrays = Vec::new();
     for tensor in file.tensors().values() {
@@ -102,13 +117,13 @@ fn safetensors(path: &Path) -> Result<Arrays, Error> {
         file.read_at(tensor, 0, &mut bytes)?;
         let mut values = vec![0.0; tensor.len()];
         float.decode(&bytes, &mut values);
-        let array = in_four_dims(path, &tensor.to_string(), tensor.shape(), values)?;
+        let array = shaped(path, tensor.shape(), values)?;
         arrays.push((Some(tensor.name().to_owned()), array));
     }
     Ok(arrays)
 }
 
-fn npy(path: &Path, mut file: File, file_len: u64) -> Result<Array4<f64>, Error> {
+fn npy(path: &Path, mut file: File, file_len: u64) -> Result<ArrayD<f64>, Error> {
     let io = |source| Error::Io {
         what: "read",
         path: path.to_owned(),
@@ -164,27 +179,30 @@ fn npy(path: &Path, mut file: File, file_len: u64) -> Result<Array4<f64>, Error>
             }
         },
     };
-    in_four_dims(path, &quoted(&path.display().to_string()), &shape, values)
+    shaped(path, &shape, values)
 }
 
-fn in_four_dims(
-    path: &Path,
-    what: &str,
-    shape: &[usize],
-    values: Vec<f64>,
-) -> Result<Array4<f64>, Error> {
-    if values.is_empty() {
+fn shaped(path: &Path, shape: &[usize], values: Vec<f64>) -> Result<ArrayD<f64>, Error> {
+    ArrayD::from_shape_vec(IxDyn(shape), values).map_err(|e| Error::Array {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+fn in_four_dims(path: &Path, what: &str, array: ArrayD<f64>) -> Result<Array4<f64>, Error> {
+    let shape = array.shape().to_vec();
+    if array.is_empty() {
         return Err(Error::Array {
             path: path.to_owned(),
             reason: format!("{what} has shape {shape:?} and so no number"),
         });
     }
-    let dims = match *shape {
+    let dims = match shape[..] {
         [n, c, h, w] => Some((n, c, h, w)),
         [c, h, w] => Some((1, c, h, w)),
         _ => None,
     };
-    dims.and_then(|dims| Array4::from_shape_vec(dims, values).ok())
+    dims.and_then(|dims| array.into_shape_with_order(dims).ok())
         .ok_or_else(|| Error::Array {
             path: path.to_owned(),
             reason: format!(

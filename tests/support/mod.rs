@@ -6,6 +6,7 @@ pub mod file;
 pub mod fixtures;
 pub mod forge;
 pub mod header;
+pub mod onnx;
 pub mod tiny;
 
 use std::convert::Infallible;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::encode::{Message, conv_attributes, int, kind, node};
+use super::encode::{Message, conv_attributes, int, ints, kind, node};
 use super::open::Onnx;
 use super::proto::{Data, Name, Part};
 use crate::graph::plan::{self, Folding, Left};
@@ -40,6 +40,7 @@ pub(super) enum Piece {
 /// Names after a block's.
 const PRODUCT: &str = "product";
 const CAST: &str = "cast";
+const TURNED: &str = "turned";
 
 /// Plans what to fold.
 ///
@@ -311,7 +312,7 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
         }
         Walk::Linear => {
             let is_matrix = onnx.graph.value(region.source).shape.as_ref().map(Vec::len) == Some(2);
-            if !g.transposed() || is_matrix && bias.is_some() {
+            if is_matrix && (!g.transposed() || bias.is_some()) {
                 inputs.extend(bias.as_deref());
                 let turned = int("transB", i64::from(!g.transposed()));
                 nodes.push(node(
@@ -324,6 +325,13 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
                 return nodes;
             }
             let name = format!("{module}.MatMul");
+            let turned = format!("{module}.{TURNED}");
+            if !g.transposed() {
+                // A product takes its matrix with the inputs first.
+                let order = ints("perm", [1, 0]);
+                nodes.push(node(&turned, "Transpose", &[&weight], &turned, &[order]));
+                inputs[1] = &turned;
+            }
             let Some(bias) = &bias else {
                 nodes.push(node(&name, "MatMul", &inputs, value, &[]));
                 return nodes;

@@ -73,7 +73,8 @@ pub(super) fn int(name: &str, value: i64) -> Message {
     attribute
 }
 
-fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> Message {
+/// An attribute of several whole numbers.
+pub(super) fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> Message {
     let mut attribute = Message::default();
     attribute.text(1, name);
     values

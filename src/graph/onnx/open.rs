@@ -234,7 +234,7 @@ impl<'a> Constants<'a> {
                 data: Data::Numbers(numbers),
             };
             let tensor = match (&**key, value) {
-                ("value", A::Tensor(tensor)) => tensor.clone(),
+                ("value", A::Tensor(tensor, _)) => tensor.clone(),
                 ("value_int", A::Int(number)) => of(7, vec![], vec![*number]),
                 ("value_ints", A::Ints(numbers)) => {
                     of(7, vec![numbers.len() as i64], numbers.clone())

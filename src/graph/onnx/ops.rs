@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::error::Error;
+use super::ints::{self, Ints, MOST_INTS};
 use super::open::Values;
+use super::parts;
 use super::proto::{Attribute, Model, Name, Node, is_onnx};
 use super::shapes;
 use crate::algebra::Values as _;
@@ -23,6 +25,10 @@ pub(super) struct Reading<'a> {
     unread: HashSet<Name>,
     /// What values that hold shapes hold.
     pub shapes: HashMap<Name, Vec<Dim>>,
+    /// Whole numbers that nodes compute of constants alone.
+    computed: HashMap<Name, Ints>,
+    /// Values that are constant matrices with their axes exchanged: the matrices.
+    turned: HashMap<Name, Tensor>,
 }
 
 /// Why a node is opaque, or what went wrong with the file.
@@ -37,16 +43,13 @@ impl From<Error> for Trouble {
     }
 }
 
-fn because<T>(why: &str) -> Result<T, Trouble> {
+pub(super) fn because<T>(why: &str) -> Result<T, Trouble> {
     Err(Trouble::Opaque(Some(why.to_owned())))
 }
 
-fn opaque<T>() -> Result<T, Trouble> {
+pub(super) fn opaque<T>() -> Result<T, Trouble> {
     Err(Trouble::Opaque(None))
 }
-
-/// More numbers than this are in no shape, and in no list of axes.
-const MOST_INTS: usize = 64;
 
 impl<'a> Reading<'a> {
     pub fn new(
@@ -65,6 +68,8 @@ impl<'a> Reading<'a> {
             made: HashSet::new(),
             unread,
             shapes: HashMap::new(),
+            computed: HashMap::new(),
+            turned: HashMap::new(),
         }
     }
 
@@ -111,6 +116,7 @@ impl<'a> Reading<'a> {
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
         let inferred = shapes::infer(self, node);
+        self.remember(node);
         let (op, inputs) = match self.op(node) {
             Ok(found) => found,
             Err(Trouble::Opaque(why)) => (Op::Opaque(why), self.all_inputs(node)),
@@ -118,6 +124,39 @@ impl<'a> Reading<'a> {
         };
         let outputs = self.name_outputs(node, inferred);
         Ok(self.ours(node, op, inputs, outputs))
+    }
+
+    /// What other nodes may ask of this one's output, which follows from constants.
+    fn remember(&mut self, node: &Node) {
+        let &[Some(output)] = &node.outputs[..] else {
+            return;
+        };
+        if !self.is_known(node) {
+            return;
+        }
+        if let Some(ints) = ints::computed(self, node) {
+            self.computed.insert(output, ints);
+        }
+        let exchanges = match node.attributes.get("perm") {
+            None => true,
+            Some(Attribute::Ints(order)) => order[..] == [1, 0],
+            Some(_) => false,
+        };
+        if node.op == "Transpose"
+            && exchanges
+            && let Some(matrix) = self.constant(node.inputs.first().copied().flatten())
+            && matrix.shape().len() == 2
+        {
+            self.turned.insert(output, matrix.clone());
+        }
+    }
+
+    /// Whether a node is one of ONNX's own, as they are read here.
+    fn is_known(&self, node: &Node) -> bool {
+        is_onnx(&node.domain)
+            && node.captured.is_empty()
+            && self.opset() >= 7
+            && !self.model.redefined.contains(&node.op)
     }
 
     fn ours(
@@ -193,24 +232,48 @@ impl<'a> Reading<'a> {
         (elements == Some(tensor.len())).then(|| tensor.reshaped(shape))
     }
 
-    /// The numbers of a constant that is a short list of whole numbers.
+    /// The numbers of a constant, or of what follows from constants, that is a short list of whole numbers.
     pub fn ints(&self, name: Name) -> Option<Vec<i64>> {
+        let ints = self.whole(name)?;
+        (ints.shape.len() <= 1).then_some(ints.numbers)
+    }
+
+    /// A list that is an input or, in older versions of the format, an attribute.
+    pub fn list(&self, node: &Node, index: usize, key: &str) -> Option<Vec<i64>> {
+        match (node.inputs.get(index), node.attributes.get(key)) {
+            (Some(Some(name)), _) => self.ints(*name),
+            (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
+            _ => None,
+        }
+    }
+
+    /// The same with their shape.
+    pub fn whole(&self, name: Name) -> Option<Ints> {
+        if let Some(ints) = self.computed.get(&name) {
+            return Some(ints.clone());
+        }
         let tensor = self.constants.get(&name)?;
         let size = match tensor.dtype().to_string().as_str() {
             "I64" => 8,
             "I32" => 4,
             _ => return None,
         };
-        if tensor.shape().len() > 1 || tensor.len() > MOST_INTS {
+        if tensor.len() > MOST_INTS {
             return None;
         }
         let mut bytes = vec![0; tensor.len() * size];
         self.checkpoint.read_at(tensor, 0, &mut bytes).ok()?;
         let number = |b: &[u8]| match *b {
-            [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
-            _ => b.first_chunk().map_or(0, |b| i64::from_le_bytes(*b)),
+            [a, b, c, d] => Some(i64::from(i32::from_le_bytes([a, b, c, d]))),
+            _ => b.first_chunk().map(|b| i64::from_le_bytes(*b)),
         };
-        Some(bytes.chunks_exact(size).map(number).collect())
+        Some(Ints {
+            shape: tensor.shape().to_vec(),
+            numbers: bytes
+                .chunks_exact(size)
+                .map(number)
+                .collect::<Option<_>>()?,
+        })
     }
 
     /// The one number of a constant.
@@ -259,7 +322,7 @@ impl<'a> Reading<'a> {
 
     /// What a node does, and what it reads that is no constant.
     fn op(&self, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
-        if !is_onnx(&node.domain) || !node.captured.is_empty() || self.opset() < 7 {
+        if !self.is_known(node) {
             return opaque();
         }
         let op = match &*node.op {
@@ -268,6 +331,10 @@ impl<'a> Reading<'a> {
             "BatchNormalization" => Op::Norm(self.norm(node)?),
             "Add" | "Sub" | "Mul" | "Div" => return self.arithmetic(node),
             "Neg" => Op::Neg,
+            "Concat" => return parts::concat(self, node),
+            "Slice" => return parts::slice(self, node),
+            "Split" => return parts::split(self, node),
+            "Transpose" => return parts::transpose(self, node),
             "Gemm" => Op::Linear(self.gemm(node)?),
             "MatMul" => Op::Linear(self.product(node)?),
             "AveragePool" => Op::AvgPool(self.average(node)?),
@@ -289,7 +356,9 @@ impl<'a> Reading<'a> {
         if node.outputs.iter().skip(1).any(Option::is_some) && node.op != "Dropout" {
             return because("it has several outputs");
         }
-        Ok((op, vec![input]))
+        // What follows from constants is no constant of the file; whoever asked for it reads it.
+        let rest = (1..node.inputs.len()).filter_map(|i| self.value(node, i));
+        Ok((op, [input].into_iter().chain(rest).collect()))
     }
 
     /// A float tensor that is constant.
@@ -539,10 +608,17 @@ impl<'a> Reading<'a> {
     }
 
     fn product(&self, node: &Node) -> Result<Linear, Trouble> {
-        if self
-            .constant(node.inputs.get(1).copied().flatten())
-            .is_none()
+        let name = node.inputs.get(1).copied().flatten();
+        if let Some(matrix) = name.and_then(|name| self.turned.get(&name))
+            && matrix.dtype().float().is_some()
         {
+            return Ok(Linear {
+                weight: matrix.clone(),
+                in_first: false,
+                bias: None,
+            });
+        }
+        if self.constant(name).is_none() {
             return opaque();
         }
         let weight = self.weight(node, 1, "matrix")?;

@@ -50,6 +50,8 @@ pub(super) struct Model {
     pub before_graph: usize,
     /// Whether the file says how to train it.
     pub trains: bool,
+    /// Operators of ONNX's own that the file defines anew.
+    pub redefined: Vec<String>,
     /// Metadata of the file.
     pub metadata: Vec<(String, String)>,
     /// Where metadata is that an earlier run has written.
@@ -107,7 +109,8 @@ pub(super) enum Attribute {
     Int(i64),
     Text(Vec<u8>),
     Ints(Vec<i64>),
-    Tensor(Tensor),
+    /// With its bytes, where they are few and lie side by side in the file.
+    Tensor(Tensor, Option<Vec<u8>>),
     /// Something that nothing here asks for.
     Other,
 }
@@ -164,6 +167,9 @@ const MOST_DIMS: usize = 64;
 /// Tensors whose numbers stand one by one are read up to this many.
 const MOST_NUMBERS: usize = 1 << 20;
 
+/// The bytes of an attribute that are read with it.
+const FEW_BYTES: u64 = 64;
+
 /// Subgraphs within subgraphs.
 const DEEPEST: usize = 16;
 
@@ -172,7 +178,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
     let mut names = Names::default();
     let (mut fields, mut graphs) = (Vec::new(), Vec::new());
     let (mut ir_version, mut opset, mut trains) = (0, None, false);
-    let (mut metadata, mut ours) = (Vec::new(), Vec::new());
+    let (mut metadata, mut ours, mut redefined) = (Vec::new(), Vec::new(), Vec::new());
     wire.fields(0..wire.len(), |wire, field| {
         match field.number {
             1 => ir_version = wire.number(&field)?,
@@ -201,6 +207,21 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
                 }
             }
             20 => trains = true,
+            25 => {
+                let range = wire.range(&field)?;
+                let (mut name, mut domain) = (String::new(), String::new());
+                wire.fields(range, |wire, field| {
+                    match field.number {
+                        1 => name = wire.text(&field)?,
+                        10 => domain = wire.text(&field)?,
+                        _ => {}
+                    }
+                    Ok(())
+                })?;
+                if is_onnx(&domain) {
+                    redefined.push(name);
+                }
+            }
             _ => {}
         }
         match field.number {
@@ -225,6 +246,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
         fields,
         before_graph,
         trains,
+        redefined,
         metadata,
         ours,
         graph,
@@ -358,7 +380,14 @@ fn attribute(
                 value = Attribute::Text(wire.bytes(range.clone())?);
             }
             (5, Payload::Bytes(range)) => {
-                value = Attribute::Tensor(tensor(wire, range.clone(), names)?);
+                let tensor = tensor(wire, range.clone(), names)?;
+                let bytes = match &tensor.data {
+                    Data::InFile(range) if range.end - range.start <= FEW_BYTES => {
+                        Some(wire.bytes(range.clone())?)
+                    }
+                    _ => None,
+                };
+                value = Attribute::Tensor(tensor, bytes);
             }
             (6 | 11, Payload::Bytes(range)) => {
                 reads(wire, range.clone(), names, captured, depth + 1)?;

@@ -52,7 +52,7 @@ pub(super) fn reshaped(shape: &[Dim], wanted: &[Dim]) -> Option<Shape> {
     Some(out)
 }
 
-fn axis_of(axis: i64, rank: usize) -> Option<usize> {
+pub(super) fn axis_of(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 {
         axis.checked_add(rank as i64)?
     } else {
@@ -467,6 +467,9 @@ fn windows(reading: &Reading<'_>, node: &Node, weight: Option<Shape>) -> Option<
                 .ok()?
         }
     };
+    if kernel.len() != axes {
+        return None;
+    }
     let same = match node.attributes.get("auto_pad") {
         Some(Attribute::Text(text)) if text.starts_with(b"SAME") => true,
         Some(Attribute::Text(text)) => text != b"NOTSET" && text != b"VALID",
@@ -495,9 +498,11 @@ fn windows(reading: &Reading<'_>, node: &Node, weight: Option<Shape>) -> Option<
             false => Some(moves / stride + 1),
         }
     };
-    let batch = input.as_ref().map_or(Dim::Any, |shape| shape[0].clone());
+    let batch = input
+        .as_ref()
+        .map_or(Some(Dim::Any), |shape| shape.first().cloned())?;
     let channels = match &weight {
-        Some(weight) => weight[0].clone(),
+        Some(weight) => weight.first()?.clone(),
         None => input.as_ref()?.get(1)?.clone(),
     };
     let spatial = (0..axes).map(|i| along(i).map_or(Dim::Any, Dim::Known));

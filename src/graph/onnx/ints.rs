@@ -1,0 +1,259 @@
+//! Whole numbers that a graph computes of constants alone: paddings, sizes and bounds, as exporters write them.
+
+use super::ops::Reading;
+use super::proto::{Attribute, Data, Node};
+use super::shapes::{axis_of, known};
+
+/// A few whole numbers with a shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ints {
+    pub shape: Vec<usize>,
+    pub numbers: Vec<i64>,
+}
+
+/// More numbers than this are in no shape, and in no list of axes.
+pub(super) const MOST_INTS: usize = 64;
+
+/// What a node computes, if it is a few whole numbers that follow from constants.
+pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
+    let of = |index: usize| reading.whole(node.inputs.get(index).copied().flatten()?);
+    let list = |index: usize, key: &str| match (node.inputs.get(index), node.attributes.get(key)) {
+        (Some(Some(_)), _) => Some(of(index)?.numbers),
+        (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
+        _ => None,
+    };
+    let ints = match &*node.op {
+        "Shape" => {
+            let id = reading.value(node, 0)?;
+            let shape = known(reading.values.values[id.0].shape.as_ref()?)?;
+            if node.attributes.contains_key("start") || node.attributes.contains_key("end") {
+                return None;
+            }
+            let numbers = shape.iter().map(|n| i64::try_from(*n).ok());
+            Ints {
+                shape: vec![shape.len()],
+                numbers: numbers.collect::<Option<_>>()?,
+            }
+        }
+        "ConstantOfShape" => {
+            let shape = sizes(&of(0)?.numbers)?;
+            let count = volume(&shape)?;
+            let numbers = vec![filling(node)?; count];
+            Ints { shape, numbers }
+        }
+        "Identity" => of(0)?,
+        "Cast" if matches!(node.attributes.get("to"), Some(Attribute::Int(6 | 7))) => of(0)?,
+        "Neg" => each(of(0)?, |n| n.checked_neg())?,
+        "Add" => pairs(of(0)?, of(1)?, i64::checked_add)?,
+        "Sub" => pairs(of(0)?, of(1)?, i64::checked_sub)?,
+        "Mul" => pairs(of(0)?, of(1)?, i64::checked_mul)?,
+        "Concat" => {
+            let parts: Option<Vec<Ints>> = (0..node.inputs.len()).map(of).collect();
+            joined(parts?, reading.attribute_int(node, "axis", 0))?
+        }
+        "Reshape" => reshaped(of(0)?, &of(1)?.numbers)?,
+        "Unsqueeze" => {
+            let ints = of(0)?;
+            let shape = super::shapes::unsqueezed(&ints.shape, &list(1, "axes")?)?;
+            Ints { shape, ..ints }
+        }
+        "Squeeze" => {
+            let ints = of(0)?;
+            let shape = super::shapes::squeezed(&ints.shape, &list(1, "axes")?)?;
+            Ints { shape, ..ints }
+        }
+        "Transpose" => turned(&of(0)?, node.attributes.get("perm"))?,
+        "Gather" if reading.attribute_int(node, "axis", 0) == 0 => gathered(&of(0)?, &of(1)?)?,
+        "Slice" => {
+            let ints = of(0)?;
+            let (starts, ends) = (list(1, "starts")?, list(2, "ends")?);
+            let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
+            let steps = match node.inputs.get(4).copied().flatten() {
+                Some(_) => of(4)?.numbers,
+                None => vec![1; starts.len()],
+            };
+            cut(ints, &starts, &ends, &axes, &steps)?
+        }
+        _ => return None,
+    };
+    (ints.numbers.len() <= MOST_INTS && volume(&ints.shape) == Some(ints.numbers.len()))
+        .then_some(ints)
+}
+
+fn volume(shape: &[usize]) -> Option<usize> {
+    let volume = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    (volume <= MOST_INTS).then_some(volume)
+}
+
+fn sizes(numbers: &[i64]) -> Option<Vec<usize>> {
+    numbers.iter().map(|n| usize::try_from(*n).ok()).collect()
+}
+
+/// The number that `ConstantOfShape` repeats, where it is a whole one.
+fn filling(node: &Node) -> Option<i64> {
+    let Some(Attribute::Tensor(tensor, bytes)) = node.attributes.get("value") else {
+        return None;
+    };
+    match (tensor.kind, &tensor.data, bytes) {
+        (6 | 7, Data::Numbers(numbers), _) => match numbers[..] {
+            [number] => Some(number),
+            _ => None,
+        },
+        (7, Data::InFile(_), Some(bytes)) => Some(i64::from_le_bytes(bytes[..].try_into().ok()?)),
+        (6, Data::InFile(_), Some(bytes)) => {
+            Some(i32::from_le_bytes(bytes[..].try_into().ok()?).into())
+        }
+        _ => None,
+    }
+}
+
+fn each(ints: Ints, f: impl Fn(i64) -> Option<i64>) -> Option<Ints> {
+    let numbers = ints.numbers.iter().map(|n| f(*n)).collect::<Option<_>>()?;
+    Some(Ints { numbers, ..ints })
+}
+
+/// Two lists number by number; one alone goes with each.
+fn pairs(a: Ints, b: Ints, f: impl Fn(i64, i64) -> Option<i64>) -> Option<Ints> {
+    match (&a.numbers[..], &b.numbers[..]) {
+        (_, &[one]) if b.shape.len() <= a.shape.len() => each(a, |n| f(n, one)),
+        (&[one], _) if a.shape.len() <= b.shape.len() => each(b, |n| f(one, n)),
+        (x, y) if a.shape == b.shape => {
+            let both = x.iter().zip(y).map(|(x, y)| f(*x, *y));
+            let numbers = both.collect::<Option<_>>()?;
+            Some(Ints {
+                shape: a.shape,
+                numbers,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Lists one behind the other; tables only along their first axis.
+fn joined(parts: Vec<Ints>, axis: i64) -> Option<Ints> {
+    let mut parts = parts.into_iter();
+    let mut all = parts.next()?;
+    if axis_of(axis, all.shape.len())? != 0 {
+        return None;
+    }
+    for part in parts {
+        if part.shape.get(1..)? != all.shape.get(1..)? {
+            return None;
+        }
+        all.shape[0] = all.shape[0].checked_add(part.shape[0])?;
+        all.numbers.extend(part.numbers);
+        if all.numbers.len() > MOST_INTS {
+            return None;
+        }
+    }
+    Some(all)
+}
+
+fn reshaped(ints: Ints, wanted: &[i64]) -> Option<Ints> {
+    if wanted.contains(&0) {
+        return None;
+    }
+    let told = sizes(
+        &wanted
+            .iter()
+            .copied()
+            .filter(|n| *n != -1)
+            .collect::<Vec<_>>(),
+    )?;
+    let rest = volume(&told)?;
+    let left = ints.numbers.len().checked_div(rest)?;
+    let shape = wanted.iter().map(|n| {
+        if *n == -1 {
+            Some(left)
+        } else {
+            usize::try_from(*n).ok()
+        }
+    });
+    let shape: Vec<usize> = shape.collect::<Option<_>>()?;
+    (volume(&shape)? == ints.numbers.len()).then_some(Ints { shape, ..ints })
+}
+
+/// A table with its two axes exchanged.
+fn turned(ints: &Ints, order: Option<&Attribute>) -> Option<Ints> {
+    let &[rows, columns] = &ints.shape[..] else {
+        return None;
+    };
+    match order {
+        None => {}
+        Some(Attribute::Ints(order)) if order[..] == [1, 0] => {}
+        Some(_) => return None,
+    }
+    let at = |i: usize| ints.numbers[i % rows * columns + i / rows];
+    Some(Ints {
+        shape: vec![columns, rows],
+        numbers: (0..rows * columns).map(at).collect(),
+    })
+}
+
+fn gathered(ints: &Ints, at: &Ints) -> Option<Ints> {
+    let &[len] = &ints.shape[..] else {
+        return None;
+    };
+    let numbers = at
+        .numbers
+        .iter()
+        .map(|i| Some(ints.numbers[axis_of(*i, len)?]));
+    Some(Ints {
+        shape: at.shape.clone(),
+        numbers: numbers.collect::<Option<_>>()?,
+    })
+}
+
+/// The indices of an axis that a slice takes.
+pub(super) fn taken(len: usize, start: i64, end: i64, step: i64) -> Option<Vec<usize>> {
+    let size = i64::try_from(len).ok()?;
+    let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
+    let (mut at, end) = match step {
+        1.. => (from_end(start).clamp(0, size), from_end(end).clamp(0, size)),
+        ..=-1 => (
+            from_end(start).clamp(-1, size - 1),
+            from_end(end).clamp(-1, size - 1),
+        ),
+        0 => return None,
+    };
+    let mut taken = Vec::new();
+    while if step > 0 { at < end } else { at > end } {
+        taken.push(usize::try_from(at).ok()?);
+        at = at.checked_add(step)?;
+    }
+    Some(taken)
+}
+
+fn cut(ints: Ints, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> Option<Ints> {
+    let (&[start], &[end], &[axis], &[step]) = (starts, ends, axes, steps) else {
+        return None;
+    };
+    if axis_of(axis, ints.shape.len())? != 0 {
+        return None;
+    }
+    let taken = taken(ints.shape[0], start, end, step)?;
+    let row: usize = ints.shape[1..].iter().product();
+    let mut shape = ints.shape.clone();
+    shape[0] = taken.len();
+    let numbers = taken
+        .iter()
+        .flat_map(|i| &ints.numbers[i * row..(i + 1) * row])
+        .copied()
+        .collect();
+    Some(Ints { shape, numbers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::taken;
+
+    #[test]
+    fn slices_take_what_onnx_says() {
+        assert_eq!(taken(5, 1, -1, 2), Some(vec![1, 3]));
+        assert_eq!(taken(4, -1, i64::MIN + 1, -1), Some(vec![3, 2, 1, 0]));
+        assert_eq!(taken(4, 0, i64::MAX, 1), Some(vec![0, 1, 2, 3]));
+        assert_eq!(taken(0, 0, 3, 1), Some(vec![]));
+        assert_eq!(taken(0, -1, -9, -1), Some(vec![]));
+        assert_eq!(taken(3, 0, 1, 0), None);
+    }
+}
