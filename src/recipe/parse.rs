@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::error::Error;
 use super::model::{
-    Axes, BlockRule, Dim, Groups, Network, Presence, Recipe, Size, Template, Window,
+    Axes, BlockRule, Dim, Groups, Network, Norm, Presence, Recipe, Size, Template, Window,
 };
 use super::pattern::Pattern;
 use crate::algebra::{Factor, Through, Vector};
@@ -552,7 +552,7 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
     Ok(match kind {
         "conv" => parse_conv(at, &inside, bias)?,
         "bn" => Template::Bn {
-            module: inside.pattern()?,
+            norm: Box::new(Norm::of(inside.pattern()?)),
             eps: at.get("eps").map(|at| at.eps()).transpose()?,
         },
         "scale" => Template::Scale(match inside.value {

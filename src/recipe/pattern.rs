@@ -286,9 +286,20 @@ impl Pattern {
         complete.then_some(known)
     }
 
+    /// Whether the pattern, all of whose captures are bound, stands for this name.
+    pub(crate) fn stands_for(&self, name: &str, captures: &Captures) -> bool {
+        // Most do not, and that is seen at the literal end.
+        let ends = match self.parts.last() {
+            Some(Part::Literal(end)) => name.ends_with(end.as_str()),
+            _ => true,
+        };
+        ends && self.fill(captures).as_deref() == Some(name)
+    }
+
     /// The start of every name that the pattern can stand for, and whether that is the whole name.
     pub fn known_start(&self, captures: &Captures) -> (String, bool) {
-        let mut out = String::new();
+        // Captures are seldom longer than their names in braces.
+        let mut out = String::with_capacity(self.text.len() + 32);
         if let Some(prefix) = &self.prefix {
             match captures.get(prefix) {
                 None => return (out, false),
