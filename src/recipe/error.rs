@@ -26,11 +26,9 @@ pub enum Error {
     NoBlockOf { recipe: String, near: Vec<String> },
     #[error("nothing to fuse: the file is already in deploy form, for {tensor} is in it")]
     Deployed { tensor: String },
-    #[error("the recipes `{}` fit equally well; choose one with --recipe", recipes.join("` and `"))]
+    #[error("the recipes `{}` fit equally well", recipes.join("` and `"))]
     Ambiguous { recipes: Vec<String> },
-    #[error(
-        "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
-    )]
+    #[error("none of the {blocks} blocks is selected")]
     NoneSelected { blocks: usize },
     #[error("{} is not a glob", quoted(glob))]
     Glob {

@@ -200,7 +200,7 @@ fn what_could_not_be_done_is_said_in_json_too() {
                 "--json",
             ],
             1,
-            "none of the 5 blocks is selected by --only and --skip; `repfuse inspect` shows their names",
+            "none of the 5 blocks is selected; --only and --skip select them, and `repfuse inspect` shows their names",
         ),
         (
             &[
