@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::graph;
+use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -154,6 +155,8 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
+    load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
@@ -300,22 +303,14 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(
-        args,
-        checkpoint,
-        plan,
-        sample,
-        weight,
-        &written,
-        begin.elapsed().as_secs_f64(),
-    );
+    let summary = summary(args, input, sample, &written, begin.elapsed().as_secs_f64());
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, plan, weight))?;
+        output::result(&text(args, &summary, plan, weight))?;
     }
     Ok(Answer::Yes)
 }
@@ -433,13 +428,17 @@ fn vanishing(plan: &Plan, vanished: u64) -> String {
 
 fn summary<'a>(
     args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &'a Plan,
+    input: &Input<'a>,
     sample: Option<Evidence>,
-    weight: Option<&EpsWeight>,
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let Input {
+        checkpoint,
+        plan,
+        weight,
+        graph,
+    } = *input;
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -448,7 +447,7 @@ fn summary<'a>(
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
-        output,
+        output: output.clone(),
         shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
@@ -469,6 +468,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        load: load::load(plan, &output, graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
     }
@@ -493,7 +493,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -541,7 +541,29 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
     lines += &output::line("recipe", s.recipe);
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
-    lines + &sample.unwrap_or_default()
+    lines += &sample.unwrap_or_default();
+    lines += &half_types(args, plan).unwrap_or_default();
+    lines + &load::line(&s.load)
+}
+
+/// Says that fused weights are rounded to a half type because the file's are of that type.
+fn half_types(args: &Args, plan: &Plan) -> Option<String> {
+    if args.dtype.float().is_some() {
+        return None;
+    }
+    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let half: BTreeSet<String> = fused
+        .filter(|f| matches!(f.dtype, Float::F16 | Float::Bf16))
+        .map(|f| f.dtype.to_string())
+        .collect();
+    let half: Vec<String> = half.into_iter().collect();
+    (!half.is_empty()).then(|| {
+        let said = format!(
+            "fused weights are rounded to {}; --dtype f32 keeps more digits",
+            half.join(" and ")
+        );
+        output::line("rounding", &said)
+    })
 }
 
 fn plan_table(plan: &Plan) -> String {

@@ -76,6 +76,8 @@ pub struct Plan {
     pub eps_source: EpsSource,
     /// Who else uses these names with another eps.
     pub eps_note: Option<String>,
+    /// How to load the deploy form in Python, if the recipe says so.
+    pub load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
     pub network: Option<Network>,
     /// The blocks that are fused.
@@ -548,6 +550,7 @@ impl<'a> Ledger<'a> {
                 EpsSource::Recipe
             },
             eps_note: self.recipe.eps_note.clone(),
+            load: self.recipe.load.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,

@@ -40,6 +40,12 @@ fn document(tiny: &Tiny, of: &str, ran: &Ran) -> Value {
 }
 
 #[test]
+fn the_schema_of_recipes_is_printed() {
+    let printed = Tiny::network().prints(&["schema", "recipe"]);
+    assert_eq!(printed, repfuse::recipe::SCHEMA);
+}
+
+#[test]
 fn every_command_prints_what_its_schema_describes() {
     let tiny = Tiny::network();
     let cases: &[(&str, &[&str])] = &[
