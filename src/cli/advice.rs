@@ -7,8 +7,9 @@ use std::error::Error;
 use crate::fuse::diagnose;
 use crate::graph::{file, plan};
 use crate::network::{self, maps, sample};
+use crate::recipe;
+use crate::report;
 use crate::tensor::{self, quoted};
-use crate::{recipe, report};
 
 /// The remedy, to be put behind what an error says.
 pub(super) fn of(error: &(dyn Error + 'static)) -> Option<String> {

@@ -708,7 +708,7 @@ fn files_that_no_recipe_fits() {
     run(
         "fuse in.safetensors y --only nothing",
         1,
-        "none of the 1 blocks is selected",
+        "none of the 1 blocks is selected; --only and --skip select them, and `repfuse inspect` shows their names",
     );
     run(
         "fuse in.safetensors y --recipe repvg",
