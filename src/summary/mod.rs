@@ -2,5 +2,6 @@
 
 pub mod cost;
 pub mod inspect;
+pub mod int8;
 pub mod kernels;
 pub mod units;
