@@ -1,6 +1,7 @@
 //! The command: the only place that prints, shows progress, or decides an exit code.
 
 mod advice;
+mod families;
 mod fuse;
 mod graph;
 mod inspect;

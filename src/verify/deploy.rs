@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::{Deployed, Verdict, verify};
 use crate::fuse::{self, diagnose, fuse, place_for};
-use crate::plan::{self, plan};
-use crate::recipe::{self, Recipe, builtin_near, detect_builtin};
+use crate::plan::{self, plan_families};
+use crate::recipe::{self, Family, Recipe, builtin_near, detect_builtin};
 use crate::tensor::{self, Checkpoint};
 
 /// What may be decided about [`deploy`].
@@ -14,7 +14,7 @@ use crate::tensor::{self, Checkpoint};
 pub struct Options {
     /// Which state dict of a PyTorch file that holds several.
     pub key: Option<String>,
-    /// The recipe; by default the built-in one whose blocks are in the file.
+    /// The recipe; by default the built-in ones whose blocks are in the file.
     pub recipe: Option<Recipe>,
     /// What is fused, and with which eps.
     pub plan: plan::Options,
@@ -55,11 +55,11 @@ pub fn deploy(
         place_for(&train, to.as_ref(), options.fuse.replace)?;
     }
     let near = builtin_near(train.tensors())?;
-    let family = match &options.recipe {
-        Some(recipe) => recipe,
+    let families = match &options.recipe {
+        Some(recipe) => vec![Family::whole(recipe)],
         None => detect_builtin(train.tensors(), &near)?,
     };
-    let plan = plan(train.tensors(), family, &options.plan)?;
+    let plan = plan_families(train.tensors(), &families, &options.plan)?;
     diagnose::check_norms(&train, &plan)?;
     let go_on = |_bytes| ControlFlow::Continue(());
     let written = fuse(&train, &plan, to.as_ref(), &options.fuse, &go_on)?;
