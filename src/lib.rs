@@ -5,6 +5,18 @@
 //! result: branch by branch on one side, one conv on the other.
 //!
 //! ```
+//! # let directory = tempfile::tempdir()?;
+//! # let from = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/repvgg/plain.train.safetensors");
+//! # let to = directory.path().join("deploy.safetensors");
+//! let verdict = repfuse::deploy(from, &to, &repfuse::Options::default())?;
+//! assert!(verdict.accepted());
+//! # assert!(to.exists());
+//! # Ok::<(), repfuse::Error>(())
+//! ```
+//!
+//! The same in steps, for progress or to look at the plan before anything is written:
+//!
+//! ```
 //! use std::{error::Error, ops::ControlFlow, path::Path};
 //! use repfuse::{fuse, plan, recipe, tensor::Checkpoint, verify};
 //!
@@ -30,6 +42,7 @@
 //!
 //! | to | see |
 //! |---|---|
+//! | do all of it in one call | [`deploy`] |
 //! | open a safetensors or PyTorch file | [`tensor::Checkpoint`] |
 //! | know what is in it | [`summary::inspect`] |
 //! | find its family, or describe one in JSON | [`recipe`] |
@@ -55,3 +68,5 @@ pub mod report;
 pub mod summary;
 pub mod tensor;
 pub mod verify;
+
+pub use verify::deploy::{Error, Options, deploy};

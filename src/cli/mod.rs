@@ -1,5 +1,6 @@
 //! The command: the only place that prints, shows progress, or decides an exit code.
 
+mod advice;
 mod families;
 mod fuse;
 mod graph;

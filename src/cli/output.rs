@@ -69,10 +69,18 @@ pub(super) fn error(causes: &[String]) {
 /// An error and its causes, outermost first, with nothing in them that a terminal acts on but line breaks.
 pub(super) fn causes(error: &anyhow::Error) -> Vec<String> {
     let printable = |text: String| text.split('\n').map(plain).collect::<Vec<_>>().join("\n");
-    let mut causes: Vec<String> = error.chain().map(|e| printable(e.to_string())).collect();
+    let mut causes: Vec<String> = error.chain().map(|e| printable(advised(e))).collect();
     // Transparent errors repeat what their source says.
     causes.dedup();
     causes
+}
+
+/// What an error says, and the remedy that this command has for it.
+fn advised(error: &(dyn std::error::Error + 'static)) -> String {
+    match super::advice::of(error) {
+        Some(advice) => format!("{error}; {advice}"),
+        None => error.to_string(),
+    }
 }
 
 /// Something holds.

@@ -8,13 +8,14 @@ use serde::Serialize;
 
 use super::{Answer, fuse, inspect, output, recipes, report, verify};
 
-/// Print the JSON Schema of what a command prints with --json
+/// Print the JSON Schema of what a command prints with --json, or of a recipe
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   repfuse schema verify
+  repfuse schema recipe     # what a recipe of your own may say, for editors
   repfuse schema error      # what any command prints with --json if it cannot run")]
 pub(super) struct Args {
-    /// Whose output
+    /// Whose output, or `recipe`
     #[arg(value_name = "COMMAND")]
     of: Of,
 }
@@ -27,6 +28,7 @@ enum Of {
     Report,
     Recipes,
     RecipesCheck,
+    Recipe,
     Error,
 }
 
@@ -58,6 +60,10 @@ impl Failure<'_> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let schema = match args.of {
+        Of::Recipe => {
+            output::result(crate::recipe::SCHEMA)?;
+            return Ok(Answer::Yes);
+        }
         Of::Fuse => schema_for!(fuse::Summary<'static>),
         Of::Verify => schema_for!(verify::Report<'static>),
         Of::Inspect => schema_for!(inspect::Document<'static>),

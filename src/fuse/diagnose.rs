@@ -26,7 +26,9 @@ pub enum Error {
         "the fused {tensor} at {index:?} is beyond the largest f64, although every tensor it comes from is finite"
     )]
     Unbounded { tensor: String, index: Vec<usize> },
-    #[error("the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}{}", remedy(*value, *dtype))]
+    #[error(
+        "the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}"
+    )]
     Overflow {
         tensor: String,
         index: Vec<usize>,
@@ -54,17 +56,9 @@ impl From<forward::Error<TensorError>> for Error {
 }
 
 /// The element types that would hold a number that `dtype` does not.
-fn remedy(value: f64, dtype: Float) -> String {
-    let holds = |float: &Float| *float != dtype && float.round(value).is_finite();
-    let types: Vec<String> = [Float::F32, Float::Bf16]
-        .iter()
-        .filter(|float| holds(float))
-        .map(Float::to_string)
-        .collect();
-    match types.is_empty() {
-        true => String::new(),
-        false => format!("; store it with --dtype {}", types.join(" or ")),
-    }
+pub fn holding(value: f64, dtype: Float) -> impl Iterator<Item = Float> {
+    let types = [Float::F32, Float::Bf16].into_iter();
+    types.filter(move |float| *float != dtype && float.round(value).is_finite())
 }
 
 /// How much the eps of the batch norms matters for a file.

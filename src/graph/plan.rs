@@ -24,9 +24,7 @@ pub struct Folding {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error(
-        "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
-    )]
+    #[error("none of the {blocks} blocks is selected")]
     NoneSelected { blocks: usize },
     #[error(transparent)]
     Options(#[from] recipe::Error),

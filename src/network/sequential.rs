@@ -48,9 +48,7 @@ pub struct Outputs {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
-    #[error(
-        "recipe `{0}` does not say how its blocks make up a network; `verify` without --end-to-end checks each of them"
-    )]
+    #[error("recipe `{0}` does not say how its blocks make up a network")]
     NoNetwork(String),
     #[error(
         "{what} has no place in the network that recipe `{recipe}` describes; it is not known from the file"

@@ -3,7 +3,7 @@
 
 use crate::recipe::Recipe;
 use crate::recipe::expand::{Index, Looks};
-use crate::recipe::model::{BlockRule, NORM, Presence, Template};
+use crate::recipe::model::{BlockRule, Presence, Template};
 use crate::recipe::pattern::{Captures, Pattern};
 use crate::tensor::{Tensor, quoted};
 
@@ -129,10 +129,7 @@ fn collect<'r>(
             return xs.iter().for_each(|x| collect(rule, x, optional, out));
         }
         Template::Optional(x) | Template::Each(x) => return collect(rule, x, true, out),
-        Template::Bn { module, .. } => {
-            let part = |end: &&str| module.with_end(&format!(".{end}"));
-            (true, NORM.iter().map(part).collect())
-        }
+        Template::Bn { norm, .. } => (true, norm.tensors.to_vec()),
         Template::Conv {
             weight,
             bias,
@@ -142,7 +139,7 @@ fn collect<'r>(
             let bias = bias.iter().filter(|_| *presence == Presence::Required);
             (false, [weight].into_iter().chain(bias).cloned().collect())
         }
-        leaf => (false, leaf.tensors()),
+        leaf => (false, leaf.tensors().into_iter().cloned().collect()),
     };
     let tensors: Vec<Pattern> = tensors
         .iter()

@@ -459,7 +459,11 @@ impl<'a> Ledger<'a> {
                 self.index.len()
             )));
         }
-        let module = module.fill(captures).unwrap_or_default();
+        let module = module.fill(captures).ok_or_else(|| {
+            fail(format!(
+                "{module} has no name here: a number in it is below 0"
+            ))
+        })?;
         let expr =
             resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
                 (GeometryError::NoConv, Some(conv)) => {

@@ -1,6 +1,7 @@
 //! Which blocks of a recipe are in a file, and which recipe a file is of.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use super::error::Error;
 use super::expand::{Index, Looks, anywhere};
@@ -99,7 +100,7 @@ pub(crate) fn starts<'a>(
         .blocks
         .iter()
         .flat_map(of_rule)
-        .filter(|start| shapes_fit(start, index).is_ok())
+        .filter(|start| misfit(start, index).is_none())
 }
 
 /// Whether the tensor that a block is found by is one of its tensors or the counter of one of its norms.
@@ -130,21 +131,38 @@ pub(crate) fn anchors<'a>(
     at.flat_map(move |pattern| anywhere(index, pattern).map(Start::of(rule)))
 }
 
-/// Checks the shapes that the rule's `where` asks for.
+/// What of a start is not as the rule's `where` asks for.
+pub(crate) enum Misfit<'a> {
+    /// A tensor is there that must not be.
+    There(&'a Tensor),
+    /// A tensor has another shape.
+    Shape(&'a Tensor),
+    /// The tensor of this name is missing.
+    Missing(String),
+}
+
+impl fmt::Display for Misfit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Misfit::There(tensor) => write!(f, "{tensor} is there"),
+            Misfit::Shape(tensor) => write!(f, "{tensor} has shape {:?}", tensor.shape()),
+            Misfit::Missing(name) => write!(f, "{} is missing", quoted(name)),
+        }
+    }
+}
+
+/// Checks the shapes that the rule's `where` asks for, and returns the first that does not fit.
 ///
 /// A tensor that is missing while the rest of its branch is there, a branch other than the one that the block was found
 /// by, does not make it another block but half of this one: such a start fits, and expanding it names what is missing.
-///
-/// # Errors
-/// A sentence on the first that does not fit.
-pub(crate) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String> {
+pub(crate) fn misfit<'a>(start: &Start<'_>, index: &'a Index) -> Option<Misfit<'a>> {
     let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
     let mut missing = Vec::new();
     for (pattern, shape) in &start.rule.shapes {
         let name = pattern.fill(&start.captures).unwrap_or_default();
         match (index.get(&name), shape) {
             (None, None) => {}
-            (Some(tensor), None) => return Err(format!("{tensor} is there")),
+            (Some(tensor), None) => return Some(Misfit::There(tensor)),
             (None, Some(_)) => missing.push(name),
             (Some(tensor), Some(shape)) => {
                 let found = tensor.shape();
@@ -154,45 +172,49 @@ pub(crate) fn shapes_fit(start: &Start<'_>, index: &Index) -> Result<(), String>
                         .zip(found)
                         .all(|(dim, n)| fits(dim, *n, &mut letters));
                 if !fits {
-                    return Err(format!("{tensor} has shape {found:?}"));
+                    return Some(Misfit::Shape(tensor));
                 }
             }
         }
     }
-    let lost = |name: &&String| !branch_is_there(start, name, index);
-    match missing.iter().find(lost) {
-        Some(name) => Err(format!("{} is missing", quoted(name))),
-        None => Ok(()),
-    }
+    let lost = |name: &String| !branch_is_there(start, name, index);
+    missing.into_iter().find(lost).map(Misfit::Missing)
 }
 
 /// Whether other tensors of the branch that a tensor belongs to are in the file.
 fn branch_is_there(start: &Start<'_>, name: &str, index: &Index) -> bool {
+    let captures = &start.captures;
     let templates = start.rule.fuse.iter().map(|(_, template)| template);
-    let branches = templates.filter_map(|t| branch_of(t, name, &start.captures));
-    let others: Vec<String> = branches.flatten().collect();
+    let branches = templates.filter_map(|t| branch_of(t, name, captures));
+    let others = branches.flat_map(Template::tensors);
+    let others: Vec<String> = others.filter_map(|p| p.fill(captures)).collect();
     // By module, for a batch norm's counter can be the anchor and is no operand.
-    let module = |name: &str| name.rsplit_once('.').map(|(module, _)| module.to_owned());
-    let anchor = module(start.anchor.name());
-    let found_by = others.iter().any(|other| module(other) == anchor);
+    let anchor = module_of(start.anchor.name());
+    let found_by = others.iter().any(|other| module_of(other) == anchor);
     !found_by && others.iter().any(|other| index.contains_key(other))
 }
 
-/// The names of all tensors of the innermost sum or sequence that a tensor is a direct part of.
-fn branch_of(template: &Template, name: &str, captures: &Captures) -> Option<Vec<String>> {
-    let names = |t: &Template| -> Vec<String> {
-        let patterns = t.tensors();
-        patterns.iter().filter_map(|p| p.fill(captures)).collect()
-    };
+fn module_of(name: &str) -> Option<&str> {
+    name.rsplit_once('.').map(|(module, _)| module)
+}
+
+/// The innermost sum or sequence that a tensor is a direct part of.
+fn branch_of<'t>(template: &'t Template, name: &str, captures: &Captures) -> Option<&'t Template> {
     match template {
         Template::Optional(x) | Template::Each(x) => branch_of(x, name, captures),
         Template::Seq(xs) | Template::Sum(xs) => {
             let deeper = xs.iter().find_map(|x| branch_of(x, name, captures));
-            let here = || xs.iter().any(|x| names(x).iter().any(|n| n == name));
-            deeper.or_else(|| here().then(|| names(template)))
+            deeper.or_else(|| names(template, name, captures).then_some(template))
         }
         _ => None,
     }
+}
+
+/// Whether a template names this tensor.
+fn names(template: &Template, name: &str, captures: &Captures) -> bool {
+    let mut found = false;
+    template.visit_tensors(&mut |pattern| found = found || pattern.stands_for(name, captures));
+    found
 }
 
 fn fits<'a>(dim: &'a Dim, n: usize, letters: &mut BTreeMap<&'a str, usize>) -> bool {
@@ -233,7 +255,18 @@ pub(crate) struct Segments<'a>(HashSet<&'a str>);
 
 impl<'a> Segments<'a> {
     pub(crate) fn of(index: &'a Index) -> Segments<'a> {
-        Segments(index.keys().flat_map(|name| name.split('.')).collect())
+        let mut found = HashSet::new();
+        let mut before: &str = "";
+        for name in index.keys() {
+            // Names that follow one another begin alike: what they share has been found.
+            let same = before.bytes().zip(name.bytes()).take_while(|(a, b)| a == b);
+            let shared = name.as_bytes()[..same.count()]
+                .iter()
+                .rposition(|b| *b == b'.');
+            found.extend(name[shared.map_or(0, |dot| dot + 1)..].split('.'));
+            before = name;
+        }
+        Segments(found)
     }
 
     /// Whether a name can match the pattern at all.

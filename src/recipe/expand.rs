@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::model::{BATCH_COUNT, Groups, NORM, Presence, Size, Template, Window};
+use super::model::{Groups, NORM, Norm, Presence, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
 use crate::algebra::extent::dilated;
 use crate::algebra::shape::{keeps_width, weight_axes};
@@ -354,7 +354,7 @@ impl Expander<'_> {
                     shared,
                 })
             }
-            Template::Bn { module, eps } => self.bn(module, *eps, captures)?,
+            Template::Bn { norm, eps } => self.bn(norm, *eps, captures)?,
             Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
             Template::Scale(Factor::Tensor(t)) => {
                 let tensor = self.claim(&t.tensor, captures)?;
@@ -430,21 +430,22 @@ impl Expander<'_> {
 
     fn bn(
         &mut self,
-        module: &Pattern,
+        norm: &Norm,
         own_eps: Option<f64>,
         captures: &Captures,
     ) -> Result<Expr<Tensor>, String> {
-        let parts = NORM.map(|end| module.with_end(&format!(".{end}")));
+        let module = &norm.module;
+        let found = norm.tensors.each_ref().map(|p| self.find(p, captures));
         let missing: Vec<&str> = NORM
             .iter()
-            .zip(&parts)
-            .filter(|(_, p)| self.find(p, captures).is_none())
+            .zip(&found)
+            .filter(|(_, found)| found.is_none())
             .map(|(end, _)| *end)
             .collect();
-        let affine = match missing[..] {
-            [] => true,
+        let (affine, mean, var) = match found {
+            [Some(weight), Some(bias), Some(mean), Some(var)] => (Some([weight, bias]), mean, var),
             // `affine=False`.
-            ["weight", "bias"] => false,
+            [None, None, Some(mean), Some(var)] => (None, mean, var),
             _ => {
                 let name = module.fill(captures).unwrap_or_default();
                 let module = quoted(&name);
@@ -471,17 +472,9 @@ impl Expander<'_> {
                 });
             }
         };
-        let [weight, bias, mean, var] = &parts;
-        let affine = if affine {
-            Some([self.claim(weight, captures)?, self.claim(bias, captures)?])
-        } else {
-            None
-        };
-        let (mean, var) = (self.claim(mean, captures)?, self.claim(var, captures)?);
-        let count = module.with_end(&format!(".{BATCH_COUNT}"));
-        if self.find(&count, captures).is_some() {
-            self.claim(&count, captures)?;
-        }
+        let count = self.find(&norm.count, captures);
+        let vectors = affine.iter().flatten().chain([&mean, &var]);
+        self.claimed.extend(vectors.chain(&count).cloned());
         Ok(Expr::Bn(Bn {
             mean,
             var,
@@ -494,7 +487,7 @@ impl Expander<'_> {
     fn any_there(&self, template: &Template, captures: &Captures) -> Result<bool, String> {
         for pattern in template.tensors() {
             self.looked_at.may_go_on()?;
-            let mut found = self.looked_at.names(self.index, &pattern, captures);
+            let mut found = self.looked_at.names(self.index, pattern, captures);
             if found.next().is_some() {
                 return Ok(true);
             }

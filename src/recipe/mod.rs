@@ -25,6 +25,9 @@ pub use parse::recipe as parse;
 pub use regions::Family;
 pub(crate) use regions::split;
 
+/// The JSON Schema of a recipe, for editors. [`parse`](fn@parse) says more, and says it better.
+pub const SCHEMA: &str = include_str!("schema.json");
+
 /// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let best = candidates.map(|c| (distance(word, c), c)).min()?;

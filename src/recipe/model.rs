@@ -156,8 +156,8 @@ pub enum Template {
     },
     /// A batch norm.
     Bn {
-        /// The module's name, without `.weight` and the like.
-        module: Pattern,
+        /// The names of its module and tensors.
+        norm: Box<Norm>,
         /// An eps of its own.
         eps: Option<f64>,
     },
@@ -177,6 +177,28 @@ pub enum Template {
     Optional(Box<Template>),
     /// One term for every value of the captures that the block has not bound.
     Each(Box<Template>),
+}
+
+/// The names of a batch norm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Norm {
+    /// The module's name, without `.weight` and the like.
+    pub module: Pattern,
+    /// Its four vectors, in the order of their ends: weight, bias, running mean, running variance.
+    pub tensors: [Pattern; 4],
+    /// The counter that belongs to it and no deploy form needs.
+    pub count: Pattern,
+}
+
+impl Norm {
+    /// The names of a norm's tensors, given that of its module.
+    pub fn of(module: Pattern) -> Norm {
+        Norm {
+            tensors: NORM.map(|end| module.with_end(&format!(".{end}"))),
+            count: module.with_end(&format!(".{BATCH_COUNT}")),
+            module,
+        }
+    }
 }
 
 /// Whether a conv has a bias.
@@ -282,7 +304,14 @@ impl Template {
     /// The names of all tensors that the template may use, as patterns.
     ///
     /// A batch norm's counter is not among them: alone it is no evidence of a branch.
-    pub fn tensors(&self) -> Vec<Pattern> {
+    pub fn tensors(&self) -> Vec<&Pattern> {
+        let mut tensors = Vec::new();
+        self.visit_tensors(&mut |pattern| tensors.push(pattern));
+        tensors
+    }
+
+    /// Calls `f` with the name of each tensor that the template may use.
+    pub(crate) fn visit_tensors<'a>(&'a self, f: &mut impl FnMut(&'a Pattern)) {
         match self {
             Template::Conv {
                 weight,
@@ -290,23 +319,19 @@ impl Template {
                 presence,
                 ..
             } => {
+                f(weight);
                 let bias = bias.iter().filter(|_| *presence != Presence::Forbidden);
-                std::iter::once(weight).chain(bias).cloned().collect()
+                bias.for_each(f);
             }
-            Template::Bn { module, .. } => NORM
-                .iter()
-                .map(|end| module.with_end(&format!(".{end}")))
-                .collect(),
+            Template::Bn { norm, .. } => norm.tensors.iter().for_each(f),
             Template::Scale(Factor::Tensor(Vector { tensor, .. })) | Template::Shift(tensor) => {
-                vec![tensor.clone()]
+                f(tensor);
             }
-            Template::Scale(Factor::Number(_)) | Template::Mean(_) | Template::Identity => {
-                Vec::new()
-            }
+            Template::Scale(Factor::Number(_)) | Template::Mean(_) | Template::Identity => {}
             Template::Seq(xs) | Template::Sum(xs) => {
-                xs.iter().flat_map(Template::tensors).collect()
+                xs.iter().for_each(|x| x.visit_tensors(f));
             }
-            Template::Optional(x) | Template::Each(x) => x.tensors(),
+            Template::Optional(x) | Template::Each(x) => x.visit_tensors(f),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::detect::{Segments, anchors, shapes_fit};
+use super::detect::{Segments, anchors, misfit};
 use super::expand::{Index, anywhere, names};
 use super::model::{BlockRule, Recipe};
 use super::pattern::{Captures, Pattern};
@@ -48,7 +48,7 @@ pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
             // Without shapes to check, an anchor alone is too weak a sign to be named.
             let miss = anchors(rule, index)
                 .filter(|_| !rule.shapes.is_empty())
-                .find_map(|start| Some((shapes_fit(&start, index).err()?, start)));
+                .find_map(|start| Some((misfit(&start, index)?, start)));
             if let Some((reason, start)) =
                 miss.filter(|_| recipe.unless.is_empty() && recipe.when.is_empty())
             {
@@ -60,7 +60,7 @@ pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
                     recipe.name
                 ));
             } else if let Some(start) = anchors(rule, index)
-                .find(|start| !rule.shapes.is_empty() && shapes_fit(start, index).is_ok())
+                .find(|start| !rule.shapes.is_empty() && misfit(start, index).is_none())
             {
                 let there = |pattern| anywhere(index, pattern).next().is_some();
                 let absent = recipe.when.iter().find(|any| !any.iter().any(there));

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::error::Error;
 use super::model::{
-    Axes, BlockRule, Dim, Groups, Network, Presence, Recipe, Size, Template, Window,
+    Axes, BlockRule, Dim, Groups, Network, Norm, Presence, Recipe, Size, Template, Window,
 };
 use super::pattern::Pattern;
 use crate::algebra::{Factor, Through, Vector};
@@ -32,6 +32,7 @@ pub fn recipe(text: &str, origin: &str) -> Result<Recipe, Error> {
     parse_recipe(&At {
         path: String::new(),
         value: &value,
+        module: None,
     })
     .map_err(|m| mistake(&m.path, m.message))
 }
@@ -40,6 +41,8 @@ pub fn recipe(text: &str, origin: &str) -> Result<Recipe, Error> {
 struct At<'a> {
     path: String,
     value: &'a Value,
+    /// In a block, the module that names which begin with `.` are below.
+    module: Option<&'a str>,
 }
 
 impl<'a> At<'a> {
@@ -68,7 +71,12 @@ impl<'a> At<'a> {
         } else {
             format!("{}.{key}", self.path)
         };
-        At { path, value }
+        let module = self.module;
+        At {
+            path,
+            value,
+            module,
+        }
     }
 
     fn object(&self, what: &str) -> Parsed<&'a Map<String, Value>> {
@@ -110,10 +118,19 @@ impl<'a> At<'a> {
     }
 
     fn entries(&self, what: &str) -> Parsed<Vec<(Pattern, At<'a>)>> {
-        self.object(what)?
-            .iter()
-            .map(|(key, value)| Ok((self.pattern_of(key)?, self.key(key, value))))
-            .collect()
+        let found = |(key, at): (&str, At<'a>)| Ok((self.pattern_of(key)?, at));
+        self.pairs(what)?.map(found).collect()
+    }
+
+    /// The same, where the keys are names that are written.
+    fn written_entries(&self, what: &str) -> Parsed<Vec<(Pattern, At<'a>)>> {
+        let written = |(key, at): (&str, At<'a>)| Ok((self.name_of(key)?, at));
+        self.pairs(what)?.map(written).collect()
+    }
+
+    fn pairs(&self, what: &str) -> Parsed<impl Iterator<Item = (&'a str, At<'a>)>> {
+        let entries = self.object(what)?.iter();
+        Ok(entries.map(|(key, value)| (key.as_str(), self.key(key, value))))
     }
 
     /// As many entries as a recipe may have of a kind: each is looked for in the whole file.
@@ -136,6 +153,7 @@ impl<'a> At<'a> {
             .map(|(i, value)| At {
                 path: format!("{}[{i}]", self.path),
                 value,
+                module: self.module,
             })
             .collect())
     }
@@ -176,7 +194,29 @@ impl<'a> At<'a> {
     }
 
     fn pattern_of(&self, text: &str) -> Parsed<Pattern> {
-        Pattern::parse(text).or_else(|message| self.wrong(message))
+        let pattern = self.name_of(text)?;
+        if let Some(name) = pattern.counts().next() {
+            return self.wrong(format!(
+                "{pattern} counts on from `{{{name}}}`, which only a name that is written does: an output of `fuse`, or a new name in `rename`"
+            ));
+        }
+        Ok(pattern)
+    }
+
+    /// The name of a tensor or module that is written.
+    fn name_of(&self, text: &str) -> Parsed<Pattern> {
+        let full = match (text.strip_prefix('.'), self.module) {
+            (None, _) => text.to_owned(),
+            (Some(""), Some(module)) => module.to_owned(),
+            (Some(_), Some(module)) => format!("{module}{text}"),
+            (Some(_), None) => {
+                return self.wrong(format!(
+                    "{} begins with a dot, which stands for the module that `at` of a block names; here is none",
+                    crate::tensor::quoted(text)
+                ));
+            }
+        };
+        Pattern::parse(&full).or_else(|message| self.wrong(message))
     }
 
     fn pattern(&self) -> Parsed<Pattern> {
@@ -208,7 +248,7 @@ fn list<'a, T>(
 fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
     at.few(at.entries("an object: old name to new name")?)?
         .into_iter()
-        .map(|(from, to)| Ok((from, to.pattern()?)))
+        .map(|(from, to)| Ok((from, to.name_of(to.string()?)?)))
         .collect()
 }
 
@@ -216,6 +256,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
     at.object_of(
         "an object with `name`, `about`, `cite` and `blocks`",
         &[
+            "$schema",
             "name",
             "about",
             "cite",
@@ -374,20 +415,27 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         ],
     )?;
     let anchor = at.need("at")?;
+    let starts = match anchor.value {
+        Value::String(_) => vec![anchor.pattern()?],
+        _ => anchor.patterns()?,
+    };
+    let module = starts.first().map(Pattern::bare);
+    let at = &At {
+        path: at.path.clone(),
+        value: at.value,
+        module: module.as_deref(),
+    };
     let bias = at.get("bias").map_or(Ok(true), |at| at.boolean())?;
     let of_block = match bias {
         true => Presence::Required,
         false => Presence::Forbidden,
     };
-    let block = BlockRule {
-        at: match anchor.value {
-            Value::String(_) => vec![anchor.pattern()?],
-            _ => anchor.patterns()?,
-        },
+    let mut block = BlockRule {
+        at: starts,
         shapes: list(at, "where", parse_shapes)?,
         fuse: at
             .need("fuse")?
-            .entries("an object: output module to expression")?
+            .written_entries("an object: output module to expression")?
             .into_iter()
             .map(|(module, at)| Ok((module, parse_template(&at, of_block)?)))
             .collect::<Parsed<_>>()?,
@@ -403,11 +451,25 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         })?,
         beside: list(at, "beside", At::patterns)?,
     };
-    let (Some(first), false) = (block.at.first(), block.fuse.is_empty()) else {
+    if block.at.is_empty() || block.fuse.is_empty() {
         let empty = if block.at.is_empty() { "at" } else { "fuse" };
         return at.need(empty)?.wrong(format!(
             "`{empty}` is empty; a block needs a tensor to start at and an output"
         ));
+    }
+    block.at = block
+        .at
+        .iter()
+        .flat_map(|at| anchors(at, &block.fuse))
+        .collect();
+    for (module, _) in &block.fuse {
+        has_digits(&at.need("fuse")?, module, &block.at)?;
+    }
+    for (_, to) in &block.rename {
+        has_digits(&at.need("rename")?, to, &block.at)?;
+    }
+    let Some(first) = block.at.first() else {
+        return anchor.wrong("`at` is empty");
     };
     // Only what every alternative binds is bound.
     let bound: Vec<&str> = first
@@ -435,13 +497,58 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         check_bound(
             &At {
                 path: format!("{}.{}", fuse.path, module.text()),
-                value: fuse.value,
+                ..fuse
             },
             template,
             &bound,
         )?;
     }
     Ok(block)
+}
+
+/// The names that start a block: what `at` says, or where that is a module with operators below it, what tells each of those.
+fn anchors(at: &Pattern, fuse: &[(Pattern, Template)]) -> Vec<Pattern> {
+    let module = at.bare() + ".";
+    let mut found: Vec<Pattern> = Vec::new();
+    for (_, template) in fuse {
+        template.visit(&mut |node| {
+            let tells = match node {
+                Template::Conv { weight, .. } => weight,
+                // A norm of another kind has no such statistics.
+                Template::Bn { norm, .. } => &norm.tensors[2],
+                Template::Scale(Factor::Tensor(Vector { tensor, .. }))
+                | Template::Shift(tensor) => tensor,
+                _ => return,
+            };
+            let below = tells.text().strip_prefix(&module);
+            let mut captures = tells.captures();
+            if let Some(rest) = below
+                && captures.all(|name| at.captures().any(|c| c == name))
+            {
+                let start = at.with_end(&format!(".{rest}"));
+                if !found.contains(&start) {
+                    found.push(start);
+                }
+            }
+        });
+    }
+    match found.is_empty() {
+        true => vec![at.clone()],
+        false => found,
+    }
+}
+
+/// What a written name counts on from must be digits wherever the block is found.
+fn has_digits(at: &At<'_>, written: &Pattern, starts: &[Pattern]) -> Parsed<()> {
+    match written
+        .counts()
+        .find(|name| !starts.iter().all(|start| start.has_digits(name)))
+    {
+        None => Ok(()),
+        Some(name) => at.wrong(format!(
+            "{written} counts on from `{{{name}}}`, which is no number; let `at` capture digits, as `{{i}}` does"
+        )),
+    }
 }
 
 /// Captures outside an `each` must be bound; inside, at least one tensor must bind all that are free.
@@ -527,6 +634,9 @@ const CONV_OPTIONS: [&str; 6] = [
 
 /// `bias` is what holds for a conv that does not say whether it has one.
 fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
+    if at.value.is_array() {
+        return Ok(Template::Seq(parse_terms(at, "seq", bias)?));
+    }
     if let Value::String(word) = at.value {
         return match word.as_str() {
             "identity" => Ok(Template::Identity),
@@ -536,7 +646,8 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
             )),
         };
     }
-    let map = at.object("an expression: \"identity\" or an object such as {\"conv\": …}")?;
+    let map =
+        at.object("an expression: \"identity\", an array, or an object such as {\"conv\": …}")?;
     let known: Vec<&str> = KINDS
         .iter()
         .copied()
@@ -549,9 +660,13 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
         .copied()
         .filter(|kind| map.contains_key(*kind))
         .collect();
+    if kinds == ["conv", "bn"] {
+        let [conv, norm] = parse_pair(at)?;
+        return Ok(Template::Seq(vec![conv, norm]));
+    }
     let [kind] = kinds[..] else {
         return at.wrong(format!(
-            "found {} of `{}` in one expression; expected exactly one",
+            "found {} of `{}` in one expression; expected exactly one, or `conv` and `bn`",
             kinds.len(),
             KINDS.join("`, `")
         ));
@@ -563,32 +678,9 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
     };
     at.object_of("an expression", options)?;
     let inside = at.need(kind)?;
-    let terms = || {
-        let items = inside.items("an array of expressions")?;
-        if items.is_empty() {
-            return inside.wrong(format!(
-                "an empty `{kind}`; expected at least one expression"
-            ));
-        }
-        // A norm takes the bias of the conv before it away: hardly any network has one there.
-        let is = |i: usize, kind: &str| items.get(i).is_some_and(|at| at.get(kind).is_some());
-        let bias = |i: usize| match kind == "seq" && is(i, "conv") && is(i + 1, "bn") {
-            true => Presence::Forbidden,
-            false => bias,
-        };
-        let item = |(i, at): (usize, &At<'_>)| parse_template(at, bias(i));
-        items
-            .iter()
-            .enumerate()
-            .map(item)
-            .collect::<Parsed<Vec<_>>>()
-    };
     Ok(match kind {
         "conv" => parse_conv(at, &inside, bias)?,
-        "bn" => Template::Bn {
-            module: inside.pattern()?,
-            eps: at.get("eps").map(|at| at.eps()).transpose()?,
-        },
+        "bn" => parse_norm(at, &inside)?,
         "scale" => Template::Scale(match inside.value {
             Value::Number(_) => Factor::Number(inside.number()?),
             Value::Object(_) => Factor::Tensor(parse_vector(&inside)?),
@@ -603,8 +695,8 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
             }
             _ => Window::Is(along_axes(&inside, 1, At::count)?),
         }),
-        "seq" => Template::Seq(terms()?),
-        "sum" => Template::Sum(terms()?),
+        "seq" => Template::Seq(parse_terms(&inside, kind, bias)?),
+        "sum" => Template::Sum(parse_terms(&inside, kind, bias)?),
         "optional" => {
             let x = parse_template(&inside, bias)?;
             if x != Template::Identity && x.tensors().is_empty() {
@@ -613,6 +705,51 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
             Template::Optional(Box::new(x))
         }
         _ => Template::Each(Box::new(parse_template(&inside, bias)?)),
+    })
+}
+
+/// The parts of a `seq` or `sum`.
+fn parse_terms(at: &At<'_>, kind: &str, bias: Presence) -> Parsed<Vec<Template>> {
+    let items = at.items("an array of expressions")?;
+    if items.is_empty() {
+        return at.wrong(format!(
+            "an empty `{kind}`; expected at least one expression"
+        ));
+    }
+    let is = |at: &At<'_>, kind: &str| at.get(kind).is_some();
+    let mut terms = Vec::new();
+    for (i, item) in items.iter().enumerate() {
+        if kind == "seq" && is(item, "conv") && is(item, "bn") {
+            terms.extend(parse_pair(item)?);
+            continue;
+        }
+        // A norm takes the bias of the conv before it away: hardly any network has one there.
+        let norm_next = items
+            .get(i + 1)
+            .is_some_and(|next| is(next, "bn") && !is(next, "conv"));
+        let bias = match kind == "seq" && is(item, "conv") && norm_next {
+            true => Presence::Forbidden,
+            false => bias,
+        };
+        terms.push(parse_template(item, bias)?);
+    }
+    Ok(terms)
+}
+
+/// A conv and the norm behind it, in one object.
+fn parse_pair(at: &At<'_>) -> Parsed<[Template; 2]> {
+    at.object_of(
+        "an expression",
+        &[&["conv", "bn", "eps"], &CONV_OPTIONS[..]].concat(),
+    )?;
+    let conv = parse_conv(at, &at.need("conv")?, Presence::Forbidden)?;
+    Ok([conv, parse_norm(at, &at.need("bn")?)?])
+}
+
+fn parse_norm(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
+    Ok(Template::Bn {
+        norm: Box::new(Norm::of(inside.pattern()?)),
+        eps: at.get("eps").map(|at| at.eps()).transpose()?,
     })
 }
 

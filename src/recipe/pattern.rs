@@ -6,6 +6,7 @@
 //! | `{i}`, any other name | decimal digits, also inside a segment: `conv_k{k}_{r}` |
 //! | `{s:*}` | exactly one segment |
 //! | `{s:a\|b}` | one of the words |
+//! | `{i-1}`, `{i+1}` | nothing: in a name that is written, the digits of `{i}` and a number less or more |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,13 +34,18 @@ enum Part {
     Digits(String),
     Segment(String),
     Word(String, Vec<String>),
+    /// The digits of a capture and so much more or less: only in a name that is written.
+    Shifted(String, i64),
 }
 
 impl Part {
     fn capture(&self) -> Option<&str> {
         match self {
             Part::Literal(_) => None,
-            Part::Digits(name) | Part::Segment(name) | Part::Word(name, _) => Some(name),
+            Part::Digits(name)
+            | Part::Segment(name)
+            | Part::Word(name, _)
+            | Part::Shifted(name, _) => Some(name),
         }
     }
 }
@@ -172,6 +178,32 @@ impl Pattern {
         pattern
     }
 
+    /// Whether it counts on or back from a capture, as `{i-1}` does: then it can be written, and matches nothing.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Shifted(name, _) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether a capture stands for digits and nothing else.
+    pub(crate) fn has_digits(&self, name: &str) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| matches!(part, Part::Digits(n) if n == name))
+    }
+
+    /// The text with every capture as it stands where it is bound: `{s}` for `{s:a|b}`.
+    pub(crate) fn bare(&self) -> String {
+        let mut bare = String::with_capacity(self.text.len());
+        let mut rest = self.text.as_str();
+        while let Some((before, after)) = rest.split_once(':') {
+            bare += before;
+            rest = after.split_once('}').map_or("", |(_, after)| after);
+            bare.push('}');
+        }
+        bare + rest
+    }
+
     /// Whether its last segment may be anything.
     pub(crate) fn ends_open(&self) -> bool {
         matches!(self.parts.last(), Some(Part::Segment(_)))
@@ -259,6 +291,7 @@ impl Pattern {
                 let digits = rest.bytes().rev().take_while(u8::is_ascii_digit).count();
                 digits > 0 && attempt(name, &rest[rest.len() - digits..])
             }
+            Part::Shifted(..) => false,
             Part::Segment(name) => {
                 let segment = rest.rsplit('.').next().unwrap_or_default();
                 !segment.is_empty() && attempt(name, segment)
@@ -286,9 +319,20 @@ impl Pattern {
         complete.then_some(known)
     }
 
+    /// Whether the pattern, all of whose captures are bound, stands for this name.
+    pub(crate) fn stands_for(&self, name: &str, captures: &Captures) -> bool {
+        // Most do not, and that is seen at the literal end.
+        let ends = match self.parts.last() {
+            Some(Part::Literal(end)) => name.ends_with(end.as_str()),
+            _ => true,
+        };
+        ends && self.fill(captures).as_deref() == Some(name)
+    }
+
     /// The start of every name that the pattern can stand for, and whether that is the whole name.
     pub fn known_start(&self, captures: &Captures) -> (String, bool) {
-        let mut out = String::new();
+        // Captures are seldom longer than their names in braces.
+        let mut out = String::with_capacity(self.text.len() + 32);
         if let Some(prefix) = &self.prefix {
             match captures.get(prefix) {
                 None => return (out, false),
@@ -301,6 +345,13 @@ impl Pattern {
         }
         for part in &self.parts {
             match (part, part.capture().and_then(|name| captures.get(name))) {
+                (Part::Shifted(_, by), Some(text)) => {
+                    let number = text.parse::<u64>().ok();
+                    match number.and_then(|n| n.checked_add_signed(*by)) {
+                        Some(number) => out += &number.to_string(),
+                        None => return (out, false),
+                    }
+                }
                 (Part::Literal(text), _) | (_, Some(text)) => out += text,
                 _ => return (out, false),
             }
@@ -357,7 +408,13 @@ fn parse_capture(inside: &str) -> Result<Part, String> {
     let (name, kind) = inside
         .split_once(':')
         .map_or((inside, None), |(name, kind)| (name, Some(kind)));
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_') {
+    if let (Some(at), None) = (name.find(['-', '+']), kind)
+        && let (name, by) = name.split_at(at)
+        && let (true, Ok(by)) = (is_capture_name(name), by.parse::<i16>())
+    {
+        return Ok(Part::Shifted(name.to_owned(), i64::from(by)));
+    }
+    if !is_capture_name(name) {
         return Err(format!(
             "`{{{inside}}}` is not a capture; expected a name of letters, as in `{{p}}`, `{{i}}`, `{{s:*}}` or `{{s:a|b}}`"
         ));
@@ -373,6 +430,10 @@ fn parse_capture(inside: &str) -> Result<Part, String> {
             Part::Word(name.to_owned(), words)
         }
     })
+}
+
+fn is_capture_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_')
 }
 
 fn at_boundaries(before: &[Part], after: &str) -> bool {

@@ -23,9 +23,9 @@ pub enum Error {
     Format { path: PathBuf, reason: String },
     #[error("{} has become shorter since it was opened; its tensors are no longer all there", quoted(&.0.display().to_string()))]
     Truncated(PathBuf),
-    #[error("{} exists; choose another name or pass --force to replace it", quoted(&.0.display().to_string()))]
+    #[error("{} exists", quoted(&.0.display().to_string()))]
     Exists(PathBuf),
-    #[error("{} is the input itself; choose another name or pass --force to replace it", quoted(&.0.display().to_string()))]
+    #[error("{} is the input itself", quoted(&.0.display().to_string()))]
     SameFile(PathBuf),
     #[error("{} is a symbolic link to a file that is not there; remove it or choose another name", quoted(&.0.display().to_string()))]
     DanglingLink(PathBuf),
@@ -43,9 +43,9 @@ pub enum Error {
     Array { path: PathBuf, reason: String },
     #[error("{} cannot be read as a PyTorch file: {reason}", quoted(&path.display().to_string()))]
     Pytorch { path: PathBuf, reason: String },
-    #[error("{} holds several state dicts, `{}`; choose one with --key", quoted(&path.display().to_string()), keys.join("`, `"))]
+    #[error("{} holds several state dicts, `{}`", quoted(&path.display().to_string()), keys.join("`, `"))]
     SeveralKeys { path: PathBuf, keys: Vec<String> },
-    #[error("{} is a safetensors file, which has no keys; leave out --key {}", quoted(&path.display().to_string()), quoted(key))]
+    #[error("{} is a safetensors file, which has no keys", quoted(&path.display().to_string()))]
     NoKeys { path: PathBuf, key: String },
     #[error("{} does not join shards to a checkpoint: {reason}", quoted(&path.display().to_string()))]
     Index { path: PathBuf, reason: String },

@@ -15,6 +15,7 @@
 mod block;
 mod bound;
 mod copies;
+pub mod deploy;
 mod deployed;
 mod probes;
 pub mod random;

@@ -40,6 +40,12 @@ fn document(tiny: &Tiny, of: &str, ran: &Ran) -> Value {
 }
 
 #[test]
+fn the_schema_of_recipes_is_printed() {
+    let printed = Tiny::network().prints(&["schema", "recipe"]);
+    assert_eq!(printed, repfuse::recipe::SCHEMA);
+}
+
+#[test]
 fn every_command_prints_what_its_schema_describes() {
     let tiny = Tiny::network();
     let cases: &[(&str, &[&str])] = &[
@@ -200,7 +206,7 @@ fn what_could_not_be_done_is_said_in_json_too() {
                 "--json",
             ],
             1,
-            "none of the 5 blocks is selected by --only and --skip; `repfuse inspect` shows their names",
+            "none of the 5 blocks is selected; --only and --skip select them, and `repfuse inspect` shows their names",
         ),
         (
             &[

@@ -355,7 +355,7 @@ fn globs_are_refused_in_words() {
         end(start(place.command(&args)))
     };
     assert_eq!(ran("stage{0,1}.?").all(), (Some(0), "", ""));
-    let none = "repfuse: none of the 2 blocks is selected by --only and --skip; `repfuse inspect` shows their names\n";
+    let none = "repfuse: none of the 2 blocks is selected; --only and --skip select them, and `repfuse inspect` shows their names\n";
     assert_eq!(ran("stage2*").all(), (Some(1), "", none));
     assert_eq!(
         ran("[").all(),

@@ -715,7 +715,7 @@ fn files_that_no_recipe_fits() {
     run(
         "fuse in.safetensors y --only nothing",
         1,
-        "none of the 1 blocks is selected by --only and --skip; `repfuse inspect` shows their names",
+        "none of the 1 blocks is selected; --only and --skip select them, and `repfuse inspect` shows their names",
     );
     run(
         "fuse in.safetensors y --recipe repvg",
@@ -747,7 +747,7 @@ fn files_that_several_recipes_fit() {
     let error = recipe::detect_one(checkpoint.tensors(), &recipes).expect_err("two");
     assert_eq!(
         error.to_string(),
-        "the recipes `own` and `other` fit equally well; choose one with --recipe"
+        "the recipes `own` and `other` fit equally well"
     );
     assert_eq!(
         recipe::detect_one(checkpoint.tensors(), &recipes[..1])

@@ -84,7 +84,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `unless`, `owns`, `deploy`, \
+            "unknown key `zzzzzzzz`; expected one of `$schema`, `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `unless`, `owns`, `deploy`, \
              `drop`, `rename`, `beside`, `blocks`, `network`, `host`",
             top(r#""eps_note": "1""#),
         ),
@@ -170,10 +170,30 @@ fn recipes_with_one_mistake() {
             "at `blocks[0].set.{p}`: found a string; expected a number",
             block(r#", "set": {"{p}": 1}"#),
         ),
+        (
+            top(r#""drop": [".a"]"#),
+            "at `drop[0]`: `.a` begins with a dot, which stands for the module that `at` of a block names; here is none",
+            top(r#""drop": ["a"]"#),
+        ),
+        (
+            block(r#", "keep": ["{i-1}"]"#),
+            "at `blocks[0].keep[0]`: `{i-1}` counts on from `{i}`, which only a name that is written does: an output of `fuse`, or a \
+             new name in `rename`",
+            block(r#", "keep": ["{p}"]"#),
+        ),
+        (
+            own(
+                r#"{"at": "{p}.{s:a|b}.weight", "fuse": {"{p}.{s-1}": {"conv": {"weight": "{p}.{s}.weight"}}}}"#,
+            ),
+            "at `blocks[0].fuse`: `{p}.{s-1}` counts on from `{s}`, which is no number; let `at` capture digits, as `{i}` does",
+            own(
+                r#"{"at": "{p}.{s}.weight", "fuse": {"{p}.{s-1}": {"conv": {"weight": "{p}.{s}.weight"}}}}"#,
+            ),
+        ),
         // In an expression.
         (
             fused("1"),
-            "at `blocks[0].fuse.{p}.d`: found a number; expected an expression: \"identity\" or an object such as {\"conv\": …}",
+            "at `blocks[0].fuse.{p}.d`: found a number; expected an expression: \"identity\", an array, or an object such as {\"conv\": …}",
             fused(c),
         ),
         (

@@ -689,9 +689,9 @@ fn mistakes_are_placed() {
             "recipe `own.json`, at `blocks[0].at`: `{p}` captures a dotted path, which can only be at the start of a pattern",
         ),
         (
-            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional", "bn": "{p}.b"}}}]}"#,
+            r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"conv": "{p}.c", "bias": "optional", "scale": "{p}.b"}}}]}"#,
             "recipe `own.json`, at `blocks[0].fuse.{p}.d`: found 2 of `conv`, `bn`, `scale`, `shift`, `mean`, `seq`, `sum`, \
-             `optional`, `each` in one expression; expected exactly one",
+             `optional`, `each` in one expression; expected exactly one, or `conv` and `bn`",
         ),
         (
             r#"{"name": "own", "about": "", "blocks": [{"at": "{p}.c.weight", "fuse": {"{p}.d": {"sum": []}}}]}"#,
@@ -814,6 +814,83 @@ fn the_recipe_of_the_page_does_what_it_says() {
     bench.file.tensors.remove("stem.0.dil_bn.3.running_var");
     let error = bench.refused(text);
     assert!(error.contains("`running_var` is missing"), "{error}");
+}
+
+/// The examples of the page in their short forms say what their long forms say.
+#[test]
+fn short_forms_say_what_long_ones_do() {
+    let page = include_str!("../../docs/recipes.md").replace('\\', "");
+    let parsed = |block: &str| repfuse::recipe::parse(&recipe(block), "own.json").expect(block);
+    for (short, long) in [
+        (
+            r#"{"at": "{p}.{s:q|k}", "fuse": {".": {"conv": ".c", "bn": ".bn"}}}"#,
+            r#"{"at": ["{p}.{s:q|k}.c.weight", "{p}.{s:q|k}.bn.running_mean"], "fuse": {"{p}.{s}": {"seq": [{"conv": "{p}.{s}.c"}, {"bn": "{p}.{s}.bn"}]}}}"#,
+        ),
+        (
+            r#"{"at": "{p}.stage{i}.conv", "fuse": {"{p}.stages.{i-1}": {"conv": "{p}.stage{i}.conv"}}}"#,
+            r#"{"at": "{p}.stage{i}.conv.weight", "fuse": {"{p}.stages.{i-1}": {"conv": "{p}.stage{i}.conv"}}}"#,
+        ),
+    ] {
+        assert!(page.contains(short), "{short}");
+        assert_eq!(parsed(short), parsed(long));
+    }
+    let of = |expression: &str| {
+        parsed(&format!(
+            r#"{{"at": "{{p}}.a.weight", "fuse": {{"{{p}}.d": {expression}}}}}"#
+        ))
+    };
+    for (short, long) in [
+        (
+            r#"[{"conv": "{p}.a", "groups": 2, "bn": "{p}.b", "eps": 0.1}, {"scale": 2}]"#,
+            r#"{"seq": [{"conv": "{p}.a", "groups": 2}, {"bn": "{p}.b", "eps": 0.1}, {"scale": 2}]}"#,
+        ),
+        (
+            r#"{"conv": "{p}.a", "bias": true, "bn": "{p}.b"}"#,
+            r#"{"seq": [{"conv": "{p}.a", "bias": true}, {"bn": "{p}.b"}]}"#,
+        ),
+        // A pair behind a conv is no norm of that conv.
+        (
+            r#"[{"conv": "{p}.a"}, {"conv": "{p}.c", "bn": "{p}.b"}]"#,
+            r#"{"seq": [{"conv": "{p}.a", "bias": true}, {"conv": "{p}.c"}, {"bn": "{p}.b"}]}"#,
+        ),
+    ] {
+        assert_eq!(of(short), of(long), "{short}");
+    }
+}
+
+/// What counts on from a capture is written, and cannot be below 0.
+#[test]
+fn names_that_are_written_can_count() {
+    let own = recipe(
+        r#"{"at": "{p}.stage{i}.conv", "fuse": {"{p}.stages.{i-1}": {"conv": ".", "bias": "optional"}}, "rename": {"{p}.stage{i}.act": "{p}.acts.{i+9}"}}"#,
+    );
+    let mut bench = Bench::new();
+    for i in [1, 2, 10] {
+        bench.tensor(&format!("net.stage{i}.conv.weight"), &[4, 4, 1, 1]);
+        bench.tensor(&format!("net.stage{i}.act.alpha"), &[4]);
+    }
+    let names: Vec<String> = shapes(&bench.fuse(&own))
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| !name.ends_with(".bias"))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "net.acts.10.alpha",
+            "net.acts.11.alpha",
+            "net.acts.19.alpha",
+            "net.stages.0.weight",
+            "net.stages.1.weight",
+            "net.stages.9.weight",
+        ]
+    );
+    bench.tensor("net.stage0.conv.weight", &[4, 4, 1, 1]);
+    let said = bench.refused(&own);
+    assert!(
+        said.ends_with("`{p}.stages.{i-1}` has no name here: a number in it is below 0\n"),
+        "{said}"
+    );
 }
 
 /// Places are told as the file stores the tensor.

@@ -1,10 +1,55 @@
 //! The pages of `docs/` say what the recipes and the fixtures say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+/// The schema of recipes accepts every built-in one, and knows the words that the reader knows, and no others.
+#[test]
+fn the_schema_of_recipes_is_that_of_the_reader() {
+    let schema: Value = serde_json::from_str(repfuse::recipe::SCHEMA).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a valid schema");
+    for name in repfuse::recipe::names().expect("recipes") {
+        let (_, text) = repfuse::recipe::source(&name).expect("a recipe");
+        let recipe: Value = serde_json::from_str(text).expect("JSON");
+        let wrong: Vec<String> = validator
+            .iter_errors(&recipe)
+            .map(|e| format!("{}: {e}", e.instance_path()))
+            .collect();
+        assert_eq!(wrong, Vec::<String>::new(), "{name}");
+    }
+    let keys = |of: &Value| -> BTreeSet<String> {
+        let object = of["properties"].as_object();
+        object.into_iter().flat_map(|o| o.keys().cloned()).collect()
+    };
+    let defs = &schema["$defs"];
+    let expressions = defs["expression"]["anyOf"].as_array().expect("an array");
+    let of_block = |block: &str| format!(r#"{{"name": "a", "about": "", "blocks": [{block}]}}"#);
+    for (text, expected) in [
+        (r#"{"zzzzzzzz": 1}"#.to_owned(), keys(&schema)),
+        (of_block(r#"{"zzzzzzzz": 1}"#), keys(&defs["block"])),
+        (
+            of_block(r#"{"at": "a", "fuse": {"b": {"zzzzzzzz": 1}}}"#),
+            expressions
+                .iter()
+                .chain([&defs["conv"]])
+                .flat_map(keys)
+                .collect(),
+        ),
+    ] {
+        let recipe: Value = serde_json::from_str(&text).expect("JSON");
+        assert!(!validator.is_valid(&recipe), "{text}");
+        let said = repfuse::recipe::parse(&text, "own.json").expect_err(&text);
+        let said = said.to_string();
+        let (_, known) = said.split_once("expected one of ").expect("a list");
+        let known = known
+            .split(", ")
+            .map(|key| key.trim_matches('`').to_owned());
+        assert_eq!(known.collect::<BTreeSet<_>>(), expected);
+    }
+}
 
 const BEGIN: &str = "<!-- table: begin -->\n";
 const END: &str = "<!-- table: end -->";

@@ -318,8 +318,8 @@ fn rejects_another_eps_in_one_branch() {
     let bench = Bench::new();
     let (_, text) = recipe::source("repvgg").expect("a recipe");
     let other = text.replace(
-        r#"{ "bn": "{p}.rbr_1x1.bn" }"#,
-        r#"{ "bn": "{p}.rbr_1x1.bn", "eps": 1e-3 }"#,
+        r#""bn": "{p}.rbr_1x1.bn" }"#,
+        r#""bn": "{p}.rbr_1x1.bn", "eps": 1e-3 }"#,
     );
     assert_ne!(text, other, "the recipe is written as this test expects");
     let fused = bench.fuse(

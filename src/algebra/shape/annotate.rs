@@ -71,15 +71,16 @@ pub(super) fn annotate<T: Operand>(
 }
 
 fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryError> {
-    let (leaf, shape) = (conv.weight.to_string(), conv.weight.shape().to_vec());
+    let leaf = || conv.weight.to_string();
+    let shape = || conv.weight.shape().to_vec();
     let ([first, second], taps) = axes_of(conv)?;
     let (layout, out, groups) = if conv.shared {
         (Layout::Shared, inputs, inputs)
     } else if conv.transposed {
         if first != inputs {
             return Err(E::TransposedInputs {
-                leaf,
-                shape,
+                leaf: leaf(),
+                shape: shape(),
                 inputs,
             });
         }
@@ -87,8 +88,8 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
         let groups = conv.groups.unwrap_or(1);
         if groups == 0 || first % groups != 0 {
             return Err(E::TransposedGroups {
-                leaf,
-                shape,
+                leaf: leaf(),
+                shape: shape(),
                 groups,
             });
         }
@@ -96,8 +97,8 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
     } else {
         if !inputs.is_multiple_of(second) {
             return Err(E::Inputs {
-                leaf,
-                shape,
+                leaf: leaf(),
+                shape: shape(),
                 per_group: second,
                 inputs,
                 source_of_inputs: "it is applied to".to_owned(),
@@ -107,16 +108,16 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
     };
     if let Some(declared) = conv.groups.filter(|&declared| declared != groups) {
         return Err(E::Declared {
-            leaf,
-            shape,
+            leaf: leaf(),
+            shape: shape(),
             found: groups,
             declared,
         });
     }
     if out % groups != 0 {
         return Err(E::Groups {
-            leaf,
-            shape,
+            leaf: leaf(),
+            shape: shape(),
             out,
             groups,
         });
@@ -126,7 +127,10 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
     }
     if conv.dilation.contains(&0) {
         let dilation = conv.dilation;
-        return Err(E::Dilation { leaf, dilation });
+        return Err(E::Dilation {
+            leaf: leaf(),
+            dilation,
+        });
     }
     let geometry = Geometry {
         inputs,
@@ -134,7 +138,7 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
         groups,
         groups_known: true,
         extent: dilated(taps, conv.dilation),
-        rank: shape.len(),
+        rank: conv.weight.shape().len(),
         transposed: conv.transposed,
     };
     let kernel = Kernel {

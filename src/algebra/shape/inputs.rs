@@ -204,6 +204,10 @@ pub(super) fn any_inputs<T: Operand>(expr: &Expr<T>) -> Result<usize, GeometryEr
     if first.shared {
         return ambiguous();
     }
+    // One conv, and nothing but diagonal maps before and behind it: its groups change nothing.
+    if convs.len() == 1 && is_chain(expr) {
+        return Ok(per_group);
+    }
     let mut found: Option<(usize, Geometry, Vec<Option<Steps>>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
@@ -225,6 +229,15 @@ pub(super) fn any_inputs<T: Operand>(expr: &Expr<T>) -> Result<usize, GeometryEr
     }
     // Where none fits, the smallest one's error says why.
     Ok(found.map_or(per_group, |(inputs, ..)| inputs))
+}
+
+/// Whether a tree has no branches, and no selection of channels.
+fn is_chain<T>(expr: &Expr<T>) -> bool {
+    match expr {
+        Expr::Seq(xs) => xs.iter().all(is_chain),
+        Expr::Sum(_) | Expr::Stack(_) | Expr::Select(_) => false,
+        _ => true,
+    }
 }
 
 /// How the channels of an inner map lie over the input channels of one group of the whole.
