@@ -19,7 +19,7 @@ use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
 use crate::graph::Folded;
-use crate::plan::{Plan, Source};
+use crate::plan::{Plan, Source, Unknown};
 use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
 use crate::verify;
@@ -128,9 +128,9 @@ pub(super) struct Summary<'a> {
     /// Whether nothing was written because that was the wish.
     dry_run: bool,
     recipe: &'a str,
-    /// The eps of the batch norms, if there are any.
+    /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
-    /// `recipe`, `user` or `sample`.
+    /// `recipe`, `file`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -539,6 +539,14 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         lines += &output::line("shards", &shards);
     }
     lines += &output::line("recipe", s.recipe);
+    for Unknown { module, class } in &plan.unknown {
+        let left = format!(
+            "{} as it is: its class {} is none that the recipe knows",
+            plain(module),
+            plain(class)
+        );
+        lines += &output::line("left", &left);
+    }
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines + &sample.unwrap_or_default()

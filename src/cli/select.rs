@@ -106,6 +106,7 @@ impl Select {
             skip: self.skip.clone(),
             beside: self.beside.beside.clone(),
             dtype,
+            by_names: self.recipe.is_some(),
         }
     }
 
@@ -133,11 +134,13 @@ impl Select {
 
 /// Says what to do about a tensor that a block's recipe does not know.
 fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Error {
-    let Some(recipe::Error::Stranger {
-        name, recipe: of, ..
-    }) = error.downcast_ref()
-    else {
-        return error;
+    let (name, of) = match error.downcast_ref() {
+        Some(recipe::Error::Stranger { name, recipe, .. }) => (name, recipe),
+        Some(recipe::Error::UnknownClass { recipe, .. }) => {
+            let advice = format!("`--recipe {recipe}` folds it all the same");
+            return anyhow::anyhow!("{error:#}; {advice}");
+        }
+        _ => return error,
     };
     let knows = |recipe: &Recipe| {
         let planned = plan::plan(index, recipe, options).ok();
@@ -249,9 +252,13 @@ pub(super) fn deployed(path: &Path) -> anyhow::Result<Checkpoint> {
 /// The eps, where it comes from, and how much it matters for this file; in lines for the end of a text.
 pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String> {
     let weight = weight?;
-    let eps = plan.eps.map(output::small).unwrap_or_default();
+    let eps = match plan.eps {
+        Some(eps) => output::small(eps),
+        None => "that of each norm".to_owned(),
+    };
     let source = match plan.eps_source {
         EpsSource::Recipe => format!("recipe {}", plan.recipe),
+        EpsSource::File => "the file".to_owned(),
         EpsSource::User => "--bn-eps".to_owned(),
         EpsSource::Sample => "the sample".to_owned(),
     };

@@ -108,9 +108,9 @@ pub(super) struct Report<'a> {
     /// Whether both forms are the same network. The exit status is 0 if so, else 1.
     accepted: bool,
     recipe: &'a str,
-    /// The eps of the batch norms, if there are any.
+    /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
-    /// `recipe`, `user` or `sample`.
+    /// `recipe`, `file`, `user` or `sample`.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,

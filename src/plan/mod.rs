@@ -3,11 +3,14 @@
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
 mod agree;
+mod classes;
 mod closed;
+mod facts;
 mod idle;
 mod leftover;
 pub(crate) mod select;
 
+pub use classes::Unknown;
 pub use idle::idle;
 pub use select::glob;
 
@@ -41,6 +44,8 @@ pub struct Options {
     pub beside: Vec<String>,
     /// The element type of fused tensors, instead of that of the block's conv weights.
     pub dtype: Option<Float>,
+    /// Whether the recipe is the user's choice: names then tell the blocks, whatever classes the file says.
+    pub by_names: bool,
 }
 
 /// Where the eps of the batch norms comes from.
@@ -48,6 +53,8 @@ pub struct Options {
 pub enum EpsSource {
     /// The recipe states it.
     Recipe,
+    /// The file says it of every norm, as a pickled module does.
+    File,
     /// The user does.
     User,
     /// Feature maps of the author's network decided it.
@@ -59,6 +66,7 @@ impl EpsSource {
     pub fn name(self) -> &'static str {
         match self {
             EpsSource::Recipe => "recipe",
+            EpsSource::File => "file",
             EpsSource::User => "user",
             EpsSource::Sample => "sample",
         }
@@ -70,7 +78,7 @@ impl EpsSource {
 pub struct Plan {
     /// The name of the recipe.
     pub recipe: String,
-    /// The eps of the batch norms, if the recipe has any.
+    /// The eps of the batch norms, if there are any and they have one in common.
     pub eps: Option<f64>,
     /// Who decided it.
     pub eps_source: EpsSource,
@@ -82,6 +90,8 @@ pub struct Plan {
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
     pub skipped: Vec<String>,
+    /// Modules with the names of a block that are left as they are, for the file says that they are something else.
+    pub unknown: Vec<Unknown>,
     /// Every tensor of the output.
     pub outputs: Vec<Planned>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
@@ -158,12 +168,22 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
     let mut ledger = Ledger::new(index, recipe, options, &looks);
+    let mut unknown = Vec::new();
     for start in starts(recipe, index, &looks) {
         let name = start.anchor.name();
-        if !ledger.taken.contains_key(name)
-            && !recipe.drop.iter().any(|p| covers(p, name).is_some())
+        if ledger.taken.contains_key(name) || recipe.drop.iter().any(|p| covers(p, name).is_some())
         {
-            ledger.block(&start, &select)?;
+            continue;
+        }
+        match classes::unknown(&start).filter(|_| !options.by_names) {
+            Some(module) => unknown.push((start, module)),
+            None => ledger.block(&start, &select)?,
+        }
+    }
+    for (start, module) in unknown {
+        // Another rule may have known it.
+        if !ledger.taken.contains_key(start.anchor.name()) {
+            ledger.left(&start, module);
         }
     }
     looks.may_go_on().map_err(|message| Error::Block {
@@ -171,15 +191,20 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         message,
     })?;
     if ledger.blocks.is_empty() {
-        return Err(match ledger.skipped.len() {
-            0 => match nothing(index, std::slice::from_ref(recipe)) {
+        return Err(match (ledger.skipped.len(), ledger.unknown.pop()) {
+            (0, Some(Unknown { module, class })) => Error::UnknownClass {
+                module,
+                class,
+                recipe: recipe.name.clone(),
+            },
+            (0, None) => match nothing(index, std::slice::from_ref(recipe)) {
                 Error::NoBlock { near } => Error::NoBlockOf {
                     recipe: recipe.name.clone(),
                     near,
                 },
                 other => other,
             },
-            blocks => Error::NoneSelected { blocks },
+            (blocks, _) => Error::NoneSelected { blocks },
         });
     }
     ledger.finish()
@@ -206,6 +231,7 @@ struct Ledger<'a> {
     /// The names that were tried for them.
     looked_at: &'a Looks,
     skipped: Vec<String>,
+    unknown: Vec<Unknown>,
     renamed: BTreeMap<String, String>,
     /// What blocks use and leave where it is.
     kept: HashSet<String>,
@@ -252,6 +278,7 @@ impl<'a> Ledger<'a> {
             operators: 0,
             looked_at,
             skipped: Vec::new(),
+            unknown: Vec::new(),
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
             filled: Vec::new(),
@@ -357,6 +384,21 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
+    /// Leaves what has the names of a block and is none as it is.
+    fn left(&mut self, start: &Start<'_>, unknown: Unknown) {
+        let own = start.rule.fuse.iter().filter_map(|(_, template)| {
+            let eps = |_| f64::NAN;
+            expand(template, &start.captures, self.index, &eps, self.looked_at).ok()
+        });
+        let own: Vec<Tensor> = own.flat_map(|(_, expanded)| expanded.claimed).collect();
+        for tensor in own {
+            self.taken.insert(tensor.name().to_owned(), Fate::Kept);
+        }
+        self.taken
+            .insert(start.anchor.name().to_owned(), Fate::Kept);
+        self.unknown.push(unknown);
+    }
+
     /// Whether these are the tensors of a block that has been found by another of them. (What it was found by now is none of
     /// them: an anchor may say "any tensor of this module".)
     fn is_again(&self, consumed: &[Tensor]) -> bool {
@@ -393,8 +435,9 @@ impl<'a> Ledger<'a> {
                 .or(self.recipe.eps)
                 .unwrap_or(f64::NAN)
         };
-        let (expr, expanded) =
+        let (mut expr, expanded) =
             expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
+        facts::told(&mut expr, self.options.bn_eps).map_err(fail)?;
         self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {
@@ -535,18 +578,20 @@ impl<'a> Ledger<'a> {
             }
         }
         self.refuse_clashes(&outputs)?;
+        let (eps, eps_source) = match (facts::all_eps(&self.blocks), self.options.bn_eps) {
+            (Some(told), _) => (told, EpsSource::File),
+            (None, Some(eps)) => (Some(eps), EpsSource::User),
+            (None, None) => (self.recipe.eps, EpsSource::Recipe),
+        };
         Ok(Plan {
             recipe: self.recipe.name.clone(),
-            eps: self.options.bn_eps.or(self.recipe.eps),
-            eps_source: if self.options.bn_eps.is_some() {
-                EpsSource::User
-            } else {
-                EpsSource::Recipe
-            },
+            eps,
+            eps_source,
             eps_note: self.recipe.eps_note.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
+            unknown: self.unknown,
             outputs,
             dropped,
         })

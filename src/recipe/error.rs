@@ -32,6 +32,16 @@ pub enum Error {
         "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
     )]
     NoneSelected { blocks: usize },
+    #[error(
+        "the file says that {} is of class {}, which recipe `{recipe}` does not know; names alone do not tell what it computes",
+        quoted(module),
+        quoted(class)
+    )]
+    UnknownClass {
+        module: String,
+        class: String,
+        recipe: String,
+    },
     #[error("{} is not a glob", quoted(glob))]
     Glob {
         glob: String,

@@ -9,6 +9,7 @@ mod atomic;
 mod cli_json;
 mod cli_report;
 mod cli_text;
+mod facts;
 mod hostile;
 mod hostile_others;
 mod maps;

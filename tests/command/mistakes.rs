@@ -165,6 +165,16 @@ fn recipes_with_one_mistake() {
             "at `blocks[0].set.{p}`: found a string; expected a number",
             block(r#", "set": {"{p}": 1}"#),
         ),
+        (
+            block(r#", "classes": []"#),
+            "at `blocks[0].classes`: found an array; expected an object: module to the names of classes",
+            block(r#", "classes": {}"#),
+        ),
+        (
+            block(r#", "classes": {"{p}": "a.B"}"#),
+            "at `blocks[0].classes.{p}`: found a string; expected an array of class names",
+            block(r#", "classes": {"{p}": ["a.B"]}"#),
+        ),
         // In an expression.
         (
             fused("1"),
