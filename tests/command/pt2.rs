@@ -80,15 +80,15 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
 const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 20] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
-    ("mobileone", [8, 0, 9], [3, 0, 0]),
-    ("fastvit", [0, 0, 0], [0, 0, 0]),
-    ("repvit", [0, 0, 0], [0, 0, 0]),
-    ("levit", [0, 5, 5], [0, 5, 0]),
+    ("mobileone", [6, 0, 7], [3, 0, 0]),
+    ("fastvit", [6, 0, 8], [3, 0, 0]),
+    ("repvit", [4, 0, 4], [3, 0, 0]),
+    ("levit", [0, 4, 4], [0, 4, 0]),
     ("yolov10", [5, 0, 6], [3, 0, 0]),
-    ("dbb", [12, 0, 8], [2, 0, 0]),
+    ("dbb", [10, 0, 8], [2, 0, 0]),
     ("scaled", [1, 0, 0], [1, 0, 0]),
-    ("concat", [3, 0, 0], [1, 0, 0]),
-    ("read-twice", [3, 0, 2], [3, 0, 2]),
+    ("concat", [3, 0, 0], [3, 0, 0]),
+    ("read-twice", [2, 0, 1], [2, 0, 1]),
     ("misaligned", [4, 0, 0], [4, 0, 0]),
     ("shared", [3, 0, 3], [3, 0, 0]),
     ("conv1d", [1, 0, 1], [1, 0, 0]),
@@ -97,12 +97,11 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 20] = [
     ("linear", [0, 1, 1], [0, 1, 0]),
     ("half", [1, 0, 1], [1, 0, 0]),
     ("bfloat16", [1, 0, 1], [1, 0, 0]),
-    ("any-batch", [6, 0, 4], [1, 0, 0]),
-    ("channels-last", [6, 0, 4], [1, 0, 0]),
+    ("any-batch", [5, 0, 4], [1, 0, 0]),
+    ("channels-last", [5, 0, 4], [1, 0, 0]),
 ];
 
 #[test]
-#[ignore = "unfinished: fails today"]
 fn what_is_folded_and_what_comes_out() {
     let directory = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
@@ -114,8 +113,8 @@ fn what_is_folded_and_what_comes_out() {
         } else {
             1e-5
         };
-        // Values that are changed in place and read again are told apart by no name.
-        let runs = name != "read-twice" && name != "levit" && name != "repvit" && name != "scaled";
+        // Values that are changed in place and read again are told apart by no name; attention is not run here.
+        let runs = !["read-twice", "levit"].contains(&name);
         if runs && largest_difference(&expected, &run(&pt2, &input)) > allowed {
             wrong.push(format!(
                 "{name}: the program read is not the one that PyTorch ran"
@@ -349,7 +348,6 @@ fn command(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-#[ignore = "unfinished: fails today"]
 fn the_command_takes_a_program_for_a_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -359,6 +357,11 @@ fn the_command_takes_a_program_for_a_checkpoint() {
     let (code, said) = command(&["verify", &from, &path("out.pt2")]);
     assert!(code == 0 && said.contains("equivalent: 2 convs"), "{said}");
     let (code, said) = command(&["inspect", &from]);
+    assert!(
+        code == 0 && said.contains("graph: 2 blocks to fuse"),
+        "{said}"
+    );
+    let (code, said) = command(&["inspect", "--json", &from]);
     assert!(code == 0 && said.contains("0.reparam_conv"), "{said}");
     let (code, said) = command(&["fuse", &path("out.pt2"), &path("again.pt2")]);
     assert!(code == 0 && said.contains("nothing to fuse"), "{said}");
@@ -455,7 +458,6 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
 }
 
 #[test]
-#[ignore = "unfinished: fails today"]
 fn a_recipe_is_learned_from_a_graph() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -528,7 +530,6 @@ fn norms_in_training_mode_are_refused_with_the_remedy() {
 }
 
 #[test]
-#[ignore = "unfinished: fails today"]
 fn hostile_programs_are_refused_by_name() {
     let program = |what: &'static str, with: &'static str| {
         refused("repvgg", move |name, text| {
@@ -557,24 +558,24 @@ fn hostile_programs_are_refused_by_name() {
         ),
         (
             program(
-                r#"{"as_tensor": {"name": "x"}}, "kind": 1}"#,
+                r#"{"as_tensor": {"name": "input"}}, "kind": 1}"#,
                 r#"{"as_tensor": {"name": "y"}}, "kind": 1}"#,
             ),
             "reads `y`, which is not there",
         ),
         (
-            program(
-                r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#,
-                r#""outputs": [{"as_tensor": {"name": "x"}}]"#,
-            ),
-            "two values are named `x`",
+            refused("repvgg", |name, text| {
+                (name == "models/model.json")
+                    .then(|| text.replace(r#"{"name": "batch_norm"}"#, r#"{"name": "conv2d"}"#))
+            }),
+            "two values are named `conv2d`",
         ),
         (
             program(
                 r#""outputs": [{"as_tensor": {"name": "conv2d"}}]"#,
                 r#""outputs": [{"as_tensor": {"name": "p_0_conv_1x1_conv_weight"}}]"#,
             ),
-            "which is a weight",
+            "node `conv2d` computes `p_0_conv_1x1_conv_weight`, which is an input or a weight",
         ),
         (
             program(
@@ -629,7 +630,6 @@ fn hostile_programs_are_refused_by_name() {
 }
 
 #[test]
-#[ignore = "unfinished: fails today"]
 fn hostile_archives_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let to = directory.path().join("in.pt2");
@@ -670,10 +670,10 @@ fn hostile_archives_are_refused_by_name() {
         assert!(error.contains(expected), "{error}\nexpected: {expected}");
     }
     // The compression method in the directory, and where an entry lies.
-    let directory_at = whole
-        .windows(4)
-        .position(|bytes| bytes == b"PK\x01\x02")
-        .unwrap();
+    // (An entry of its own is an archive too: the directory is where the last record says.)
+    let end = whole[whole.len() - 22..].last_chunk::<6>().unwrap();
+    let directory_at = u32::from_le_bytes([end[0], end[1], end[2], end[3]]) as usize;
+    assert_eq!(whole[directory_at..][..4], *b"PK\x01\x02");
     let mut compressed = whole.clone();
     compressed[directory_at + 10] = 8;
     assert!(refused(&compressed).contains("is compressed"));

@@ -7,15 +7,16 @@
 mod rules;
 mod words;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
 use self::rules::{Merging, Path, Rule, rules};
-use self::words::words;
+use self::words::{Groups, words};
 use super::agree::Index;
 use crate::algebra::canonical::same;
-use crate::plan::{self, Block, Options, Plan};
+use crate::plan::{self, Block, Options, Plan, PlannedConv};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, quoted};
 
@@ -43,24 +44,70 @@ pub fn learn(
     name: &str,
     about: &str,
 ) -> Learned {
-    let mut unsaid = Vec::new();
-    let mut said = Vec::new();
-    for block in blocks {
-        match words(checkpoint, block) {
-            Ok(words) => said.push(words),
-            Err(why) => unsaid.push(format!("block {}: {why}", quoted(&block.name))),
+    let graph = Known {
+        state,
+        name,
+        about,
+        expected: blocks
+            .iter()
+            .map(|block| (block.fused[0].module.clone(), block))
+            .collect(),
+    };
+    // The plainest words first.
+    let plain = graph.learn(checkpoint, blocks, Groups::Hidden, Merging::Parts);
+    let others = [
+        (Groups::Hidden, Merging::Relatives),
+        (Groups::All, Merging::Parts),
+        (Groups::All, Merging::Relatives),
+    ];
+    others.into_iter().fold(plain, |best, (groups, merging)| {
+        if groups == Groups::All && best.unsaid.is_empty() {
+            return best;
         }
-    }
-    let eps = usual(said.iter().flat_map(|words| &words.eps));
-    let expected: HashMap<String, &Block> = blocks
-        .iter()
-        .map(|block| (block.fused[0].module.clone(), block))
-        .collect();
-    let learned = [Merging::Parts, Merging::Relatives].map(|merging| {
-        let mut rules = rules(said.clone(), merging);
+        let other = graph.learn(checkpoint, blocks, groups, merging);
+        // What says more, in fewer rules.
+        let score = |learned: &Learned| {
+            let rules = learned.recipe.get("blocks").and_then(Value::as_array);
+            (learned.blocks, Reverse(rules.map_or(0, Vec::len)))
+        };
+        if score(&other) > score(&best) {
+            other
+        } else {
+            best
+        }
+    })
+}
+
+/// What a recipe is learned from, and what it is called.
+struct Known<'a> {
+    state: &'a Index,
+    name: &'a str,
+    about: &'a str,
+    /// The blocks by the modules of their fused convs.
+    expected: HashMap<String, &'a Block>,
+}
+
+impl Known<'_> {
+    fn learn(
+        &self,
+        checkpoint: &Checkpoint,
+        blocks: &[Block],
+        groups: Groups,
+        merging: Merging,
+    ) -> Learned {
+        let mut unsaid = Vec::new();
+        let mut said = Vec::new();
+        for block in blocks {
+            match words(checkpoint, block, groups) {
+                Ok(words) => said.push(words),
+                Err(why) => unsaid.push(format!("block {}: {why}", quoted(&block.name))),
+            }
+        }
+        let eps = usual(said.iter().flat_map(|words| &words.eps));
+        let mut rules = rules(said, merging);
         let mut attempt = Attempt::default();
         for _ in 0..ATTEMPTS {
-            attempt = attempted(state, &rules, eps, name, about, &expected);
+            attempt = self.attempt(&rules, eps);
             let narrower = attempt
                 .wrong
                 .iter()
@@ -70,26 +117,24 @@ pub fn learn(
             };
             rules[rule].path = path;
         }
-        (attempt, rules.len())
-    });
-    // What says more, in fewer rules.
-    let rules_in = |attempt: &Attempt| {
-        attempt
-            .recipe
-            .get("blocks")
-            .and_then(Value::as_array)
-            .map_or(0, Vec::len)
-    };
-    let [parts, relatives] = learned;
-    let better = (relatives.0.right, std::cmp::Reverse(rules_in(&relatives.0)))
-        > (parts.0.right, std::cmp::Reverse(rules_in(&parts.0)));
-    let (attempt, kinds) = if better { relatives } else { parts };
-    unsaid.extend(attempt.failures);
-    Learned {
-        recipe: attempt.recipe,
-        blocks: attempt.right,
-        kinds,
-        unsaid,
+        unsaid.extend(attempt.failures);
+        Learned {
+            recipe: attempt.recipe,
+            blocks: attempt.right,
+            kinds: rules.len(),
+            unsaid,
+        }
+    }
+
+    fn attempt(&self, rules: &[Rule], eps: Option<f64>) -> Attempt {
+        attempted(
+            self.state,
+            rules,
+            eps,
+            self.name,
+            self.about,
+            &self.expected,
+        )
     }
 }
 
@@ -153,8 +198,7 @@ fn attempted(
     for block in &plan.blocks {
         for conv in &block.fused {
             let by_graph = expected.get(&conv.module).map(|block| &block.fused[0]);
-            let reproduced =
-                by_graph.is_some_and(|of| same(&of.expr, &conv.expr) && of.bias == conv.bias);
+            let reproduced = by_graph.is_some_and(|of| is_same(of, conv));
             found.insert(&conv.module, reproduced);
             if reproduced {
                 attempt.right += 1;
@@ -197,6 +241,13 @@ fn attempted(
         }
     }
     attempt
+}
+
+fn is_same(a: &PlannedConv, b: &PlannedConv) -> bool {
+    same(&a.expr, &b.expr)
+        && a.bias == b.bias
+        && a.dtype == b.dtype
+        && a.geometry().weight_shape() == b.geometry().weight_shape()
 }
 
 /// Whether a rule's anchor is among these names.

@@ -317,7 +317,8 @@ impl Rule {
             .map(|branch| self.term(branch))
             .collect();
         let mut expr = match (terms.len(), terms.pop()) {
-            (1, Some(only)) => only,
+            // Lists and what need not be there are terms of a sum.
+            (1, Some(only)) if only.get("each").or(only.get("optional")).is_none() => only,
             (_, last) => {
                 terms.extend(last);
                 json!({"sum": terms})

@@ -28,11 +28,24 @@ pub(super) struct Words {
     pub consumed: Vec<String>,
 }
 
+/// Which convs say how many groups they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Groups {
+    /// Those whose shapes do not tell, as far as one sees from where they stand.
+    Hidden,
+    /// All that have more than one.
+    All,
+}
+
 /// Says a block in words.
 ///
 /// # Errors
 /// Says what has no word.
-pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, String> {
+pub(super) fn words(
+    checkpoint: &Checkpoint,
+    block: &Block,
+    groups: Groups,
+) -> Result<Words, String> {
     let conv = &block.fused[0];
     let expr = conv.expr.root();
     let path = path_of(expr, &conv.module, checkpoint)?;
@@ -50,6 +63,7 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
     let mut speaker = Speaker {
         checkpoint,
         path: &path,
+        groups,
         eps: Vec::new(),
     };
     let (sum, behind) = match expr.op() {
@@ -60,14 +74,16 @@ pub(super) fn words(checkpoint: &Checkpoint, block: &Block) -> Result<Words, Str
         },
         _ => (std::slice::from_ref(expr), &[][..]),
     };
+    let place = Place {
+        biased: conv.bias,
+        before_conv: behind.iter().any(Part::has_conv),
+    };
+    // (A block of one conv with a norm behind it is a `seq`, and no sum with something behind.)
     let summands = sum
         .iter()
-        .map(|x| speaker.say(x))
+        .map(|x| speaker.say(x, place))
         .collect::<Result<_, _>>()?;
-    let behind = behind
-        .iter()
-        .map(|x| speaker.say(x))
-        .collect::<Result<_, _>>()?;
+    let behind = speaker.steps(behind, place)?;
     Ok(Words {
         block: block.name.clone(),
         module,
@@ -119,13 +135,23 @@ fn path_of(expr: &Part<Tensor>, output: &str, checkpoint: &Checkpoint) -> Result
 struct Speaker<'a> {
     checkpoint: &'a Checkpoint,
     path: &'a str,
+    groups: Groups,
     eps: Vec<f64>,
 }
 
+/// Where in a block an expression stands.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Whether a recipe takes a conv here to have a bias that says nothing of it.
+    biased: bool,
+    /// Whether another conv follows, which hides the groups.
+    before_conv: bool,
+}
+
 impl Speaker<'_> {
-    fn say(&mut self, expr: &Part<Tensor>) -> Result<Value, String> {
+    fn say(&mut self, expr: &Part<Tensor>, place: Place) -> Result<Value, String> {
         Ok(match expr.op() {
-            Op::Conv(conv) => self.conv(conv)?,
+            Op::Conv(conv) => self.conv(conv, expr.geometry().groups(), place)?,
             Op::Bn(bn) => self.bn(bn)?,
             Op::Scale(Factor::Number(n)) => json!({"scale": n}),
             Op::Scale(Factor::Tensor(vector)) => {
@@ -151,13 +177,26 @@ impl Speaker<'_> {
                 ));
             }
             Op::Identity => json!("identity"),
-            Op::Seq(xs) => json!({"seq": self.all(xs)?}),
-            Op::Sum(xs) => json!({"sum": self.all(xs)?}),
+            Op::Seq(xs) => json!({"seq": self.steps(xs, place)?}),
+            Op::Sum(xs) => {
+                let terms = xs.iter().map(|x| self.say(x, place));
+                json!({"sum": terms.collect::<Result<Vec<_>, _>>()?})
+            }
         })
     }
 
-    fn all(&mut self, xs: &[Part<Tensor>]) -> Result<Vec<Value>, String> {
-        xs.iter().map(|x| self.say(x)).collect()
+    /// One after the other.
+    fn steps(&mut self, xs: &[Part<Tensor>], place: Place) -> Result<Vec<Value>, String> {
+        let step = |(i, x): (usize, &Part<Tensor>)| {
+            let rest = &xs[i + 1..];
+            let norm_next = matches!(rest.first().map(Part::op), Some(Op::Bn(_)));
+            let place = Place {
+                biased: place.biased && !(norm_next && matches!(x.op(), Op::Conv(_))),
+                before_conv: place.before_conv || rest.iter().any(Part::has_conv),
+            };
+            self.say(x, place)
+        };
+        xs.iter().enumerate().map(step).collect()
     }
 
     /// A tensor's name as a pattern below the path of the block.
@@ -192,15 +231,17 @@ impl Speaker<'_> {
             .copied()
     }
 
-    fn conv(&self, conv: &Kernel<Tensor>) -> Result<Value, String> {
+    fn conv(&self, conv: &Kernel<Tensor>, groups: usize, place: Place) -> Result<Value, String> {
         let weight = self.name(&conv.weight)?;
         let bias = conv.bias.as_ref().map(|bias| self.name(bias)).transpose()?;
         let module = weight.strip_suffix(".weight");
         let mut word = match (module, &bias) {
+            (Some(module), None) if place.biased => json!({"conv": module, "bias": false}),
             (Some(module), None) => json!({"conv": module}),
-            (Some(module), Some(bias)) if *bias == format!("{module}.bias") => {
-                json!({"conv": module})
-            }
+            (Some(module), Some(bias)) if *bias == format!("{module}.bias") => match place.biased {
+                true => json!({"conv": module}),
+                false => json!({"conv": module, "bias": true}),
+            },
             (_, None) => json!({"conv": {"weight": weight}}),
             (_, Some(bias)) => json!({"conv": {"weight": weight, "bias": bias}}),
         };
@@ -216,6 +257,15 @@ impl Speaker<'_> {
                     conv.weight
                 ));
             }
+        }
+        let hidden = place.before_conv || conv.layout == Layout::Transposed;
+        if groups > 1 && (hidden || self.groups == Groups::All) {
+            let depthwise = conv.weight.shape().first() == Some(&groups);
+            let word = match depthwise {
+                true => "depthwise".into(),
+                false => groups.into(),
+            };
+            members.insert("groups".to_owned(), word);
         }
         if conv.layout == Layout::Transposed {
             members.insert("transposed".to_owned(), true.into());

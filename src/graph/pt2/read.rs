@@ -350,6 +350,8 @@ fn graph(
     let placeholders = placeholders(&module.graph).map_err(wrong)?;
     let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
     let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
+    let known: HashSet<&str> = placeholders.iter().map(String::as_str).collect();
+    check_steps(&nodes, &steps, known).map_err(wrong)?;
     let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
     let stored = stored(
         module.signature.input_specs,
@@ -395,9 +397,7 @@ fn graph(
             .iter()
             .chain(&step.writes)
             .any(|name| changed.stale.contains(name));
-        builder
-            .node(position, node, step, is_stale)
-            .map_err(wrong)?;
+        builder.node(position, node, step, is_stale);
     }
     for name in &outputs {
         if let Some(id) = builder.ids.get(name) {
@@ -433,6 +433,33 @@ fn graph(
 fn placeholders(graph: &schema::GraphText<'_>) -> Result<Vec<String>, String> {
     let inputs: Vec<Tagged<'_>> = read(graph.inputs).map_err(|e| e.to_string())?;
     Ok(inputs.iter().flat_map(names).collect())
+}
+
+/// Whether every node, also one whose results nobody reads, reads what is there and computes something new. `known` are the inputs.
+fn check_steps<'s>(
+    nodes: &[NodeText<'_>],
+    steps: &'s [Step],
+    known: HashSet<&'s str>,
+) -> Result<(), String> {
+    let mut there = known.clone();
+    for (node, step) in nodes.iter().zip(steps) {
+        if let Some(name) = step.reads.iter().find(|name| !there.contains(&***name)) {
+            return Err(format!(
+                "node {} reads {}, which is not there",
+                quoted(node.shown()),
+                quoted(name)
+            ));
+        }
+        if let Some(name) = step.writes.iter().find(|name| known.contains(&***name)) {
+            return Err(format!(
+                "node {} computes {}, which is an input or a weight",
+                quoted(node.shown()),
+                quoted(name)
+            ));
+        }
+        there.extend(step.writes.iter().map(String::as_str));
+    }
+    Ok(())
 }
 
 fn step(node: &NodeText<'_>) -> Step {
@@ -548,36 +575,7 @@ impl Builder<'_> {
         id
     }
 
-    fn node(
-        &mut self,
-        position: usize,
-        node: &NodeText<'_>,
-        step: &Step,
-        is_stale: bool,
-    ) -> Result<(), String> {
-        for name in &step.reads {
-            let context = &self.context;
-            let known = self.ids.contains_key(name)
-                || context.constants.contains_key(name)
-                || context.unread.contains_key(name);
-            if !known {
-                return Err(format!(
-                    "node {} reads {}, which is not there",
-                    quoted(node.shown()),
-                    quoted(name)
-                ));
-            }
-        }
-        let taken = |name: &&String| {
-            self.context.constants.contains_key(*name) || self.context.unread.contains_key(*name)
-        };
-        if let Some(name) = step.writes.iter().find(taken) {
-            return Err(format!(
-                "node {} computes {}, which is a weight",
-                quoted(node.shown()),
-                quoted(name)
-            ));
-        }
+    fn node(&mut self, position: usize, node: &NodeText<'_>, step: &Step, is_stale: bool) {
         let call = Call {
             node,
             context: &self.context,
@@ -586,7 +584,7 @@ impl Builder<'_> {
             && let [name] = &step.writes[..]
         {
             self.context.constants.insert(name.clone(), tensor);
-            return Ok(());
+            return;
         }
         let (op, reads) = match ops::operator(&call) {
             _ if is_stale => (
@@ -625,6 +623,5 @@ impl Builder<'_> {
             outputs,
         });
         self.positions.push(position);
-        Ok(())
     }
 }

@@ -202,6 +202,7 @@ fn step(
                 .trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
             match name {
                 "relu" => each(&|x| x.max(0.0)),
+                "gelu" => each(&|x| x * (1.0 + error_function(x / 2f64.sqrt())) / 2.0),
                 "silu" => each(&|x| x / (1.0 + (-x).exp())),
                 "adaptive_avg_pool2d" => {
                     let [n, c, h, w] = x.shape[..] else {
@@ -220,6 +221,20 @@ fn step(
             }
         }
     }
+}
+
+/// `erf`, by its series, for the few numbers that activations meet.
+fn error_function(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        let n = f64::from(n);
+        term *= -x * x / n;
+        sum += term / (2.0 * n + 1.0);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
 }
 
 /// An index of a padded map as one of the map: the spatial axes are the last.
