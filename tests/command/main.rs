@@ -24,7 +24,9 @@ mod pt2;
 mod pytorch;
 mod rounding;
 mod samples;
+mod selection;
 mod shards;
 #[cfg(unix)]
 mod streams;
 mod unsound;
+mod written;

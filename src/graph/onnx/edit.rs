@@ -88,7 +88,7 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         network: None,
         blocks,
         skipped,
-        unknown: Vec::new(),
+        left: Vec::new(),
         outputs,
         dropped: Vec::new(),
     };

@@ -109,7 +109,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         network: None,
         blocks,
         skipped,
-        unknown: Vec::new(),
+        left: Vec::new(),
         outputs,
         dropped,
     };
