@@ -1,6 +1,6 @@
 //! `repfuse fuse IN OUT`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -564,10 +564,26 @@ fn text(s: &Summary<'_>, plan: &Plan, norms: &Norms, weight: Option<&EpsWeight>)
         lines += &output::line("shards", &shards);
     }
     lines += &output::line("recipe", s.recipe);
+    lines += &computed_line(plan).unwrap_or_default();
     lines += &left_line(norms).unwrap_or_default();
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines + &sample.unwrap_or_default()
+}
+
+/// Which weights were computed from parts before they were folded.
+fn computed_line(plan: &Plan) -> Option<String> {
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let leaves = convs.flat_map(|fused| fused.expr.root().leaves());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for computed in leaves.filter_map(|leaf| leaf.computed()) {
+        *counts.entry(computed.name()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(from, n)| format!("{} from {from}", plural(*n, "weight")))
+        .collect();
+    (!counts.is_empty()).then(|| output::line("computed", &counts.join(", ")))
 }
 
 /// As many norms as a summary names.

@@ -538,12 +538,12 @@ impl<'a> Ledger<'a> {
             let name = tensor.name();
             match self.taken.get(name) {
                 Some(Fate::Fused(_) | Fate::Filled) => {}
-                Some(Fate::Kept) => outputs.push(copy(tensor, name.to_owned())),
+                Some(Fate::Kept) => outputs.extend(copies(tensor, name)),
                 None if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) => {
                     dropped.push(tensor.clone())
                 }
                 None if around.regions.are_left(name) => {
-                    outputs.push(copy(tensor, name.to_owned()));
+                    outputs.extend(copies(tensor, name));
                 }
                 None => {
                     let owner = owner(self.recipe, tensor, self.index);
@@ -560,7 +560,7 @@ impl<'a> Ledger<'a> {
                         .remove(name)
                         .or_else(|| renamed(&self.recipe.rename, name))
                         .unwrap_or_else(|| name.to_owned());
-                    outputs.push(copy(tensor, to));
+                    outputs.extend(copies(tensor, &to));
                 }
             }
         }
@@ -737,6 +737,27 @@ pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
     Planned {
         output,
         what: Source::Copy(tensor.clone()),
+    }
+}
+
+/// A copy of a tensor under a name; of one that is computed, copies of what the file has of it.
+fn copies(tensor: &Tensor, to: &str) -> Vec<Planned> {
+    let module = |name: &str| {
+        name.rsplit_once('.')
+            .map_or(0, |(module, _)| module.len() + 1)
+    };
+    match tensor.parts() {
+        [] => vec![copy(tensor, to.to_owned())],
+        parts => {
+            let [from, to] = [&tensor.name()[..module(tensor.name())], &to[..module(to)]];
+            let named = |part: &Tensor| {
+                format!(
+                    "{to}{}",
+                    part.name().strip_prefix(from).unwrap_or(part.name())
+                )
+            };
+            parts.iter().map(|part| copy(part, named(part))).collect()
+        }
     }
 }
 

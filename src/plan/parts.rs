@@ -63,10 +63,18 @@ const KINDS: &[Kind] = &[
         remedy: "remove it first, as `torch.nn.utils.remove_spectral_norm` or `parametrize.remove_parametrizations` does",
         segments: &[],
     },
+    // Over the first axis, and masks of numbers, are computed before this is asked.
+    Kind {
+        is: "has a weight in parts that are not put together here",
+        short: "weight in parts",
+        remedy: "remove the weight norm, pruning or parametrization first, as `remove_weight_norm`, `prune.remove` or `parametrize.remove_parametrizations` does",
+        segments: &["parametrizations"],
+    },
 ];
 
 const QUANTIZER: usize = 0;
 const SPECTRAL: usize = 2;
+const IN_PARTS: usize = 3;
 
 /// A module whose weight is no plain numbers, or has a quantizer.
 pub(super) struct Found {
@@ -105,7 +113,7 @@ impl Found {
 pub(super) fn find(index: &Index) -> Vec<Found> {
     let mut found: BTreeMap<(&str, usize), &Tensor> = BTreeMap::new();
     for tensor in index.values() {
-        if let Some(at) = of_segments(tensor.name()).or_else(|| spectral(tensor.name(), index)) {
+        if let Some(at) = in_parts(tensor.name(), index).or_else(|| of_segments(tensor.name())) {
             found.entry(at).or_insert(tensor);
         }
     }
@@ -131,12 +139,21 @@ fn of_segments(name: &str) -> Option<(&str, usize)> {
     None
 }
 
-/// The original weight of a module under spectral norm, which has the vectors of its power iteration beside it.
-fn spectral<'n>(name: &'n str, index: &Index) -> Option<(&'n str, usize)> {
+/// The original weight of a module under spectral norm, which has the vectors of its power iteration beside it; one of two parts
+/// of a weight.
+fn in_parts<'n>(name: &'n str, index: &Index) -> Option<(&'n str, usize)> {
     let has = |name: String| index.contains_key(&name);
+    let module = |weight: &'n str| weight.rsplit_once('.').map_or("", |(module, _)| module);
     if let Some(weight) = name.strip_suffix("_orig") {
-        let module = weight.rsplit_once('.').map_or("", |(module, _)| module);
-        return has(format!("{weight}_u")).then_some((module, SPECTRAL));
+        let kind = match (has(format!("{weight}_u")), has(format!("{weight}_mask"))) {
+            (true, _) => SPECTRAL,
+            (_, true) => IN_PARTS,
+            _ => return None,
+        };
+        return Some((module(weight), kind));
+    }
+    if let Some(weight) = name.strip_suffix("_g") {
+        return has(format!("{weight}_v")).then(|| (module(weight), IN_PARTS));
     }
     let (module, weight) = name
         .strip_suffix(".original")?

@@ -6,6 +6,7 @@
 pub mod arrays;
 pub(crate) mod bytes;
 pub mod checkpoint;
+mod computed;
 pub mod destination;
 pub mod dtype;
 pub mod error;
@@ -30,6 +31,7 @@ pub(crate) mod zip;
 pub(crate) mod zip_layout;
 
 pub use checkpoint::Checkpoint;
+pub use computed::Computed;
 pub use destination::{Destination, Destinations};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};

@@ -81,10 +81,13 @@ pub(super) fn compare_copies(
             Source::Weight(..) | Source::Bias(..) => {}
         }
     }
-    let leftovers = file
-        .tensors()
-        .keys()
-        .filter(|name| !planned.contains_key(name.as_str()));
+    let of_plan = |name: &str| planned.contains_key(name);
+    let leftovers = file.tensors().iter().filter(|(name, tensor)| {
+        let parts = tensor.parts();
+        let in_parts = !parts.is_empty() && parts.iter().all(|part| of_plan(part.name()));
+        !of_plan(name) && !in_parts
+    });
+    let leftovers = leftovers.map(|(name, _)| name);
     copies.failures.extend(leftovers.map(|name| {
         format!(
             "{} is left over; the deploy form has no such tensor",

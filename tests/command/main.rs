@@ -29,4 +29,5 @@ mod shards;
 #[cfg(unix)]
 mod streams;
 mod unsound;
+mod weights_in_parts;
 mod written;
