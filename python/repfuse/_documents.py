@@ -49,6 +49,7 @@ class FuseSummary(TypedDict):
     seconds: float
     verified: Optional[bool]
     became_zero: Optional[int]
+    load: str
     blocks: List[FusedBlock]
     dropped: List[str]
 

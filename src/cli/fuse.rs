@@ -1,6 +1,6 @@
 //! `repfuse fuse IN OUT`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::graph;
+use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -19,9 +20,10 @@ use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
 use crate::graph::Folded;
-use crate::plan::{Plan, Source, Unknown};
+use crate::plan::{Plan, Source};
 use crate::summary::cost;
-use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
+use crate::summary::norms::{Norms, norms};
+use crate::tensor::{self, Checkpoint, Destination, Float, Format, plain, quoted};
 use crate::verify;
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
@@ -44,6 +46,14 @@ pub(super) struct Args {
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
+    /// The element type of all floating-point tensors: copied ones are rounded once, too
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "DTYPE",
+        conflicts_with = "dtype"
+    )]
+    dtype_all: Option<Stored>,
     /// Write shards of at most so many bytes, as in 5GB or 500MiB, and OUT's index: `OUT-00001-of-00002.safetensors` …
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
@@ -154,9 +164,15 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
+    load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
+    /// The norms with running statistics, of the input.
+    norms: usize,
+    /// Those that the output still has.
+    norms_left: Vec<String>,
 }
 
 /// One block.
@@ -190,6 +206,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
         anyhow::ensure!(
+            args.dtype_all.is_none(),
+            "--dtype-all is about files of weights; leave it out for a graph"
+        );
+        anyhow::ensure!(
             args.shard_size.is_none() || graph::names_weights(&args.output),
             "--shard-size is about files of weights; leave it out for a graph"
         );
@@ -212,22 +232,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         return fuse_it(args, &input, None, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
+    // Before the plan, which may take a while.
+    Format::of(&args.output)?;
     if args.shard_size.is_none() {
         anyhow::ensure!(
             !args.output.to_string_lossy().ends_with(".index.json"),
             "{} is the name of an index; choose that of a file, or pass --shard-size to write shards",
             quoted(&args.output.display().to_string())
         );
-        // Before the plan, which may take a while.
         fuse::place_for(&checkpoint, &args.output, args.force)?;
     }
     let float = args.dtype.float();
-    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
+    let (mut plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
         Some((plan, evidence)) => (plan, Some(evidence)),
         None => (args.select.plan(&checkpoint, float)?, None),
     };
     if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
         return not_supported(args, &plan, evidence);
+    }
+    if let Some(float) = args.dtype_all.and_then(Stored::float) {
+        plan.store_all(float);
     }
     let weight = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
@@ -300,22 +324,15 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(
-        args,
-        checkpoint,
-        plan,
-        sample,
-        weight,
-        &written,
-        begin.elapsed().as_secs_f64(),
-    );
+    let summary = summary(args, input, sample, &written, begin.elapsed().as_secs_f64());
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(&summary, plan, weight))?;
+        let norms = norms(checkpoint, plan);
+        output::result(&text(args, &summary, plan, &norms, weight))?;
     }
     Ok(Answer::Yes)
 }
@@ -433,22 +450,27 @@ fn vanishing(plan: &Plan, vanished: u64) -> String {
 
 fn summary<'a>(
     args: &Args,
-    checkpoint: &Checkpoint,
-    plan: &'a Plan,
+    input: &Input<'a>,
     sample: Option<Evidence>,
-    weight: Option<&EpsWeight>,
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
+    let Input {
+        checkpoint,
+        plan,
+        weight,
+        graph,
+    } = *input;
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
         _ => (shown(&args.output), Vec::new()),
     };
+    let norms = norms(checkpoint, plan);
     Summary {
         schema: "repfuse.fuse/1",
         input: args.input.display().to_string(),
-        output,
+        output: output.clone(),
         shards,
         dry_run: args.dry_run,
         recipe: &plan.recipe,
@@ -469,8 +491,11 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
+        norms: norms.all,
+        norms_left: norms.left.iter().map(|(norm, _)| norm.clone()).collect(),
     }
 }
 
@@ -493,7 +518,13 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
+fn text(
+    args: &Args,
+    s: &Summary<'_>,
+    plan: &Plan,
+    norms: &Norms,
+    weight: Option<&EpsWeight>,
+) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -539,17 +570,74 @@ fn text(s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
         lines += &output::line("shards", &shards);
     }
     lines += &output::line("recipe", s.recipe);
-    for Unknown { module, class } in &plan.unknown {
-        let left = format!(
-            "{} as it is: its class {} is none that the recipe knows",
-            plain(module),
-            plain(class)
-        );
-        lines += &output::line("left", &left);
-    }
+    lines += &computed_line(plan).unwrap_or_default();
+    lines += &left_line(norms).unwrap_or_default();
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
-    lines + &sample.unwrap_or_default()
+    lines += &sample.unwrap_or_default();
+    lines += &half_types(args, plan).unwrap_or_default();
+    lines + &load::line(&s.load)
+}
+
+/// Says that fused weights are rounded to a half type because the file's are of that type.
+fn half_types(args: &Args, plan: &Plan) -> Option<String> {
+    if args.dtype.float().is_some() {
+        return None;
+    }
+    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let half: BTreeSet<String> = fused
+        .filter(|f| matches!(f.dtype, Float::F16 | Float::Bf16))
+        .map(|f| f.dtype.to_string())
+        .collect();
+    let half: Vec<String> = half.into_iter().collect();
+    (!half.is_empty()).then(|| {
+        let said = format!(
+            "fused weights are rounded to {}; --dtype f32 keeps more digits",
+            half.join(" and ")
+        );
+        output::line("rounding", &said)
+    })
+}
+
+/// Which weights were computed from parts before they were folded.
+fn computed_line(plan: &Plan) -> Option<String> {
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let leaves = convs.flat_map(|fused| fused.expr.root().leaves());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for computed in leaves.filter_map(|leaf| leaf.computed()) {
+        *counts.entry(computed.name()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(from, n)| format!("{} from {from}", plural(*n, "weight")))
+        .collect();
+    (!counts.is_empty()).then(|| output::line("computed", &counts.join(", ")))
+}
+
+/// As many norms as a summary names.
+const NORMS_NAMED: usize = 4;
+
+/// How many norms are left, and which; nothing where all are folded.
+fn left_line(norms: &Norms) -> Option<String> {
+    let left = norms.left.len();
+    if left == 0 {
+        return None;
+    }
+    let named = norms.left.iter().take(NORMS_NAMED).map(|(norm, why)| {
+        let why = why.as_ref().map(|why| format!(" ({why})"));
+        format!("{}{}", plain(norm), why.unwrap_or_default())
+    });
+    let mut named: Vec<String> = named.collect();
+    if left > NORMS_NAMED {
+        named.push(format!("{} more", left - NORMS_NAMED));
+    }
+    let line = format!(
+        "{} of {} folded; as they were: {}",
+        norms.all - left,
+        plural(norms.all, "norm"),
+        named.join(", ")
+    );
+    Some(output::line("left", &line))
 }
 
 fn plan_table(plan: &Plan) -> String {
@@ -566,7 +654,7 @@ fn plan_table(plan: &Plan) -> String {
     let copied = plan
         .outputs
         .iter()
-        .filter(|p| matches!(p.what, Source::Copy(_)))
+        .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(_)))
         .count();
     format!(
         "{}{} copied, {} dropped by name\n",

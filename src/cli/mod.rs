@@ -5,6 +5,7 @@ mod graph;
 mod inspect;
 mod kernels;
 mod learn;
+mod load;
 mod output;
 mod progress;
 mod recipes;

@@ -19,6 +19,7 @@ use crate::tensor::{Checkpoint, plain, quoted};
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_long_help = "Examples:
   repfuse recipes
+  repfuse recipes --for repvgg_a0
   repfuse recipes repvgg > my-block.json
   repfuse recipes check my-block.json train.safetensors
   repfuse recipes learn model.pt2 -o my-net.json")]
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// Print this recipe's JSON
     #[arg(value_name = "NAME")]
     name: Option<String>,
+    /// List only the recipes that cover the model of this name, of timm, ultralytics or a paper
+    #[arg(long = "for", value_name = "MODEL", conflicts_with = "name")]
+    model: Option<String>,
     /// Print the list as JSON
     #[arg(long)]
     json: bool,
@@ -80,6 +84,10 @@ struct Entry {
     about: String,
     /// The paper or project it comes from.
     cite: String,
+    /// Beginnings of the names of models that it covers; `*` stands for anything.
+    models: Vec<String>,
+    /// How to load the deploy form in Python; `{weights}` stands for its state dict.
+    load: Option<String>,
     /// The eps of its batch norms, if it has any.
     eps: Option<f64>,
     /// Who else uses these names with another eps.
@@ -148,25 +156,45 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             check(recipe, checkpoint.as_deref(), key, *json)?;
         }
         (None, Some(name)) => output::result(recipe::source(name)?.1)?,
-        (None, None) => list(args.json)?,
+        (None, None) => return list(args.model.as_deref(), args.json),
     }
     Ok(Answer::Yes)
 }
 
-fn list(json: bool) -> anyhow::Result<()> {
-    let recipes = recipe::builtin()?;
+fn list(model: Option<&str>, json: bool) -> anyhow::Result<Answer> {
+    let mut recipes = recipe::builtin()?;
+    if let Some(model) = model {
+        recipes = recipe::for_model(&recipes, model)
+            .into_iter()
+            .cloned()
+            .collect();
+    }
+    let answer = match recipes.is_empty() {
+        true => Answer::No,
+        false => Answer::Yes,
+    };
     if json {
         let entry = |r: recipe::Recipe| Entry {
             name: r.name,
             about: r.about,
             cite: r.cite,
+            models: r.models,
+            load: r.load,
             eps: r.eps,
             eps_note: r.eps_note,
         };
-        return output::json(&List {
+        output::json(&List {
             schema: "repfuse.recipes/1",
             recipes: recipes.into_iter().map(entry).collect(),
-        });
+        })?;
+        return Ok(answer);
+    }
+    if let (Some(model), true) = (model, recipes.is_empty()) {
+        output::note(&format!(
+            "repfuse: no recipe names {}; `repfuse inspect FILE` looks at the names of the tensors instead, and an .onnx or .pt2 file needs no recipe",
+            quoted(model)
+        ));
+        return Ok(answer);
     }
     let longest = recipes.iter().map(|r| r.name.chars().count()).max();
     let name = longest.unwrap_or(0);
@@ -177,7 +205,8 @@ fn list(json: bool) -> anyhow::Result<()> {
         let about = output::wrapped(&r.about, name + 8, output::width());
         text += &format!("{:<name$}  {eps:<4}  {about}\n", r.name);
     }
-    output::result(&text)
+    output::result(&text)?;
+    Ok(answer)
 }
 
 fn check(name: &str, path: Option<&Path>, key: &select::Key, json: bool) -> anyhow::Result<()> {

@@ -30,6 +30,9 @@ pub(super) struct Select {
     pub(super) skip: Vec<String>,
     #[command(flatten)]
     pub(super) beside: Beside,
+    /// Leave out tensors or modules, as the state of a quantizer; may be repeated
+    #[arg(long, value_name = "GLOB", hide_short_help = true)]
+    pub(super) drop: Vec<String>,
     /// Of a graph: fold also what has more parameters or multiply-adds as one operator
     #[arg(long, hide_short_help = true)]
     pub(super) even_if_dearer: bool,
@@ -61,6 +64,7 @@ impl Select {
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", self.bn_eps.is_some()),
             ("--beside", !self.beside.beside.is_empty()),
+            ("--drop", !self.drop.is_empty()),
             ("--graph", self.graph.is_some()),
         ] {
             if given {
@@ -86,14 +90,16 @@ impl Select {
         let index = checkpoint.tensors();
         match &self.recipe {
             Some(name) => {
-                let planned = plan::plan(index, &named(name)?, &options);
-                planned.map_err(|e| advised(e.into(), index, &options))
+                let recipe = named(name)?;
+                let planned = plan::plan(index, &recipe, &options);
+                planned.map_err(|e| advised(e.into(), index, &recipe, &options))
             }
             None => {
                 let near = recipe::builtin_near(index)?;
                 let detected = recipe::detect_builtin(index, &near)?;
                 let planned = plan::plan(index, detected, &options);
-                planned.map_err(|e| advised(detected_as(&detected.name, e), index, &options))
+                planned
+                    .map_err(|e| advised(detected_as(&detected.name, e), index, detected, &options))
             }
         }
     }
@@ -107,6 +113,7 @@ impl Select {
             beside: self.beside.beside.clone(),
             dtype,
             by_names: self.recipe.is_some(),
+            drop: self.drop.clone(),
         }
     }
 
@@ -132,23 +139,66 @@ impl Select {
     }
 }
 
-/// Says what to do about a tensor that a block's recipe does not know.
-fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Error {
-    let (name, of) = match error.downcast_ref() {
-        Some(recipe::Error::Stranger { name, recipe, .. }) => (name, recipe),
-        Some(recipe::Error::UnknownClass { recipe, .. }) => {
-            let advice = format!("`--recipe {recipe}` folds it all the same");
-            return anyhow::anyhow!("{error:#}; {advice}");
+/// Says what to do about what does not fit.
+fn advised(
+    error: anyhow::Error,
+    index: &Index,
+    recipe: &Recipe,
+    options: &Options,
+) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(recipe::Error::Stranger { name, recipe, .. }) => {
+            let advice = about_stranger(name, recipe, index, options);
+            anyhow::anyhow!("{error:#}; {advice}")
         }
-        _ => return error,
-    };
+        Some(recipe::Error::UnknownClass { recipe, .. }) => {
+            anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
+        }
+        Some(recipe::Error::Parts {
+            name,
+            quantizer: true,
+            ..
+        }) => {
+            let end = name.rsplit('.').next().unwrap_or(name);
+            anyhow::anyhow!("{error:#}; `--drop '*.{}'` leaves it out", plain(end))
+        }
+        Some(recipe::Error::Parts { module, .. }) => {
+            anyhow::anyhow!("{error:#}; `--skip '{}'` leaves it as it is", plain(module))
+        }
+        Some(recipe::Error::Block { block, .. } | recipe::Error::Shapes { block, .. })
+            if helps_to_skip(block, index, recipe, options) =>
+        {
+            anyhow::anyhow!(
+                "{error:#}; `--skip '{}'` leaves the block as it is",
+                plain(block)
+            )
+        }
+        _ => error,
+    }
+}
+
+/// Whether more of the file can be folded, or another block is what stands in the way, without this one.
+fn helps_to_skip(block: &str, index: &Index, recipe: &Recipe, options: &Options) -> bool {
+    let mut options = options.clone();
+    options.skip.push(block.to_owned());
+    match plan::plan(index, recipe, &options) {
+        Ok(_) => true,
+        Err(
+            recipe::Error::Block { block: other, .. } | recipe::Error::Shapes { block: other, .. },
+        ) => other != block,
+        Err(_) => false,
+    }
+}
+
+/// Says what to do about a tensor that a block's recipe does not know.
+fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> String {
     let knows = |recipe: &Recipe| {
         let planned = plan::plan(index, recipe, options).ok();
         let mut blocks = planned.iter().flat_map(|plan| &plan.blocks);
         blocks.any(|block| block.consumed.iter().any(|t| t.name() == name))
     };
     let recipes = recipe::builtin().unwrap_or_default();
-    let others = recipes.iter().filter(|recipe| recipe.name != *of);
+    let others = recipes.iter().filter(|recipe| recipe.name != of);
     let knowing: Vec<String> = others
         .filter(|recipe| knows(recipe))
         .map(|recipe| format!("`--recipe {}`", recipe.name))
@@ -157,11 +207,10 @@ fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Er
         true => String::new(),
         false => format!("{} knows it; ", knowing.join(" or ")),
     };
-    let advice = format!(
+    format!(
         "{known}pass `--beside '{}'` if it acts after the block, `--skip` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
         plain(name)
-    );
-    anyhow::anyhow!("{error:#}; {advice}")
+    )
 }
 
 /// Says which recipe a file was taken for, where it turns out not to fit.
@@ -228,8 +277,13 @@ impl Key {
     pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;
         if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
+            let others = checkpoint.wrapping().map(|w| w.others.join("`, `"));
+            let others = match others.filter(|others| !others.is_empty()) {
+                Some(others) => format!("; --key chooses another: `{}`", plain(&others)),
+                None => String::new(),
+            };
             output::note(&format!(
-                "repfuse: reading the state dict under `{}`",
+                "repfuse: reading the state dict under `{}`{others}",
                 plain(key)
             ));
         }

@@ -122,6 +122,8 @@ pub(super) struct Report<'a> {
     worst_ratio: Option<f64>,
     /// Tensors that were copied and are the same, byte for byte.
     copied: usize,
+    /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
+    rounded: usize,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
     failures: &'a [String],
     /// One for each fused conv.
@@ -290,6 +292,7 @@ fn tell(
             tolerance: verdict.tolerance,
             worst_ratio: finite(verdict.worst_ratio()),
             copied: verdict.copied,
+            rounded: verdict.rounded,
             failures: &verdict.failures,
             blocks: verdict
                 .blocks
@@ -345,8 +348,15 @@ fn tell(
             1.. if absent < all => format!(", {absent} not comparable"),
             _ => String::new(),
         };
+        let rounded = match verdict.rounded {
+            0 => String::new(),
+            n => format!(
+                ", {} rounded once to the file's type",
+                plural(n, "copied tensor")
+            ),
+        };
         let sentence = format!(
-            "{equal}: {}{uncompared}, {worst}, {} copied",
+            "{equal}: {}{uncompared}, {worst}, {} copied{rounded}",
             plural(all, "conv"),
             plural(verdict.copied, "tensor")
         );

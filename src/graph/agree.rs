@@ -15,6 +15,8 @@ use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
 pub struct Agreement {
     /// The recipe that knows blocks of the graph.
     pub recipe: Option<String>,
+    /// How that recipe says to load the deploy form in Python.
+    pub load: Option<String>,
     /// How many of them.
     pub blocks: usize,
     /// What graph and recipe say differently, a sentence each. The graph is believed.
@@ -40,6 +42,7 @@ pub(super) fn agree(
     }
     let mut found = Agreement {
         recipe: Some(plan.recipe.clone()),
+        load: plan.load.clone(),
         ..Agreement::default()
     };
     let mut modules: HashSet<String> = blocks

@@ -7,10 +7,12 @@ mod classes;
 mod closed;
 mod facts;
 mod idle;
+mod leave;
 mod leftover;
+mod parts;
 pub(crate) mod select;
+mod without;
 
-pub use classes::Unknown;
 pub use idle::idle;
 pub use select::glob;
 
@@ -42,6 +44,8 @@ pub struct Options {
     pub skip: Vec<String>,
     /// Globs on names: these tensors and modules stand beside the blocks, and have no part in what they compute.
     pub beside: Vec<String>,
+    /// Globs on names: these tensors and modules are left out, as if the file did not have them.
+    pub drop: Vec<String>,
     /// The element type of fused tensors, instead of that of the block's conv weights.
     pub dtype: Option<Float>,
     /// Whether the recipe is the user's choice: names then tell the blocks, whatever classes the file says.
@@ -84,18 +88,29 @@ pub struct Plan {
     pub eps_source: EpsSource,
     /// Who else uses these names with another eps.
     pub eps_note: Option<String>,
+    /// How to load the deploy form in Python, if the recipe says so.
+    pub load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
     pub network: Option<Network>,
     /// The blocks that are fused.
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
     pub skipped: Vec<String>,
-    /// Modules with the names of a block that are left as they are, for the file says that they are something else.
-    pub unknown: Vec<Unknown>,
+    /// Modules that nearly were folded, and why they are left as they are.
+    pub left: Vec<Left>,
     /// Every tensor of the output.
     pub outputs: Vec<Planned>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     pub dropped: Vec<Tensor>,
+}
+
+/// A module that is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its path.
+    pub module: String,
+    /// Why, in a few words.
+    pub why: String,
 }
 
 /// One block.
@@ -138,12 +153,34 @@ pub struct Planned {
 pub enum Source {
     /// A tensor of the input, byte for byte.
     Copy(Tensor),
+    /// A tensor of the input, each number rounded once to the output's type.
+    Round(Tensor),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
     Weight(usize, usize),
     /// Its bias.
     Bias(usize, usize),
     /// One number everywhere.
     Fill(f64),
+}
+
+impl Plan {
+    /// Stores all floating-point tensors in one type: copied ones are rounded, too.
+    pub fn store_all(&mut self, float: Float) {
+        let blocks = self.blocks.iter_mut();
+        for fused in blocks.flat_map(|block| &mut block.fused) {
+            fused.dtype = float;
+        }
+        for Planned { output, what } in &mut self.outputs {
+            let Some(of) = output.dtype.float().filter(|of| *of != float) else {
+                continue;
+            };
+            output.byte_len = output.byte_len / of.size() as u64 * float.size() as u64;
+            output.dtype = Dtype::from(float);
+            if let Source::Copy(tensor) = what {
+                *what = Source::Round(tensor.clone());
+            }
+        }
+    }
 }
 
 impl PlannedConv {
@@ -165,9 +202,13 @@ impl PlannedConv {
 /// # Errors
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
+    let (dropped, rest) = without::split(index, &options.drop)?;
+    let index = rest.as_ref().unwrap_or(index);
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
     let mut ledger = Ledger::new(index, recipe, options, &looks);
+    ledger.dropped = dropped;
+    ledger.refuse_parts(&select)?;
     let mut unknown = Vec::new();
     for start in starts(recipe, index, &looks) {
         let name = start.anchor.name();
@@ -180,34 +221,37 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             None => ledger.block(&start, &select)?,
         }
     }
-    for (start, module) in unknown {
-        // Another rule may have known it.
-        if !ledger.taken.contains_key(start.anchor.name()) {
-            ledger.left(&start, module);
-        }
-    }
     looks.may_go_on().map_err(|message| Error::Block {
         block: recipe.name.clone(),
         message,
     })?;
-    if ledger.blocks.is_empty() {
-        return Err(match (ledger.skipped.len(), ledger.unknown.pop()) {
-            (0, Some(Unknown { module, class })) => Error::UnknownClass {
-                module,
-                class,
-                recipe: recipe.name.clone(),
-            },
-            (0, None) => match nothing(index, std::slice::from_ref(recipe)) {
-                Error::NoBlock { near } => Error::NoBlockOf {
-                    recipe: recipe.name.clone(),
-                    near,
-                },
-                other => other,
-            },
-            (blocks, _) => Error::NoneSelected { blocks },
+    let mut stranger = None;
+    for (start, module) in unknown {
+        // Another rule may have known it.
+        if !ledger.taken.contains_key(start.anchor.name()) {
+            ledger.leave(&start, &module.module);
+            select.skips(&module.module);
+            ledger.left.push(module.left());
+            stranger.get_or_insert(module);
+        }
+    }
+    if let Some(glob) = select.idle() {
+        return Err(Error::NothingNamed {
+            glob: glob.to_owned(),
         });
     }
-    ledger.finish()
+    match (ledger.blocks.len(), ledger.skipped.len(), stranger) {
+        (0, 0, Some(module)) => Err(module.refused(&recipe.name)),
+        (0, 0, None) => Err(match nothing(index, std::slice::from_ref(recipe)) {
+            Error::NoBlock { near } => Error::NoBlockOf {
+                recipe: recipe.name.clone(),
+                near,
+            },
+            other => other,
+        }),
+        (0, blocks, _) => Err(Error::NoneSelected { blocks }),
+        _ => ledger.finish(),
+    }
 }
 
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
@@ -231,7 +275,8 @@ struct Ledger<'a> {
     /// The names that were tried for them.
     looked_at: &'a Looks,
     skipped: Vec<String>,
-    unknown: Vec<Unknown>,
+    left: Vec<Left>,
+    dropped: Vec<Tensor>,
     renamed: BTreeMap<String, String>,
     /// What blocks use and leave where it is.
     kept: HashSet<String>,
@@ -278,7 +323,8 @@ impl<'a> Ledger<'a> {
             operators: 0,
             looked_at,
             skipped: Vec::new(),
-            unknown: Vec::new(),
+            left: Vec::new(),
+            dropped: Vec::new(),
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
             filled: Vec::new(),
@@ -290,6 +336,11 @@ impl<'a> Ledger<'a> {
     fn block(&mut self, start: &Start<'_>, select: &Select) -> Result<(), Error> {
         let Start { rule, captures, .. } = start;
         let name = self.name_of(rule, captures);
+        if !select.takes(&name) {
+            self.leave(start, &name);
+            self.skipped.push(name);
+            return Ok(());
+        }
         let fail = |message: String| Error::Block {
             block: name.clone(),
             message,
@@ -333,12 +384,7 @@ impl<'a> Ledger<'a> {
         let region = Region::of(&name, rule, captures, used);
         consumed.retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
         self.kept.extend(kept);
-        let selected = select.takes(&name);
-        let fate = if selected {
-            Fate::Fused(self.blocks.len())
-        } else {
-            Fate::Kept
-        };
+        let fate = Fate::Fused(self.blocks.len());
         for tensor in &consumed {
             if let Some(other) = self.taken.insert(tensor.name().to_owned(), fate) {
                 let of = match other {
@@ -349,10 +395,6 @@ impl<'a> Ledger<'a> {
                     "{tensor} is a part of {of} too; a tensor can be fused once"
                 )));
             }
-        }
-        if !selected {
-            self.skipped.push(name);
-            return Ok(());
         }
         self.regions.push(region);
         let is_rule = |other: &BlockRule| std::ptr::eq(other, *rule);
@@ -382,21 +424,6 @@ impl<'a> Ledger<'a> {
             assumes_identity,
         });
         Ok(())
-    }
-
-    /// Leaves what has the names of a block and is none as it is.
-    fn left(&mut self, start: &Start<'_>, unknown: Unknown) {
-        let own = start.rule.fuse.iter().filter_map(|(_, template)| {
-            let eps = |_| f64::NAN;
-            expand(template, &start.captures, self.index, &eps, self.looked_at).ok()
-        });
-        let own: Vec<Tensor> = own.flat_map(|(_, expanded)| expanded.claimed).collect();
-        for tensor in own {
-            self.taken.insert(tensor.name().to_owned(), Fate::Kept);
-        }
-        self.taken
-            .insert(start.anchor.name().to_owned(), Fate::Kept);
-        self.unknown.push(unknown);
     }
 
     /// Whether these are the tensors of a block that has been found by another of them. (What it was found by now is none of
@@ -507,15 +534,18 @@ impl<'a> Ledger<'a> {
             operators: Operators::of(self.recipe),
             beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
         };
-        let mut dropped = Vec::new();
+        let mut dropped = std::mem::take(&mut self.dropped);
         let mut outputs = Vec::new();
         for tensor in self.index.values() {
             let name = tensor.name();
             match self.taken.get(name) {
                 Some(Fate::Fused(_) | Fate::Filled) => {}
-                Some(Fate::Kept) => outputs.push(copy(tensor, name.to_owned())),
+                Some(Fate::Kept) => outputs.extend(copies(tensor, name)),
                 None if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) => {
                     dropped.push(tensor.clone())
+                }
+                None if around.regions.are_left(name) => {
+                    outputs.extend(copies(tensor, name));
                 }
                 None => {
                     let owner = owner(self.recipe, tensor, self.index);
@@ -532,7 +562,7 @@ impl<'a> Ledger<'a> {
                         .remove(name)
                         .or_else(|| renamed(&self.recipe.rename, name))
                         .unwrap_or_else(|| name.to_owned());
-                    outputs.push(copy(tensor, to));
+                    outputs.extend(copies(tensor, &to));
                 }
             }
         }
@@ -588,10 +618,11 @@ impl<'a> Ledger<'a> {
             eps,
             eps_source,
             eps_note: self.recipe.eps_note.clone(),
+            load: self.recipe.load.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
-            unknown: self.unknown,
+            left: self.left,
             outputs,
             dropped,
         })
@@ -638,7 +669,7 @@ impl<'a> Ledger<'a> {
             }
             if let Some(other) = seen.insert(&planned.output.name, planned) {
                 let [first, second] = [other, planned].map(|p| match &p.what {
-                    Source::Copy(tensor) => format!("a copy of {tensor}"),
+                    Source::Copy(tensor) | Source::Round(tensor) => format!("a copy of {tensor}"),
                     Source::Weight(b, _) | Source::Bias(b, _) => {
                         format!("a fused tensor of block {}", quoted(&self.blocks[*b].name))
                     }
@@ -709,6 +740,27 @@ pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
     Planned {
         output,
         what: Source::Copy(tensor.clone()),
+    }
+}
+
+/// A copy of a tensor under a name; of one that is computed, copies of what the file has of it.
+fn copies(tensor: &Tensor, to: &str) -> Vec<Planned> {
+    let module = |name: &str| {
+        name.rsplit_once('.')
+            .map_or(0, |(module, _)| module.len() + 1)
+    };
+    match tensor.parts() {
+        [] => vec![copy(tensor, to.to_owned())],
+        parts => {
+            let [from, to] = [&tensor.name()[..module(tensor.name())], &to[..module(to)]];
+            let named = |part: &Tensor| {
+                format!(
+                    "{to}{}",
+                    part.name().strip_prefix(from).unwrap_or(part.name())
+                )
+            };
+            parts.iter().map(|part| copy(part, named(part))).collect()
+        }
     }
 }
 

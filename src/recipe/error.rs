@@ -42,6 +42,22 @@ pub enum Error {
         class: String,
         recipe: String,
     },
+    #[error(
+        "no block is named like {}; `repfuse inspect` shows their names",
+        quoted(glob)
+    )]
+    NothingNamed { glob: String },
+    #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
+    NothingDropped { glob: String },
+    #[error("{} {is}: {tensor} is there; {remedy}", quoted(module))]
+    Parts {
+        module: String,
+        tensor: String,
+        name: String,
+        quantizer: bool,
+        is: &'static str,
+        remedy: &'static str,
+    },
     #[error("{} is not a glob", quoted(glob))]
     Glob {
         glob: String,

@@ -9,6 +9,7 @@ mod error;
 pub(crate) mod expand;
 mod json;
 pub(crate) mod model;
+mod models;
 pub(crate) mod near;
 mod parse;
 pub(crate) mod pattern;
@@ -18,6 +19,7 @@ pub use detect::{deployed, detect, found_in};
 pub use error::Error;
 pub use expand::Index;
 pub use model::{Network, Recipe};
+pub use models::for_model;
 pub use parse::recipe as parse;
 
 /// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.

@@ -15,6 +15,10 @@ pub struct Recipe {
     pub about: String,
     /// The paper or project it comes from.
     pub cite: String,
+    /// Beginnings of model names that it covers, as lowercase letters and digits; `*` stands for anything.
+    pub models: Vec<String>,
+    /// How to load the deploy form in Python, in one line; `{weights}` stands for its state dict.
+    pub load: Option<String>,
     /// The eps of its batch norms, which no file stores.
     pub eps: Option<f64>,
     /// Who else uses the same names with another eps.

@@ -216,8 +216,8 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
     at.object_of(
         "an object with `name`, `about`, `cite` and `blocks`",
         &[
-            "name", "about", "cite", "eps", "eps_note", "when", "unless", "owns", "deploy", "drop",
-            "rename", "beside", "blocks", "network",
+            "name", "about", "cite", "models", "load", "eps", "eps_note", "when", "unless", "owns",
+            "deploy", "drop", "rename", "beside", "blocks", "network",
         ],
     )?;
     let recipe = Recipe {
@@ -226,6 +226,11 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         cite: at
             .get("cite")
             .map_or(Ok(String::new()), |at| at.string().map(str::to_owned))?,
+        models: list(at, "models", parse_models)?,
+        load: at
+            .get("load")
+            .map(|at| at.string().map(str::to_owned))
+            .transpose()?,
         eps: at.get("eps").map(|at| at.eps()).transpose()?,
         eps_note: at
             .get("eps_note")
@@ -287,6 +292,14 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         }
     }
     Ok(recipe)
+}
+
+/// Beginnings of model names.
+fn parse_models(at: &At<'_>) -> Parsed<Vec<String>> {
+    at.few(at.items("an array of model names")?)?
+        .iter()
+        .map(|at| Ok(at.string()?.to_owned()))
+        .collect()
 }
 
 /// An array of patterns, or of arrays of which one pattern is enough.

@@ -3,4 +3,5 @@
 pub mod cost;
 pub mod inspect;
 pub mod kernels;
+pub mod norms;
 pub mod units;

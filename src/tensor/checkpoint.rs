@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::computed;
 use super::error::Error;
 use super::facts::Facts;
 use super::foreign;
@@ -26,6 +27,8 @@ pub struct Checkpoint {
     source: Source,
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
+    /// What some of them are computed from.
+    parts: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
     facts: Arc<Facts>,
     wrapping: Option<Wrapping>,
@@ -96,7 +99,7 @@ impl Checkpoint {
             false => index::is_named_so(&path).then(|| path.clone()),
         };
         match (index, key) {
-            (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index)),
+            (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index).assembled()),
             (Some(path), Some(key)) => Err(Error::NoKeys {
                 path,
                 key: key.to_owned(),
@@ -104,7 +107,7 @@ impl Checkpoint {
             (None, key) => {
                 let checkpoint = Checkpoint::open_whole(&path, key)?;
                 shards::expect_whole(&path)?;
-                Ok(checkpoint)
+                Ok(checkpoint.assembled())
             }
         }
     }
@@ -130,6 +133,12 @@ impl Checkpoint {
         }
     }
 
+    /// Computes the weights that the file keeps in parts.
+    fn assembled(mut self) -> Checkpoint {
+        self.parts = computed::assemble(&mut self.tensors);
+        self
+    }
+
     fn joined(joined: Joined, path: PathBuf) -> Checkpoint {
         let Joined {
             shards,
@@ -142,6 +151,7 @@ impl Checkpoint {
             source: Source::Shards(shards),
             facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
             tensors,
             metadata,
         }
@@ -226,6 +236,7 @@ impl Checkpoint {
             file_len,
             facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
         })
     }
 
@@ -284,6 +295,7 @@ impl Checkpoint {
             file_len,
             facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
         })
     }
 
@@ -322,6 +334,7 @@ impl Checkpoint {
             file_len,
             facts: facts.clone(),
             wrapping: Some(contents.wrapping),
+            parts: BTreeMap::new(),
         })
     }
 
@@ -363,9 +376,9 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// The tensor of this name.
+    /// The tensor of this name, also one that another is computed from.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.tensors.get(name).or_else(|| self.parts.get(name))
     }
 
     /// The metadata strings, in the order of the file.
@@ -384,13 +397,16 @@ impl Checkpoint {
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
             return Err(Error::unreadable(&self.path, beyond));
         }
+        if let Place::Computed(computed) = tensor.place() {
+            return computed.read(at, out, &|part, at, out| self.read_at(part, at, out));
+        }
         let files = match &self.source {
             Source::Files(files) => files,
             Source::Shards(shards) => return shards.read_at(tensor, at, out),
         };
         let number = match tensor.place() {
             Place::InFile { file, .. } => *file,
-            Place::View(_) | Place::InMemory(_) => 0,
+            Place::View(_) | Place::InMemory(_) | Place::Computed(_) => 0,
         };
         let Some((path, file)) = files.get(number) else {
             let elsewhere = format!("{tensor} is of another file");
@@ -404,6 +420,8 @@ impl Checkpoint {
             }
             Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
             Place::View(view) => view.read(file, at, out),
+            // Computed above.
+            Place::Computed(_) => Ok(()),
         }
         .map_err(|e| Error::unreadable(path, e))
     }

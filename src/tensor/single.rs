@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::computed::Computed;
 use super::dtype::Dtype;
 use super::error::quoted;
 use super::facts::{Facts, Module};
@@ -40,6 +41,8 @@ pub enum Place {
     InMemory(Arc<[u8]>),
     /// In the first file, as a view of what is stored there.
     View(Arc<View>),
+    /// In other tensors, which it is computed from.
+    Computed(Arc<Computed>),
 }
 
 /// A tensor of a file whose format is read elsewhere.
@@ -156,6 +159,31 @@ impl Tensor {
             name,
             ..(*self.0).clone()
         }))
+    }
+
+    /// A tensor of the same type and shape that is computed.
+    pub(super) fn computed_as(&self, name: String, computed: Computed) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            place: Place::Computed(Arc::new(computed)),
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// How it is computed, if it does not stand in the file.
+    pub fn computed(&self) -> Option<&Computed> {
+        match self.place() {
+            Place::Computed(computed) => Some(computed),
+            _ => None,
+        }
+    }
+
+    /// The tensors of the file that it is computed from; none for one that stands there itself.
+    pub fn parts(&self) -> &[Tensor] {
+        match self.computed() {
+            Some(computed) => computed.parts(),
+            None => &[],
+        }
     }
 
     /// The same tensor, of a file that says this of its modules.

@@ -127,6 +127,7 @@ fn fuse_prints_what_became_less() {
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
               some projects use these names with 1e-3; if this file is of one
               that is not told apart, pass --bn-eps 1e-3
+  load        model = create_RepVGG_A0(deploy=True); model.load_state_dict(safetensors.torch.load_file(\"deploy.safetensors\"))
 "
     );
     assert_eq!(

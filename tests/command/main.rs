@@ -24,7 +24,10 @@ mod pt2;
 mod pytorch;
 mod rounding;
 mod samples;
+mod selection;
 mod shards;
 #[cfg(unix)]
 mod streams;
 mod unsound;
+mod weights_in_parts;
+mod written;

@@ -53,6 +53,11 @@ fn recipes_with_one_mistake() {
             top(r#""unless": []"#),
         ),
         (
+            top(r#""models": "x""#),
+            "at `models`: found a string; expected an array of model names",
+            top(r#""drop": ["a"]"#),
+        ),
+        (
             top(r#""drop": null"#),
             "at `drop`: found null; expected an array of patterns",
             top(r#""drop": ["a"]"#),
@@ -79,7 +84,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
+            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
              `drop`, `rename`, `beside`, `blocks`, `network`",
             top(r#""eps_note": "1""#),
         ),

@@ -11,6 +11,7 @@ mod documents;
 mod fixtures;
 mod formats;
 mod laws;
+mod models;
 mod mutations;
 mod near;
 mod pickles;

@@ -85,10 +85,11 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         eps: None,
         eps_source: EpsSource::Recipe,
         eps_note: None,
+        load: None,
         network: None,
         blocks,
         skipped,
-        unknown: Vec::new(),
+        left: Vec::new(),
         outputs,
         dropped: Vec::new(),
     };
