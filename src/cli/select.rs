@@ -166,7 +166,7 @@ fn advised(
             anyhow::anyhow!("{error:#}; `--skip '{}'` leaves it as it is", plain(module))
         }
         Some(recipe::Error::Block { block, .. } | recipe::Error::Shapes { block, .. })
-            if helps_to_skip(block, index, recipe, options) =>
+            if helps_to_skip(block, &format!("{error:#}"), index, recipe, options) =>
         {
             anyhow::anyhow!(
                 "{error:#}; `--skip '{}'` leaves the block as it is",
@@ -178,14 +178,20 @@ fn advised(
 }
 
 /// Whether more of the file can be folded, or another block is what stands in the way, without this one.
-fn helps_to_skip(block: &str, index: &Index, recipe: &Recipe, options: &Options) -> bool {
+fn helps_to_skip(
+    block: &str,
+    said: &str,
+    index: &Index,
+    recipe: &Recipe,
+    options: &Options,
+) -> bool {
     let mut options = options.clone();
     options.skip.push(block.to_owned());
     match plan::plan(index, recipe, &options) {
         Ok(_) => true,
-        Err(
-            recipe::Error::Block { block: other, .. } | recipe::Error::Shapes { block: other, .. },
-        ) => other != block,
+        // The same of another block is said of the recipe, not of blocks.
+        Err(recipe::Error::Block { message, .. }) => !said.contains(&message),
+        Err(recipe::Error::Shapes { block: other, .. }) => other != block,
         Err(_) => false,
     }
 }

@@ -235,11 +235,6 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             stranger.get_or_insert(module);
         }
     }
-    if let Some(glob) = select.idle() {
-        return Err(Error::NothingNamed {
-            glob: glob.to_owned(),
-        });
-    }
     match (ledger.blocks.len(), ledger.skipped.len(), stranger) {
         (0, 0, Some(module)) => Err(module.refused(&recipe.name)),
         (0, 0, None) => Err(match nothing(index, std::slice::from_ref(recipe)) {
@@ -250,7 +245,12 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             other => other,
         }),
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
-        _ => ledger.finish(),
+        _ => match select.idle() {
+            None => ledger.finish(),
+            Some(glob) => Err(Error::NothingNamed {
+                glob: glob.to_owned(),
+            }),
+        },
     }
 }
 

@@ -509,6 +509,7 @@ const UNHELD: &[&str] = &[
 const NOT_SHOWN: &[&str] = &[
     "the messages say what the fields are",
     "a recipe has a few dozen of them",
+    "U8 has a size, and the shape is the number of bytes",
     "a new array is in standard layout",
     "the array was put in standard layout",
     "53 bits are what an f64 holds exactly",

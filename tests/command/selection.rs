@@ -73,8 +73,8 @@ fn a_block_that_does_not_fit_is_skipped() {
         ),
         (
             &deep,
-            "shapes do not fit: `stage1.1.rbr_1x1.conv.weight` has shape [4, 4, 1, 1, 1, 1]; expected [out, in], [out, in, k], [out, in, \
-             kh, kw] or [out, in, kd, kh, kw]",
+            "shapes do not fit: `stage1.1.rbr_1x1.conv.weight` has shape [4, 4, 1, 1, 1, 1]; expected a conv weight with 2 to 5 \
+             dimensions and no zero",
         ),
     ];
     for (change, why) in cases {
@@ -117,9 +117,10 @@ fn a_block_that_does_not_fit_is_skipped() {
 #[test]
 fn what_is_left_is_counted() {
     let ran = fuse(&Tiny::network(), &["--skip", "stage1.1"]);
-    let left = "  left        10 of 13 norms folded; as they were: stage1.1.rbr_1x1.bn (skipped),\n              \
-                stage1.1.rbr_dense.bn (skipped), stage1.1.rbr_identity (skipped)\n";
-    assert!(ran.stdout.contains(left), "{}", ran.stdout);
+    let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let left = "left 10 of 13 norms folded; as they were: stage1.1.rbr_1x1.bn (skipped), stage1.1.rbr_dense.bn (skipped), \
+                stage1.1.rbr_identity (skipped)";
+    assert!(words.contains(left), "{}", ran.stdout);
     let json = fuse(&Tiny::network(), &["--skip", "stage1.1", "--json"]);
     assert!(json.stdout.contains("\"norms\": 13"), "{}", json.stdout);
     assert!(
@@ -132,8 +133,11 @@ fn what_is_left_is_counted() {
 #[test]
 fn a_selection_that_names_nothing_is_a_mistake() {
     let tiny = Tiny::network();
-    for args in [["--skip", "stage9"], ["--only", "stage9"]] {
-        let ran = fuse(&tiny, &args);
+    for args in [
+        &["--skip", "stage9"][..],
+        &["--only", "stage1*", "--only", "stage9"],
+    ] {
+        let ran = fuse(&tiny, args);
         let said =
             "repfuse: no block is named like `stage9`; `repfuse inspect` shows their names\n";
         assert_eq!((ran.status, ran.stderr.as_str()), (2, said), "{args:?}");

@@ -94,7 +94,18 @@ fn what_is_plain_around_the_state_dict_stays() {
 #[test]
 fn a_name_that_promises_another_format_is_refused() {
     let tiny = Tiny::network();
-    for (name, is) in [("out.onnx", "an ONNX model"), ("out.gguf", "a GGUF file")] {
+    for (name, is) in [
+        ("out.onnx", "an ONNX model"),
+        ("out.pt2", "a program of torch.export"),
+        ("out.gguf", "a GGUF file"),
+        ("out.h5", "an HDF5 file"),
+        ("out.npz", "an archive of NumPy arrays"),
+        ("out.pb", "a TensorFlow file"),
+        ("out.tflite", "a TensorFlow Lite model"),
+        ("out.msgpack", "a file of Flax"),
+        ("out.mlmodel", "a Core ML model"),
+        ("out.gz", "a compressed file"),
+    ] {
         let ran = tiny.run(&["fuse", "train.safetensors", name]);
         let expected = format!(
             "repfuse: `{name}` is the name of {is}; a state dict is written as `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`\n"
@@ -156,7 +167,7 @@ fn a_whole_file_in_half() {
     let ran = tiny.run(&["verify", "train.safetensors", "other.safetensors"]);
     assert_eq!(ran.status, 1);
     assert!(
-        ran.stdout.contains("at [0]; its copy in F16 would be "),
+        ran.stdout.contains("at [0]; its copy in f16 would be "),
         "{}",
         ran.stdout
     );
@@ -183,7 +194,7 @@ fn a_whole_file_in_half() {
         "--dtype-all",
         "f16",
     ]);
-    let expected = "repfuse: `linear.bias` is 1.0000e5 at [3], beyond the largest F16, 6.5504e4; store only the fused tensors in F16\n";
+    let expected = "repfuse: `linear.bias` is 1.0000e5 at [3], beyond the largest f16, 6.5504e4; store only the fused tensors in f16\n";
     assert_eq!((ran.status, ran.stderr.as_str()), (2, expected));
     large.prints(&[
         "fuse",
