@@ -12,7 +12,7 @@ class FusedConv(TypedDict):
     module: str
     dtype: str
     weight_shape: List[int]
-    groups: int
+    groups: Optional[int]
     expression: str
 
 

@@ -4,8 +4,17 @@ use crate::algebra::{Channels, Extent, Factor, Geometry, Kernel, Layout, Op, Par
 
 /// Describes a tree: convs by their kernels, everything else by its name.
 pub fn expression<T>(part: &Part<T>) -> String {
+    described(part, false)
+}
+
+/// The same with the whole shape of every conv's weight, as in `bn(64×3×3×3)`.
+pub fn with_shapes<T>(part: &Part<T>) -> String {
+    described(part, true)
+}
+
+fn described<T>(part: &Part<T>, shapes: bool) -> String {
     match part.op() {
-        Op::Conv(kernel) => conv(kernel, part.geometry()),
+        Op::Conv(kernel) => conv(kernel, part.geometry(), shapes),
         Op::Bn(_) => "bn".to_owned(),
         Op::Scale(Factor::Number(-1.0)) => "−1".to_owned(),
         Op::Scale(Factor::Number(n)) => n.to_string(),
@@ -14,9 +23,9 @@ pub fn expression<T>(part: &Part<T>) -> String {
         Op::Shift(_) => "shift".to_owned(),
         Op::Mean(window) => format!("mean {}", size(*window)),
         Op::Identity => "x".to_owned(),
-        Op::Sum(parts) => terms(parts, " + "),
-        Op::Stack(parts) => format!("[{}]", terms(parts, ", ")),
-        Op::Seq(parts) => sequence(parts),
+        Op::Sum(parts) => terms(parts, " + ", shapes),
+        Op::Stack(parts) => format!("[{}]", terms(parts, ", ", shapes)),
+        Op::Seq(parts) => sequence(parts, shapes),
         Op::Select(Channels { of, picked }) => format!("{} of {of}", picked.len()),
     }
 }
@@ -30,9 +39,9 @@ pub fn size(extent: Extent) -> String {
 }
 
 /// Equal terms beside one another are counted: `4·bn(3×3)`.
-fn terms<T>(parts: &[Part<T>], between: &str) -> String {
+fn terms<T>(parts: &[Part<T>], between: &str, shapes: bool) -> String {
     let mut counted: Vec<(String, usize)> = Vec::new();
-    for text in parts.iter().map(expression) {
+    for text in parts.iter().map(|part| described(part, shapes)) {
         match counted.last_mut() {
             Some((last, n)) if *last == text => *n += 1,
             _ => counted.push((text, 1)),
@@ -44,10 +53,10 @@ fn terms<T>(parts: &[Part<T>], between: &str) -> String {
 }
 
 /// The last operator is outermost: `bn(3×3)`.
-fn sequence<T>(parts: &[Part<T>]) -> String {
+fn sequence<T>(parts: &[Part<T>], shapes: bool) -> String {
     let mut text = String::new();
     for (i, part) in parts.iter().enumerate() {
-        let this = expression(part);
+        let this = described(part, shapes);
         text = match (i, part.op()) {
             (0, _) => this,
             (_, Op::Sum(_) | Op::Select(_)) => format!("({this})({text})"),
@@ -58,14 +67,25 @@ fn sequence<T>(parts: &[Part<T>]) -> String {
     text
 }
 
-fn conv<T>(kernel: &Kernel<T>, geometry: &Geometry) -> String {
+fn conv<T>(kernel: &Kernel<T>, geometry: &Geometry, shapes: bool) -> String {
     let mut text = size(kernel.taps);
+    if shapes {
+        let numbers: Vec<String> = geometry
+            .weight_shape()
+            .iter()
+            .map(usize::to_string)
+            .collect();
+        text = numbers.join("×");
+    }
     let narrow = match kernel.layout {
         Layout::Transposed => geometry.out_per_group() == 1,
         Layout::Plain | Layout::Shared => geometry.in_per_group() == 1,
     };
     if narrow && geometry.groups() > 1 {
         text = format!("dw {text}");
+    } else if narrow && !geometry.groups_known() && geometry.out() > 1 {
+        // One input channel per group, and any number of groups.
+        text = format!("dw? {text}");
     }
     match kernel.dilation {
         [1, 1, 1] => {}

@@ -194,7 +194,8 @@ struct OutputSummary<'a> {
     module: &'a str,
     dtype: String,
     weight_shape: Vec<usize>,
-    groups: usize,
+    /// Null where any number of groups gives the same kernel.
+    groups: Option<usize>,
     /// What it is fused from, in a line.
     expression: String,
 }
@@ -510,7 +511,10 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
                 module: &fused.module,
                 dtype: fused.dtype.to_string(),
                 weight_shape: fused.geometry().weight_shape(),
-                groups: fused.geometry().groups(),
+                groups: fused
+                    .geometry()
+                    .groups_known()
+                    .then_some(fused.geometry().groups()),
                 expression: crate::algebra::describe::expression(fused.expr.root()),
             })
             .collect(),
@@ -662,7 +666,7 @@ fn plan_table(plan: &Plan) -> String {
             &rows,
             &[],
             &[(0, Cut::Middle), (3, Cut::End)],
-            output::width()
+            output::table_width(false)
         ),
         plural(copied, "tensor"),
         plan.dropped.len()

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::graph;
+use super::int8;
 use super::kernels;
 use super::output::{self, Cut, bytes, count, line, plural, shortened};
 use super::runs::runs;
@@ -15,9 +16,11 @@ use super::select::{self, Beside, Key};
 use crate::algebra::describe;
 use crate::graph::plan::Left;
 use crate::plan::{Block, EpsSource, Options, PlannedConv};
+use crate::recipe;
 use crate::report::Macs;
 use crate::summary::cost::{self, Change, macs_per_pixel};
 use crate::summary::inspect::{self, Class, Form, Inspection};
+use crate::summary::int8::Int8;
 use crate::summary::kernels::Kernel;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, Tensor, plain};
@@ -49,7 +52,13 @@ pub(super) struct Args {
     /// Count the multiply-adds for images of this height and width
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     input_size: Option<u16>,
-    /// One line for every block and conv, also where they repeat
+    /// Show the shape of every conv of a block: `bn(4×3×3×3)` instead of `bn(3×3)`
+    #[arg(long)]
+    shapes: bool,
+    /// Round the fused weights to int8, and show what is left of them
+    #[arg(long, conflicts_with = "kernels")]
+    int8: bool,
+    /// One line for every block and conv, also where they repeat, and names in full
     #[arg(long)]
     all: bool,
     /// Print everything as JSON
@@ -128,6 +137,9 @@ struct OutputDocument<'a> {
     macs_per_pixel: Change,
     /// The convs it is fused from.
     convs: Vec<BranchDocument<'a>>,
+    /// With `--int8`, what is left of the weights when they are rounded to eight bits. From weights alone: activations are in no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    int8: Option<Int8>,
     /// With `--kernels`, what each branch adds to the fused kernel, and last the fused kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     kernels: Option<Vec<Kernel>>,
@@ -139,7 +151,8 @@ struct BranchDocument<'a> {
     /// The name of its weight.
     weight: &'a str,
     shape: &'a [usize],
-    groups: usize,
+    /// Null where any number of groups gives the same kernel.
+    groups: Option<usize>,
     /// Distance between taps, height and width; of a Conv3d, depth, height and width.
     dilation: &'a [usize],
 }
@@ -190,14 +203,24 @@ fn tell(
             None => Some(Vec::new()),
         },
     };
+    let rounded = match (&found.plan, args.int8) {
+        (Some(plan), true) => Some(int8::of(checkpoint, &plan.blocks)?),
+        // As for kernels.
+        (None, true) => match found.trouble.take() {
+            Some(trouble) => return Err(trouble.into()),
+            None => Some(Vec::new()),
+        },
+        (_, false) => None,
+    };
     if args.json {
-        output::json(&document(
-            args,
-            checkpoint,
-            &found,
-            wanted.as_deref(),
-            left,
-        )?)?;
+        let mut document = document(args, checkpoint, &found, wanted.as_deref(), left)?;
+        let outputs = document.blocks.iter_mut().flat_map(|b| &mut b.outputs);
+        for (output, (_, int8)) in outputs.zip(rounded.into_iter().flatten()) {
+            output.int8 = Some(int8);
+        }
+        output::json(&document)?;
+    } else if let Some(rounded) = rounded {
+        output::result(&int8::text(&rounded, args.all))?;
     } else if let Some(blocks) = wanted {
         for block in blocks {
             let maps = kernels::maps(checkpoint, block)?;
@@ -292,10 +315,21 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
             "a bare identity, which no file shows and the recipe assumes",
         );
     }
+    if let Some(plan) = &found.plan {
+        let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+        let texts: Vec<String> = convs
+            .map(|fused| describe::expression(fused.expr.root()))
+            .collect();
+        out += &output::legend(&texts);
+    }
     if let Some(trouble) = &found.trouble {
         // Near misses stand on lines of their own.
         for part in trouble.to_string().split('\n') {
             out += &line("", &plain(part.trim_start()));
+        }
+        if matches!(trouble, recipe::Error::NoBlock { .. }) {
+            out += super::WAYS_ON;
+            out.push('\n');
         }
     }
     out += &line(
@@ -346,7 +380,10 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
     let row = |block: &Block, fused: &PlannedConv, parameters: Change| {
         vec![
             units::shape(&fused.geometry().weight_shape()),
-            describe::expression(fused.expr.root()),
+            match args.shapes {
+                true => describe::with_shapes(fused.expr.root()),
+                false => describe::expression(fused.expr.root()),
+            },
             count(parameters.before),
             "→".to_owned(),
             count(parameters.after),
@@ -383,7 +420,7 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
         &rows,
         &[1, 4, 6],
         &[(0, Cut::Middle), (3, Cut::End)],
-        output::width(),
+        output::table_width(args.all || args.shapes),
     )
 }
 
@@ -400,7 +437,12 @@ fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
     for (name, n, (shape, kind)) in runs(names, Clone::clone, !args.all) {
         rows.push(vec![plain(&name), times(n), shape, kind]);
     }
-    output::table(&rows, &[1], &[(0, Cut::Middle)], output::width())
+    output::table(
+        &rows,
+        &[1],
+        &[(0, Cut::Middle)],
+        output::table_width(args.all),
+    )
 }
 
 fn times(n: usize) -> String {
@@ -497,13 +539,14 @@ fn output_document(fused: &PlannedConv, kernels: Option<Vec<Kernel>>) -> OutputD
             .map(|(kernel, geometry)| BranchDocument {
                 weight: kernel.weight.name(),
                 shape: kernel.weight.shape(),
-                groups: geometry.groups(),
+                groups: geometry.groups_known().then_some(geometry.groups()),
                 dilation: match geometry.rank() {
                     5 => &kernel.dilation,
                     _ => &kernel.dilation[1..],
                 },
             })
             .collect(),
+        int8: None,
         kernels,
     }
 }

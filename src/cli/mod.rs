@@ -3,6 +3,7 @@
 mod fuse;
 mod graph;
 mod inspect;
+mod int8;
 mod kernels;
 mod learn;
 mod load;
@@ -116,6 +117,9 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             let code = exit_code(&error);
             let causes = output::causes(&error);
             output::error(&causes);
+            if let Some(recipe::Error::NoBlock { .. }) = error.downcast_ref() {
+                output::note(WAYS_ON);
+            }
             if was_interrupted(&error) {
                 signals::end();
             }
@@ -127,13 +131,22 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// What to do with a file of which no recipe knows a block.
+const WAYS_ON: &str =
+    "  a recipe of your own: `repfuse recipes learn MODEL.pt2`; see docs/recipes.md
+  no recipe at all: `repfuse fuse MODEL.onnx OUT.onnx`, or the same of a .pt2
+  by the name of a model: `repfuse recipes --for MODEL`";
+
 /// `-h` shows what is needed most, `--help` everything and examples. Clap's own long help spends three lines on each option;
 /// this keeps one.
 fn help(command: clap::Command, long: bool) -> clap::Command {
     let examples = command
         .get_after_long_help()
-        .filter(|_| long)
         .map(ToString::to_string)
+        .map(|examples| match long {
+            true => examples,
+            false => "`--help` shows every option, and examples.".to_owned(),
+        })
         .unwrap_or_default();
     let names: Vec<String> = command
         .get_subcommands()

@@ -2,7 +2,7 @@
 //!
 //! Colour goes through anstream, which drops it where no terminal listens or `NO_COLOR` is set.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
@@ -102,15 +102,33 @@ fn styled(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// How many columns a line may have: `COLUMNS`, else the terminal's, else 80.
+/// How many columns a line of prose may have: `COLUMNS`, else the terminal's, else 80.
 pub(super) fn width() -> usize {
+    known_width().unwrap_or(80).max(20)
+}
+
+/// How many columns a line of a table may have. With `all`, and where nobody looks through a terminal, names are never shortened.
+pub(super) fn table_width(all: bool) -> usize {
+    match known_width() {
+        Some(width) if !all => width.max(20),
+        _ => usize::MAX,
+    }
+}
+
+fn known_width() -> Option<usize> {
     let asked = std::env::var("COLUMNS").ok().and_then(|n| n.parse().ok());
-    let terminal = || terminal_size::terminal_size().map(|(w, _)| usize::from(w.0));
-    asked.or_else(terminal).unwrap_or(80).max(20)
+    let terminal = || {
+        let out = std::io::stdout();
+        out.is_terminal()
+            .then(|| terminal_size::terminal_size_of(out))
+            .flatten()
+            .map(|(w, _)| usize::from(w.0))
+    };
+    asked.or_else(terminal)
 }
 
 /// Which part of a cell goes when a line is too long.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
     /// The middle: names differ at both ends.
     Middle,
@@ -138,9 +156,14 @@ pub(super) fn table(
     let mut over =
         (widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1)).saturating_sub(width);
     while over > 0 {
-        // The widest gives way first, one column at a time.
-        let give = cut.iter().map(|(c, _)| *c).max_by_key(|c| widths[*c]);
-        let Some(c) = give.filter(|c| widths[*c] > NARROWEST) else {
+        // Expressions, which lose their end, give way before names; of those, the widest.
+        let wide = |kind| {
+            let of_kind = cut
+                .iter()
+                .filter(|(c, cut)| *cut == kind && widths[*c] > NARROWEST);
+            of_kind.map(|(c, _)| *c).max_by_key(|c| widths[*c])
+        };
+        let Some(c) = wide(Cut::End).or_else(|| wide(Cut::Middle)) else {
             break;
         };
         widths[c] -= 1;
@@ -216,6 +239,26 @@ pub(super) fn wrapped(text: &str, indent: usize, width: usize) -> String {
 /// `  label       text`, the text wrapped beside its label.
 pub(super) fn line(label: &str, text: &str) -> String {
     format!("  {label:<12}{}\n", wrapped(text, 14, width()))
+}
+
+/// What the words of expressions stand for, a line for each that is there.
+pub(super) fn legend(expressions: &[String]) -> String {
+    let words = [
+        ("dw ", "dw", "depthwise: each channel by itself"),
+        (
+            "dw? ",
+            "dw?",
+            "depthwise, or any number of groups: the weights do not tell",
+        ),
+        ("+b", "+b", "with a bias"),
+    ];
+    let mut out = String::new();
+    for (sign, label, meaning) in words {
+        if expressions.iter().any(|text| text.contains(sign)) {
+            out += &line(label, meaning);
+        }
+    }
+    out
 }
 
 #[cfg(test)]

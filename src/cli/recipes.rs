@@ -238,7 +238,7 @@ fn check(name: &str, path: Option<&Path>, key: &select::Key, json: bool) -> anyh
         };
         let rows: Vec<_> = matched.convs.iter().map(row).collect();
         let cut = [(0, Cut::Middle), (2, Cut::Middle), (4, Cut::End)];
-        text += &output::table(&rows, &[], &cut, output::width());
+        text += &output::table(&rows, &[], &cut, output::table_width(false));
         let names = |names: &[String]| match names {
             [] => "nothing".to_owned(),
             _ => {

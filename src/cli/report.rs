@@ -1,4 +1,4 @@
-//! `repfuse report IN [OUT] -o PAGE`.
+//! `repfuse report IN [DEPLOY] -o PAGE`.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -27,12 +27,13 @@ pub(super) struct Args {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The deploy form; without it, the report is on what `fuse` would write
-    #[arg(value_name = "OUT")]
-    output: Option<PathBuf>,
+    #[arg(value_name = "DEPLOY")]
+    deploy: Option<PathBuf>,
     /// The page to write; a report that is there already is replaced
     #[arg(
-        long,
+        long = "output",
         short = 'o',
+        alias = "page",
         value_name = "PAGE",
         required_unless_present = "json"
     )]
@@ -78,7 +79,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
-    let deployed = args.output.as_deref().map(select::deployed).transpose()?;
+    let deployed = args.deploy.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
     if let Some(page) = &args.page {
         let is_input = |file: &Checkpoint| file.is_same_file(page);

@@ -1,91 +1,126 @@
-//! Runs of equal things: networks repeat a block under one number after the other, and one line says so.
+//! Equal things by pattern: networks repeat a block under one number after the other, and one line says so.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::summary::units::natural_order;
 
-/// Sorts named things as people count, and joins neighbours with equal `rest` whose names differ in one number only,
-/// which goes up by one: `stage.3.1` … `stage.3.13` become `stage.3.1–13`; without `join`, only sorts. Gives name, how many, and the first of each run.
-pub(super) fn runs<'a, T, K: PartialEq>(
-    mut things: Vec<(&'a str, T)>,
+/// Sorts named things as people count, and joins those with equal `rest` whose names differ in one number only, which goes up
+/// by one: `stage.3.1.conv` … `stage.3.13.conv` become `stage.3.1–13.conv`, whatever stands between them. Without `join`, only
+/// sorts. Gives name, how many, and the first of each group, in the order of the first.
+pub(super) fn runs<T, K: Ord>(
+    mut things: Vec<(&str, T)>,
     rest: impl Fn(&T) -> K,
     join: bool,
 ) -> Vec<(String, usize, T)> {
     things.sort_by(|a, b| natural_order(a.0, b.0));
-    let mut out: Vec<(Run<'a>, T)> = Vec::new();
-    for (name, thing) in things {
-        if join
-            && let Some((run, first)) = out.last_mut()
-            && rest(first) == rest(&thing)
-            && run.take(name)
-        {
+    let mut groups = match join {
+        true => grouped(&things, rest),
+        false => Vec::new(),
+    };
+    let mut group_of: Vec<Option<usize>> = vec![None; things.len()];
+    for (g, group) in groups.iter().enumerate() {
+        group.members.iter().for_each(|i| group_of[*i] = Some(g));
+    }
+    let mut out = Vec::new();
+    for (i, (name, thing)) in things.into_iter().enumerate() {
+        match group_of[i].map(|g| &mut groups[g]) {
+            None => out.push((name.to_owned(), 1, thing)),
+            Some(group) if group.members[0] == i => {
+                out.push((std::mem::take(&mut group.name), group.members.len(), thing));
+            }
+            Some(_) => {}
+        }
+    }
+    out
+}
+
+struct Group {
+    /// The things in it, in order.
+    members: Vec<usize>,
+    name: String,
+}
+
+/// Each thing with equal ones that count up in one segment of the name; the longest groups are made first.
+fn grouped<T, K: Ord>(things: &[(&str, T)], rest: impl Fn(&T) -> K) -> Vec<Group> {
+    // By what is equal and by the name around one number: the number, and which thing has it.
+    let mut series: BTreeMap<(K, usize, String), Vec<(u64, usize)>> = BTreeMap::new();
+    for (i, (name, thing)) in things.iter().enumerate() {
+        let segments: Vec<&str> = name.split('.').collect();
+        for (at, segment) in segments.iter().enumerate() {
+            let Some((letters, number)) = counted(segment) else {
+                continue;
+            };
+            let mut around: Vec<&str> = segments.clone();
+            around[at] = letters;
+            let key = (rest(thing), at, around.join("."));
+            series.entry(key).or_default().push((number, i));
+        }
+    }
+    let mut chains = BinaryHeap::new();
+    for ((_, at, _), mut members) in series {
+        members.sort_unstable();
+        chains.extend(unbroken(members).map(|chain| ranked(at, chain)));
+    }
+    let mut taken = vec![false; things.len()];
+    let mut groups = Vec::new();
+    while let Some((before, _, at, mut chain)) = chains.pop() {
+        chain.retain(|(_, i)| !taken[*i]);
+        if chain.len() < before {
+            // What is left of it waits for its turn.
+            chains.extend(unbroken(chain).map(|part| ranked(at, part)));
             continue;
         }
-        out.push((Run::new(name), thing));
+        chain.iter().for_each(|(_, i)| taken[*i] = true);
+        groups.push(group(things, at, &chain));
     }
-    out.into_iter()
-        .map(|(run, thing)| (run.name(), run.count, thing))
-        .collect()
+    groups
 }
 
-struct Run<'a> {
-    first: &'a str,
-    last: &'a str,
-    /// The segment that counts up, once it is known.
-    at: Option<usize>,
-    count: usize,
+/// Its length, where it begins, the segment that counts, and the chain of numbers and things.
+type Ranked = (usize, Reverse<usize>, usize, Vec<(u64, usize)>);
+
+/// Longest first; of equally long ones, the one that begins first, then the one that counts last in the name.
+fn ranked(at: usize, chain: Vec<(u64, usize)>) -> Ranked {
+    let first = chain.iter().map(|(_, i)| *i).fold(usize::MAX, usize::min);
+    (chain.len(), Reverse(first), at, chain)
 }
 
-impl<'a> Run<'a> {
-    fn new(name: &'a str) -> Run<'a> {
-        Run {
-            first: name,
-            last: name,
-            at: None,
-            count: 1,
+fn group<T>(things: &[(&str, T)], at: usize, chain: &[(u64, usize)]) -> Group {
+    let mut members: Vec<usize> = chain.iter().map(|(_, i)| *i).collect();
+    members.sort_unstable();
+    let last = chain.last().map(|(number, _)| *number);
+    let segments = things[chain[0].1].0.split('.').enumerate();
+    let name = segments.map(|(i, segment)| match last {
+        Some(last) if i == at => format!("{segment}–{last}"),
+        _ => segment.to_owned(),
+    });
+    Group {
+        name: name.collect::<Vec<_>>().join("."),
+        members,
+    }
+}
+
+/// The parts in which the number goes up by one, of two things or more.
+fn unbroken(members: Vec<(u64, usize)>) -> impl Iterator<Item = Vec<(u64, usize)>> {
+    let mut parts: Vec<Vec<(u64, usize)>> = Vec::new();
+    for member in members {
+        match parts.last_mut() {
+            Some(part) if part.last().and_then(|(n, _)| n.checked_add(1)) == Some(member.0) => {
+                part.push(member);
+            }
+            _ => parts.push(vec![member]),
         }
     }
-
-    /// Whether `name` follows.
-    fn take(&mut self, name: &'a str) -> bool {
-        let step = counts_up(self.last, name);
-        if step.is_none() || (self.at.is_some() && self.at != step) {
-            return false;
-        }
-        (self.last, self.at, self.count) = (name, step, self.count + 1);
-        true
-    }
-
-    fn name(&self) -> String {
-        let Some(at) = self.at else {
-            return self.first.to_owned();
-        };
-        let last = self.last.split('.').nth(at).unwrap_or_default();
-        let letters = last.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-        let segment = |(i, segment): (usize, &str)| match i == at {
-            true => format!("{segment}–{}", &last[letters..]),
-            false => segment.to_owned(),
-        };
-        let segments: Vec<String> = self.first.split('.').enumerate().map(segment).collect();
-        segments.join(".")
-    }
+    parts.into_iter().filter(|part| part.len() > 1)
 }
 
-/// The one segment in which `b` is one more than `a`.
-fn counts_up(a: &str, b: &str) -> Option<usize> {
-    let (a, b): (Vec<&str>, Vec<&str>) = (a.split('.').collect(), b.split('.').collect());
-    if a.len() != b.len() {
-        return None;
-    }
-    let mut differ = (0..a.len()).filter(|i| a[*i] != b[*i]);
-    let (at, None) = (differ.next()?, differ.next()) else {
-        return None;
-    };
-    let number = |segment: &str| {
-        let letters = segment.trim_end_matches(|c: char| c.is_ascii_digit());
-        let n: u64 = segment[letters.len()..].parse().ok()?;
-        Some((letters.to_owned(), n))
-    };
-    let ((x, n), (y, m)) = (number(a[at])?, number(b[at])?);
-    (x == y && m == n.checked_add(1)?).then_some(at)
+/// A segment's letters, and the number at its end as it is written without zeros before it.
+fn counted(segment: &str) -> Option<(&str, u64)> {
+    let letters = segment.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = &segment[letters.len()..];
+    let number: u64 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some((letters, number))
 }
 
 #[cfg(test)]
@@ -113,6 +148,28 @@ mod tests {
             ("stage4.2.conv", 1),
         ];
         assert_eq!(found, expected.map(|(name, n)| (name.to_owned(), n)));
+    }
+
+    #[test]
+    fn equal_things_join_over_others() {
+        let mut things = Vec::new();
+        let all: Vec<[String; 2]> = (0..18)
+            .map(|i| {
+                [
+                    format!("blocks.{i}.attn.qkv"),
+                    format!("blocks.{i}.mlp.fc1"),
+                ]
+            })
+            .collect();
+        for [qkv, fc1] in &all {
+            things.push((qkv.as_str(), 1));
+            things.push((fc1.as_str(), 2));
+        }
+        let expected = [("blocks.0–17.attn.qkv", 18), ("blocks.0–17.mlp.fc1", 18)];
+        assert_eq!(
+            names(&things),
+            expected.map(|(name, n)| (name.to_owned(), n))
+        );
     }
 
     #[test]

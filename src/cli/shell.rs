@@ -54,6 +54,33 @@ pub(super) fn man(args: &Man, command: &clap::Command) -> anyhow::Result<Answer>
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text)?;
-    output::result(&String::from_utf8(text)?)?;
+    let mut text = String::from_utf8(text)?;
+    if args.command.is_none() {
+        for sub in command.get_subcommands() {
+            text += &options_of(sub)?;
+        }
+    }
+    output::result(&text)?;
     Ok(Answer::Yes)
+}
+
+/// What the page of the whole program says of a command: how it is called, and every option.
+fn options_of(command: &clap::Command) -> anyhow::Result<String> {
+    let name = command.get_name();
+    let page = clap_mangen::Man::new(command.clone().bin_name(format!("repfuse {name}")));
+    let mut text = Vec::new();
+    page.render_synopsis_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    let text = String::from_utf8(text)?;
+    let about = command.get_about().map(ToString::to_string);
+    let lines = text.lines().filter(|line| *line != ".SH SYNOPSIS");
+    let lines: Vec<&str> = lines
+        .map(|line| if line == ".SH OPTIONS" { ".PP" } else { line })
+        .collect();
+    Ok(format!(
+        ".SH \"{}\"\n{}\n.PP\n{}\n",
+        name.to_uppercase(),
+        about.unwrap_or_default(),
+        lines.join("\n")
+    ))
 }

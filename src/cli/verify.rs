@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The deploy form; without it, what `fuse` would write is verified in memory
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "DEPLOY")]
     output: Option<PathBuf>,
     #[command(flatten)]
     select: Select,
@@ -409,7 +409,7 @@ fn blocks(verdict: &Verdict) -> String {
         ]);
     }
     let cut = [(1, Cut::Middle), (5, Cut::End)];
-    output::table(&rows, &[2, 3, 4], &cut, output::width())
+    output::table(&rows, &[2, 3, 4], &cut, output::table_width(false))
 }
 
 /// What is wrong, a line each; nothing for a verdict that accepts.

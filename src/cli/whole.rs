@@ -320,7 +320,12 @@ pub(super) fn text(findings: &Findings) -> String {
             ]);
         }
         out += "\n";
-        out += &output::table(&rows, &[3, 4], &[(1, Cut::Middle)], output::width());
+        out += &output::table(
+            &rows,
+            &[3, 4],
+            &[(1, Cut::Middle)],
+            output::table_width(false),
+        );
     }
     if let Some(e) = &findings.end_to_end {
         out += &format!(

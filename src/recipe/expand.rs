@@ -183,6 +183,17 @@ impl Expander<'_> {
         self.index.get(&pattern.fill(captures)?).cloned()
     }
 
+    /// The norm beside one that is not there, if there is one only.
+    fn other_norm(&self, missing: &str) -> Option<&str> {
+        let parent = missing.rsplit_once('.').map_or("", |(parent, _)| parent);
+        let mut beside = self.index.keys().filter_map(|name| {
+            let module = name.strip_suffix(".running_mean")?;
+            let of = module.rsplit_once('.').map_or("", |(parent, _)| parent);
+            (of == parent).then_some(module)
+        });
+        beside.next().filter(|_| beside.next().is_none())
+    }
+
     fn claim(&mut self, pattern: &Pattern, captures: &Captures) -> Result<Tensor, String> {
         let tensor = self.find(pattern, captures).ok_or_else(|| {
             format!(
@@ -435,9 +446,16 @@ impl Expander<'_> {
             // `affine=False`.
             ["weight", "bias"] => false,
             _ => {
-                let module = quoted(&module.fill(captures).unwrap_or_default());
+                let name = module.fill(captures).unwrap_or_default();
+                let module = quoted(&name);
                 return Err(match missing[..] {
-                    [_, _, _, _] => format!("the batch norm {module} is missing"),
+                    [_, _, _, _] => match self.other_norm(&name) {
+                        Some(other) => format!(
+                            "the batch norm {module} is missing; did you mean {}?",
+                            quoted(other)
+                        ),
+                        None => format!("the batch norm {module} is missing"),
+                    },
                     ["running_mean", "running_var"] => format!(
                         "the norm {module} keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded"
                     ),

@@ -615,8 +615,18 @@ fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
 
 fn parse_conv(at: &At<'_>, inside: &At<'_>, presence: Presence) -> Parsed<Template> {
     let (weight, bias, presence) = match inside.value {
-        Value::String(_) => {
+        Value::String(text) => {
             let module = inside.pattern()?;
+            if let Some(module) = [".weight", ".bias"]
+                .iter()
+                .find_map(|end| text.strip_suffix(end))
+            {
+                return inside.wrong(format!(
+                    "{} is a tensor; `conv` takes the module, not its weight: {}",
+                    crate::tensor::quoted(text),
+                    crate::tensor::quoted(module)
+                ));
+            }
             let presence = at.get("bias").map_or(Ok(presence), |at| parse_bias(&at))?;
             let bias = Some(module.with_end(".bias"));
             (module.with_end(".weight"), bias, presence)

@@ -2,6 +2,7 @@
 
 pub mod cost;
 pub mod inspect;
+pub mod int8;
 pub mod kernels;
 pub mod norms;
 pub mod units;

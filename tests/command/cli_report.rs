@@ -224,7 +224,7 @@ fn a_page_or_json_is_asked_for() {
     assert_eq!(ran.status, 2);
     assert!(
         ran.stderr.starts_with(
-            "error: the following required arguments were not provided:\n  --page <PAGE>\n"
+            "error: the following required arguments were not provided:\n  --output <PAGE>\n"
         ),
         "{}",
         ran.stderr

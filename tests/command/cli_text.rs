@@ -172,18 +172,25 @@ fn lines_fit_eighty_columns() {
     for file in files {
         let path = file.to_str().expect("text");
         for command in [["inspect", path], ["verify", path]] {
-            let ran = tiny.run(&command);
+            let ran = tiny.run_with(&command, &[("COLUMNS", "80")]);
             for line in ran.stdout.lines() {
                 assert!(line.chars().count() <= 80, "{command:?}: {line}");
             }
         }
     }
-    let wide = tiny.run_with(&["verify", "train.safetensors"], &[("COLUMNS", "200")]);
-    assert!(wide.stdout.contains(deep), "{}", wide.stdout);
-    let narrow = tiny.prints(&["verify", "train.safetensors"]);
+    // Where no terminal cuts lines, names are whole; so they are with --all.
+    let whole = tiny.prints(&["verify", "train.safetensors"]);
+    assert!(whole.contains(deep), "{whole}");
+    let all = tiny.run_with(
+        &["inspect", "train.safetensors", "--all"],
+        &[("COLUMNS", "80")],
+    );
+    assert!(all.stdout.contains(deep), "{}", all.stdout);
+    let narrow = tiny.run_with(&["verify", "train.safetensors"], &[("COLUMNS", "80")]);
     assert!(
-        narrow.contains("model.backbone.") && narrow.contains('…'),
-        "{narrow}"
+        narrow.stdout.contains("model.backbone.") && narrow.stdout.contains('…'),
+        "{}",
+        narrow.stdout
     );
 }
 

@@ -667,6 +667,11 @@ fn tensors_that_have_no_single_fate() {
     assert!(planned(&ones(&[two[0], ("b.d.bias", &[4])]), &owning).is_ok());
 }
 
+/// What follows where no recipe knows a block.
+const WAYS_ON: &str = "\n  a recipe of your own: `repfuse recipes learn MODEL.pt2`; see docs/recipes.md\n  \
+    no recipe at all: `repfuse fuse MODEL.onnx OUT.onnx`, or the same of a .pt2\n  \
+    by the name of a model: `repfuse recipes --for MODEL`";
+
 #[test]
 fn files_that_no_recipe_fits() {
     let place = Place::new();
@@ -684,7 +689,7 @@ fn files_that_no_recipe_fits() {
     run(
         "fuse other.safetensors x",
         1,
-        "no block of a known family is in this file",
+        &format!("no block of a known family is in this file{WAYS_ON}"),
     );
     run(
         "fuse other.safetensors x --recipe repvgg",
@@ -697,7 +702,9 @@ fn files_that_no_recipe_fits() {
     run(
         "fuse half.safetensors x",
         1,
-        "no block of a known family is in this file\n  `stage0.0` looks like `repvgg` but `stage0.0.rbr_dense.conv.weight` is missing",
+        &format!(
+            "no block of a known family is in this file\n  `stage0.0` looks like `repvgg` but `stage0.0.rbr_dense.conv.weight` is missing{WAYS_ON}"
+        ),
     );
     assert_eq!(place.run("fuse in.safetensors x -q").code(), Some(0));
     run(

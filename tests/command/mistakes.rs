@@ -344,7 +344,7 @@ fn arguments_with_one_mistake() {
         let with = |value| place.run(&format!("verify in.safetensors -q {beside} {flag}={value}"));
         if flag == "--dropout" {
             let alone = "error: the following required arguments were not provided:\n  --end-to-end\n\n\
-                Usage: repfuse verify --end-to-end --quiet <IN> [OUT]\n\nFor more information, try '--help'.\n";
+                Usage: repfuse verify --end-to-end --quiet <IN> [DEPLOY]\n\nFor more information, try '--help'.\n";
             assert_eq!(with(twin).all(), (Some(2), "", alone));
         } else {
             assert_eq!(with(twin).all(), (Some(0), "", ""), "{flag}");

@@ -10,6 +10,7 @@ mod conv2d_laws;
 mod documents;
 mod fixtures;
 mod formats;
+mod int8;
 mod laws;
 mod models;
 mod mutations;

@@ -79,7 +79,7 @@ impl Tiny {
             .insert(name.to_owned(), Held::f32(shape, values));
     }
 
-    fn norm(&mut self, module: &str, channels: usize) {
+    pub fn norm(&mut self, module: &str, channels: usize) {
         for end in ["weight", "bias", "running_mean"] {
             self.tensor(&format!("{module}.{end}"), &[channels], 0.2, 1.0);
         }
