@@ -14,6 +14,9 @@ pub struct Computed {
     float: Float,
 }
 
+/// Reads bytes of a tensor of the file, from a position of it on.
+type ReadAt<'a> = dyn Fn(&Tensor, u64, &mut [u8]) -> Result<(), Error> + 'a;
+
 /// From which parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
@@ -109,12 +112,7 @@ impl Computed {
 
     /// Fills `out` with the bytes of the weight from byte `at` on; `read` reads those of a part. Each number is rounded once to the
     /// type of the weight, as it is where PyTorch computes it.
-    pub(super) fn read(
-        &self,
-        at: u64,
-        out: &mut [u8],
-        read: &dyn Fn(&Tensor, u64, &mut [u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub(super) fn read(&self, at: u64, out: &mut [u8], read: &ReadAt<'_>) -> Result<(), Error> {
         let [lead, shaped] = &self.parts;
         let size = self.float.size();
         let row = match self.how {
@@ -158,7 +156,7 @@ impl Computed {
         of: &Tensor,
         first: usize,
         out: &mut [f64],
-        read: &dyn Fn(&Tensor, u64, &mut [u8]) -> Result<(), Error>,
+        read: &ReadAt<'_>,
     ) -> Result<(), Error> {
         let float = of.dtype().float().unwrap_or(self.float);
         let mut bytes = vec![0; out.len() * float.size()];

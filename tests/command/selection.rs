@@ -5,6 +5,9 @@ use safetensors::Dtype;
 use crate::support::forge::{File, Held};
 use crate::support::tiny::{Ran, Tiny};
 
+/// What a test does to a file.
+type Change<'a> = &'a dyn Fn(&mut File);
+
 /// A network of which something is changed.
 fn changed(change: impl Fn(&mut File)) -> Tiny {
     let mut tiny = Tiny::network();
@@ -50,7 +53,7 @@ fn a_block_that_does_not_fit_is_skipped() {
         let weight = file.at("stage1.1.rbr_1x1.conv.weight");
         weight.shape = vec![4, 4, 1, 1, 1, 1];
     };
-    let cases: [(&dyn Fn(&mut File), &str); 5] = [
+    let cases: [(Change<'_>, &str); 5] = [
         (
             &without(&[
                 "stage1.1.rbr_dense.bn.running_mean",
@@ -198,7 +201,7 @@ fn weights_in_parts_are_refused_by_name() {
     };
     let remove = "has a weight under spectral norm: `stage1.1.rbr_dense.conv.weight_orig` is there; remove it first, as \
                   `torch.nn.utils.remove_spectral_norm` or `parametrize.remove_parametrizations` does";
-    let cases: [(&dyn Fn(&mut File), String); 3] = [
+    let cases: [(Change<'_>, String); 3] = [
         (
             &lora,
             "is stored as a base weight and LoRA parts: `stage1.1.rbr_dense.conv.base_layer.weight` is there; merge them first, as \
