@@ -19,7 +19,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
-use crate::graph::Folded;
+use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::summary::norms::{Norms, norms};
@@ -164,6 +164,8 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
+    agreement: Option<Agreed<'a>>,
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
     load: String,
     blocks: Vec<BlockSummary<'a>>,
@@ -173,6 +175,16 @@ pub(super) struct Summary<'a> {
     norms: usize,
     /// Those that the output still has.
     norms_left: Vec<String>,
+}
+
+/// A built-in recipe beside a graph.
+#[derive(Serialize, JsonSchema)]
+struct Agreed<'a> {
+    recipe: &'a str,
+    /// How many of the blocks it knows.
+    blocks: usize,
+    /// What the two say differently, a sentence each. The graph is believed.
+    differences: &'a [String],
 }
 
 /// One block.
@@ -227,6 +239,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             checkpoint: file.constants(),
             plan: folded.plan(),
             weight: None,
+            agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
@@ -259,6 +272,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         checkpoint: &checkpoint,
         plan: &plan,
         weight: weight.as_ref(),
+        agreement: None,
         graph: None,
     };
     fuse_it(args, &input, sample, begin)
@@ -270,6 +284,8 @@ struct Input<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
     weight: Option<&'a EpsWeight>,
+    /// What a recipe says of the graph.
+    agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
     graph: Option<&'a Folded<'a>>,
 }
@@ -285,6 +301,7 @@ fn fuse_it(
         plan,
         weight,
         graph,
+        ..
     } = *input;
     let options = fuse::Options {
         replace: args.force,
@@ -460,8 +477,16 @@ fn summary<'a>(
         checkpoint,
         plan,
         weight,
+        agreement,
         graph,
     } = *input;
+    let agreed = agreement.and_then(|of| {
+        Some(Agreed {
+            recipe: of.recipe.as_deref()?,
+            blocks: of.blocks,
+            differences: &of.differences,
+        })
+    });
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -492,6 +517,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        agreement: agreed,
         load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
@@ -573,7 +599,18 @@ fn text(
         let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
         lines += &output::line("shards", &shards);
     }
-    lines += &output::line("recipe", s.recipe);
+    let knows = |of: &Agreed<'_>| {
+        let says = match of.differences {
+            [] => "agrees",
+            _ => "differs",
+        };
+        format!(
+            "{}; {} knows {} of the blocks and {says}",
+            s.recipe, of.recipe, of.blocks
+        )
+    };
+    let recipe = s.agreement.as_ref().map_or(s.recipe.to_owned(), knows);
+    lines += &output::line("recipe", &recipe);
     lines += &computed_line(plan).unwrap_or_default();
     lines += &left_line(norms).unwrap_or_default();
     lines += &select::eps_line(plan, weight).unwrap_or_default();

@@ -4,7 +4,7 @@
 
 mod agree;
 mod classes;
-mod closed;
+pub(crate) mod closed;
 mod facts;
 mod idle;
 mod leave;
@@ -552,6 +552,7 @@ impl<'a> Ledger<'a> {
                     if let Some((_, missing)) = owner.filter(|_| !self.kept.contains(name)) {
                         return Err(Error::Orphan {
                             tensor: tensor.to_string(),
+                            name: name.to_owned(),
                             recipe: self.recipe.name.clone(),
                             missing,
                         });
@@ -650,6 +651,7 @@ impl<'a> Ledger<'a> {
             if let Some(missing) = left {
                 return Err(Error::Orphan {
                     tensor: tensor.to_string(),
+                    name: name.to_owned(),
                     recipe: recipe.clone(),
                     missing,
                 });
