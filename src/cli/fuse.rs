@@ -9,20 +9,23 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::families;
 use super::graph;
 use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
-use super::select::{self, Key, Select};
+use super::select::{Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
-use crate::fuse::diagnose::{self, EpsWeight};
+use crate::fuse::diagnose::{self, EpsWeight, heaviest};
 use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
+use crate::summary::leftover::branches_left;
 use crate::summary::norms::{Norms, norms};
+use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{self, Checkpoint, Destination, Float, Format, plain, quoted};
 use crate::verify;
 
@@ -140,7 +143,7 @@ pub(super) struct Summary<'a> {
     recipe: &'a str,
     /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
-    /// `recipe`, `file`, `user` or `sample`.
+    /// `recipe`, `file`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -164,6 +167,10 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// The recipes, each with its eps and its part of the file; none for a graph.
+    families: Vec<families::Document>,
+    /// What rests on names alone, with its size for this file.
+    warnings: Vec<families::Warned>,
     /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
     agreement: Option<Agreed<'a>>,
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
@@ -238,7 +245,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let input = Input {
             checkpoint: file.constants(),
             plan: folded.plan(),
-            weight: None,
+            weights: &[],
             agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
@@ -267,11 +274,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(float) = args.dtype_all.and_then(Stored::float) {
         plan.store_all(float);
     }
-    let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
         checkpoint: &checkpoint,
         plan: &plan,
-        weight: weight.as_ref(),
+        weights: &weights,
         agreement: None,
         graph: None,
     };
@@ -283,7 +290,8 @@ struct Input<'a> {
     /// Its tensors.
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
-    weight: Option<&'a EpsWeight>,
+    /// How much its eps matters.
+    weights: &'a [EpsWeight],
     /// What a recipe says of the graph.
     agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
@@ -299,10 +307,18 @@ fn fuse_it(
     let Input {
         checkpoint,
         plan,
-        weight,
+        weights,
         graph,
         ..
     } = *input;
+    let warnings = match sample {
+        Some(_) => Vec::new(),
+        None => warnings(plan, weights),
+    };
+    if !args.quiet && !args.json {
+        families::warn(&warnings);
+        families::mention(&branches_left(plan));
+    }
     let options = fuse::Options {
         replace: args.force,
         threads: args.threads.map(usize::from),
@@ -342,7 +358,14 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(args, input, sample, &written, begin.elapsed().as_secs_f64());
+    let summary = summary(
+        args,
+        input,
+        sample,
+        &warnings,
+        &written,
+        begin.elapsed().as_secs_f64(),
+    );
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
@@ -350,7 +373,7 @@ fn fuse_it(
             output::result(&plan_table(plan))?;
         }
         let norms = norms(checkpoint, plan);
-        output::result(&text(args, &summary, plan, &norms, weight))?;
+        output::result(&text(args, &summary, plan, &norms, weights))?;
     }
     Ok(Answer::Yes)
 }
@@ -470,16 +493,18 @@ fn summary<'a>(
     args: &Args,
     input: &Input<'a>,
     sample: Option<Evidence>,
+    warnings: &[Warning],
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
     let Input {
         checkpoint,
         plan,
-        weight,
+        weights,
         agreement,
         graph,
     } = *input;
+    let weight = heaviest(weights);
     let agreed = agreement.and_then(|of| {
         Some(Agreed {
             recipe: of.recipe.as_deref()?,
@@ -495,6 +520,8 @@ fn summary<'a>(
     let norms = norms(checkpoint, plan);
     Summary {
         schema: "repfuse.fuse/1",
+        families: families::documents(plan, weights),
+        warnings: families::warned(warnings),
         input: args.input.display().to_string(),
         output: output.clone(),
         shards,
@@ -548,13 +575,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(
-    args: &Args,
-    s: &Summary<'_>,
-    plan: &Plan,
-    norms: &Norms,
-    weight: Option<&EpsWeight>,
-) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, norms: &Norms, weights: &[EpsWeight]) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -609,11 +630,13 @@ fn text(
             s.recipe, of.recipe, of.blocks
         )
     };
-    let recipe = s.agreement.as_ref().map_or(s.recipe.to_owned(), knows);
-    lines += &output::line("recipe", &recipe);
+    lines += &match &s.agreement {
+        Some(agreed) => output::line("recipe", &knows(agreed)),
+        None => families::lines(plan),
+    };
     lines += &computed_line(plan).unwrap_or_default();
     lines += &left_line(norms).unwrap_or_default();
-    lines += &select::eps_line(plan, weight).unwrap_or_default();
+    lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();
     lines += &half_types(args, plan).unwrap_or_default();

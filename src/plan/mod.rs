@@ -6,6 +6,7 @@ mod agree;
 mod classes;
 pub(crate) mod closed;
 mod facts;
+mod families;
 mod idle;
 mod leave;
 mod leftover;
@@ -13,12 +14,14 @@ mod parts;
 pub(crate) mod select;
 mod without;
 
+pub use families::{Applied, plan_families};
 pub use idle::idle;
 pub use select::glob;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::agree::Agreement;
+use self::classes::Unknown;
 use self::closed::{Beside, Region, Regions};
 use self::leftover::Operators;
 use self::select::Select;
@@ -38,6 +41,8 @@ use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 pub struct Options {
     /// The eps of every batch norm, instead of the recipe's.
     pub bn_eps: Option<f64>,
+    /// The eps of the batch norms in blocks of these recipes, instead of that.
+    pub bn_eps_of: Vec<(String, f64)>,
     /// Globs on block names: only these are fused. Empty means all.
     pub only: Vec<String>,
     /// Globs on block names: these are not fused.
@@ -63,6 +68,8 @@ pub enum EpsSource {
     User,
     /// Feature maps of the author's network decided it.
     Sample,
+    /// The recipe of the network that holds the blocks states it.
+    Host,
 }
 
 impl EpsSource {
@@ -73,6 +80,7 @@ impl EpsSource {
             EpsSource::File => "file",
             EpsSource::User => "user",
             EpsSource::Sample => "sample",
+            EpsSource::Host => "host",
         }
     }
 }
@@ -80,14 +88,16 @@ impl EpsSource {
 /// What becomes of every tensor.
 #[derive(Debug)]
 pub struct Plan {
-    /// The name of the recipe.
+    /// The name of the recipe; of several, all names with ` + ` between them.
     pub recipe: String,
-    /// The eps of the batch norms, if there are any and they have one in common.
+    /// The eps of the batch norms, if there are any and it is one for all of them.
     pub eps: Option<f64>,
     /// Who decided it.
     pub eps_source: EpsSource,
     /// Who else uses these names with another eps.
     pub eps_note: Option<String>,
+    /// The recipes, each with its eps and its blocks. (A graph needs none.)
+    pub families: Vec<Applied>,
     /// How to load the deploy form in Python, if the recipe says so.
     pub load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
@@ -206,36 +216,13 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
     let index = rest.as_ref().unwrap_or(index);
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
-    let mut ledger = Ledger::new(index, recipe, options, &looks);
+    let mut ledger = ledger_of(index, recipe, options, &select, &looks)?;
     ledger.dropped = dropped;
-    ledger.refuse_parts(&select)?;
-    let mut unknown = Vec::new();
-    for start in starts(recipe, index, &looks) {
-        let name = start.anchor.name();
-        if ledger.taken.contains_key(name) || recipe.drop.iter().any(|p| covers(p, name).is_some())
-        {
-            continue;
-        }
-        match classes::unknown(&start).filter(|_| !options.by_names) {
-            Some(module) => unknown.push((start, module)),
-            None => ledger.block(&start, &select)?,
-        }
-    }
-    looks.may_go_on().map_err(|message| Error::Block {
-        block: recipe.name.clone(),
-        message,
-    })?;
-    let mut stranger = None;
-    for (start, module) in unknown {
-        // Another rule may have known it.
-        if !ledger.taken.contains_key(start.anchor.name()) {
-            ledger.leave(&start, &module.module);
-            select.skips(&module.module);
-            ledger.left.push(module.left());
-            stranger.get_or_insert(module);
-        }
-    }
-    match (ledger.blocks.len(), ledger.skipped.len(), stranger) {
+    match (
+        ledger.blocks.len(),
+        ledger.skipped.len(),
+        ledger.stranger.take(),
+    ) {
         (0, 0, Some(module)) => Err(module.refused(&recipe.name)),
         (0, 0, None) => Err(match nothing(index, std::slice::from_ref(recipe)) {
             Error::NoBlock { near } => Error::NoBlockOf {
@@ -245,12 +232,85 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             other => other,
         }),
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
-        _ => match select.idle() {
-            None => ledger.finish(),
-            Some(glob) => Err(Error::NothingNamed {
-                glob: glob.to_owned(),
-            }),
-        },
+        _ => {
+            select.expect_used()?;
+            ledger.finish()?.without_clashes()
+        }
+    }
+}
+
+/// Enters every block of a recipe.
+fn ledger_of<'a>(
+    index: &'a Index,
+    recipe: &'a Recipe,
+    options: &'a Options,
+    select: &Select,
+    looks: &'a Looks,
+) -> Result<Ledger<'a>, Error> {
+    let mut ledger = Ledger::new(index, recipe, options, looks);
+    ledger.refuse_parts(select)?;
+    let mut unknown = Vec::new();
+    for start in starts(recipe, index, looks) {
+        let name = start.anchor.name();
+        if ledger.taken.contains_key(name) || recipe.drop.iter().any(|p| covers(p, name).is_some())
+        {
+            continue;
+        }
+        match classes::unknown(&start).filter(|_| !options.by_names) {
+            Some(module) => unknown.push((start, module)),
+            None => ledger.block(&start, select)?,
+        }
+    }
+    looks.may_go_on().map_err(|message| Error::Block {
+        block: recipe.name.clone(),
+        message,
+    })?;
+    for (start, module) in unknown {
+        // Another rule may have known it.
+        if !ledger.taken.contains_key(start.anchor.name()) {
+            ledger.leave(&start, &module.module);
+            select.skips(&module.module);
+            ledger.left.push(module.left());
+            ledger.stranger.get_or_insert(module);
+        }
+    }
+    Ok(ledger)
+}
+
+impl Plan {
+    /// Takes in the plan of another part of the file.
+    fn append(&mut self, other: Plan) {
+        let offset = self.blocks.len();
+        let moved = |what| match what {
+            Source::Weight(b, f) => Source::Weight(b + offset, f),
+            Source::Bias(b, f) => Source::Bias(b + offset, f),
+            other => other,
+        };
+        self.recipe += &format!(" + {}", other.recipe);
+        self.eps = self.eps.filter(|eps| other.eps == Some(*eps));
+        self.eps_note = None;
+        self.load = None;
+        self.network = None;
+        self.families
+            .extend(other.families.into_iter().map(|applied| Applied {
+                blocks: applied.blocks.start + offset..applied.blocks.end + offset,
+                ..applied
+            }));
+        self.blocks.extend(other.blocks);
+        self.skipped.extend(other.skipped);
+        self.left.extend(other.left);
+        self.outputs
+            .extend(other.outputs.into_iter().map(|planned| Planned {
+                what: moved(planned.what),
+                ..planned
+            }));
+        self.dropped.extend(other.dropped);
+    }
+
+    /// The plan itself, if no two outputs share a name.
+    fn without_clashes(self) -> Result<Plan, Error> {
+        refuse_clashes(&self.outputs, &self.blocks)?;
+        Ok(self)
     }
 }
 
@@ -276,6 +336,8 @@ struct Ledger<'a> {
     looked_at: &'a Looks,
     skipped: Vec<String>,
     left: Vec<Left>,
+    /// The first that has a class which the recipe does not know.
+    stranger: Option<Unknown>,
     dropped: Vec<Tensor>,
     renamed: BTreeMap<String, String>,
     /// What blocks use and leave where it is.
@@ -324,6 +386,7 @@ impl<'a> Ledger<'a> {
             looked_at,
             skipped: Vec::new(),
             left: Vec::new(),
+            stranger: None,
             dropped: Vec::new(),
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
@@ -455,16 +518,12 @@ impl<'a> Ledger<'a> {
             block: block.to_owned(),
             message,
         };
-        let eps = |own: Option<f64>| {
-            self.options
-                .bn_eps
-                .or(own)
-                .or(self.recipe.eps)
-                .unwrap_or(f64::NAN)
-        };
+        let given = self.bn_eps();
+        // A recipe with norms has an eps; without one, no number is made of it.
+        let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps).unwrap_or(f64::NAN);
         let (mut expr, expanded) =
             expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
-        facts::told(&mut expr, self.options.bn_eps).map_err(fail)?;
+        facts::told(&mut expr, given).map_err(fail)?;
         self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {
@@ -608,8 +667,7 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        self.refuse_clashes(&outputs)?;
-        let (eps, eps_source) = match (facts::all_eps(&self.blocks), self.options.bn_eps) {
+        let (eps, eps_source) = match (facts::all_eps(&self.blocks), self.bn_eps()) {
             (Some(told), _) => (told, EpsSource::File),
             (None, Some(eps)) => (Some(eps), EpsSource::User),
             (None, None) => (self.recipe.eps, EpsSource::Recipe),
@@ -619,6 +677,16 @@ impl<'a> Ledger<'a> {
             eps,
             eps_source,
             eps_note: self.recipe.eps_note.clone(),
+            families: vec![Applied {
+                recipe: self.recipe.name.clone(),
+                eps,
+                eps_source,
+                eps_note: self.recipe.eps_note.clone(),
+                identity_note: self.recipe.identity_note.clone(),
+                host: None,
+                at: vec![String::new()],
+                blocks: 0..self.blocks.len(),
+            }],
             load: self.recipe.load.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
@@ -660,32 +728,40 @@ impl<'a> Ledger<'a> {
         around.regions.check(tensor, recipe, &around.beside, &tried)
     }
 
-    fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {
-        let mut seen: HashMap<&str, &Planned> = HashMap::new();
-        for planned in outputs {
-            if let (RESERVED, Source::Copy(tensor)) = (&*planned.output.name, &planned.what) {
-                return Err(Error::Reserved {
-                    name: RESERVED,
-                    tensor: tensor.to_string(),
-                });
-            }
-            if let Some(other) = seen.insert(&planned.output.name, planned) {
-                let [first, second] = [other, planned].map(|p| match &p.what {
-                    Source::Copy(tensor) | Source::Round(tensor) => format!("a copy of {tensor}"),
-                    Source::Weight(b, _) | Source::Bias(b, _) => {
-                        format!("a fused tensor of block {}", quoted(&self.blocks[*b].name))
-                    }
-                    Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
-                });
-                return Err(Error::Clash {
-                    name: planned.output.name.clone(),
-                    first,
-                    second,
-                });
-            }
-        }
-        Ok(())
+    /// The eps that the user gave.
+    fn bn_eps(&self) -> Option<f64> {
+        let mut of = self.options.bn_eps_of.iter();
+        let own = of.find(|(recipe, _)| *recipe == self.recipe.name);
+        own.map(|(_, eps)| *eps).or(self.options.bn_eps)
     }
+}
+
+/// Checks that no two outputs share a name.
+fn refuse_clashes(outputs: &[Planned], blocks: &[Block]) -> Result<(), Error> {
+    let mut seen: HashMap<&str, &Planned> = HashMap::new();
+    for planned in outputs {
+        if let (RESERVED, Source::Copy(tensor)) = (&*planned.output.name, &planned.what) {
+            return Err(Error::Reserved {
+                name: RESERVED,
+                tensor: tensor.to_string(),
+            });
+        }
+        if let Some(other) = seen.insert(&planned.output.name, planned) {
+            let [first, second] = [other, planned].map(|p| match &p.what {
+                Source::Copy(tensor) | Source::Round(tensor) => format!("a copy of {tensor}"),
+                Source::Weight(b, _) | Source::Bias(b, _) => {
+                    format!("a fused tensor of block {}", quoted(&blocks[*b].name))
+                }
+                Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
+            });
+            return Err(Error::Clash {
+                name: planned.output.name.clone(),
+                first,
+                second,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.

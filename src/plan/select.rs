@@ -66,9 +66,12 @@ impl Select {
         matched
     }
 
-    /// A glob that no name has matched.
-    pub(crate) fn idle(&self) -> Option<&str> {
-        let mut texts = self.texts.iter();
-        texts.find_map(|(text, seen)| (!seen.get()).then_some(text.as_str()))
+    /// # Errors
+    /// When no name has matched a glob.
+    pub(crate) fn expect_used(&self) -> Result<(), Error> {
+        match self.texts.iter().find(|(_, seen)| !seen.get()) {
+            None => Ok(()),
+            Some((glob, _)) => Err(Error::NothingNamed { glob: glob.clone() }),
+        }
     }
 }

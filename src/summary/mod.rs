@@ -4,5 +4,7 @@ pub mod cost;
 pub mod inspect;
 pub mod int8;
 pub mod kernels;
+pub mod leftover;
 pub mod norms;
 pub mod units;
+pub mod warnings;

@@ -11,6 +11,7 @@ mod cli_report;
 mod cli_text;
 mod documents;
 mod facts;
+mod families;
 mod hints;
 mod hostile;
 mod hostile_others;
