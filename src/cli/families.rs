@@ -21,7 +21,7 @@ pub(super) struct Document {
     blocks: usize,
     /// The eps of its batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe`, `user`, `sample` or `host`.
+    /// `recipe`, `file`, `user`, `sample` or `host`.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if `bn_eps_other` were the eps.
     bn_eps_weight: Option<f64>,
@@ -126,11 +126,17 @@ pub(super) fn eps_lines(plan: &Plan, weights: &[EpsWeight]) -> String {
     let several = plan.families.len() > 1;
     let mut lines = String::new();
     for (number, family) in plan.families.iter().enumerate() {
-        let (Some(weight), Some(eps)) = (weight_of(weights, number), family.eps) else {
+        let eps = match (family.eps, family.eps_source) {
+            (Some(eps), _) => small(eps),
+            (None, EpsSource::File) => "that of each norm".to_owned(),
+            (None, _) => continue,
+        };
+        let Some(weight) = weight_of(weights, number) else {
             continue;
         };
         let source = match (family.eps_source, &family.host) {
             (EpsSource::Recipe, _) => format!("recipe {}", plain(&family.recipe)),
+            (EpsSource::File, _) => "the file".to_owned(),
             (EpsSource::User, _) => "--bn-eps".to_owned(),
             (EpsSource::Sample, _) => "the sample".to_owned(),
             (EpsSource::Host, Some(host)) => format!("recipe {}, its host", plain(host)),
@@ -144,8 +150,7 @@ pub(super) fn eps_lines(plan: &Plan, weights: &[EpsWeight]) -> String {
         lines += &output::line(
             name,
             &format!(
-                "{of}{} from {source}; {} would change a scale by up to {}",
-                small(eps),
+                "{of}{eps} from {source}; {} would change a scale by up to {}",
                 small(weight.other),
                 units::share(weight.largest)
             ),

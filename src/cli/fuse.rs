@@ -1,6 +1,6 @@
 //! `repfuse fuse IN OUT`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -24,8 +24,9 @@ use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::summary::leftover::branches_left;
+use crate::summary::norms::{Norms, norms};
 use crate::summary::warnings::{Warning, warnings};
-use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
+use crate::tensor::{self, Checkpoint, Destination, Float, Format, plain, quoted};
 use crate::verify;
 
 /// Fold every block of a checkpoint into one conv and write a deployable file
@@ -48,6 +49,14 @@ pub(super) struct Args {
     /// The element type of fused tensors; copied tensors stay as they are
     #[arg(long, default_value = "keep")]
     dtype: Stored,
+    /// The element type of all floating-point tensors: copied ones are rounded once, too
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "DTYPE",
+        conflicts_with = "dtype"
+    )]
+    dtype_all: Option<Stored>,
     /// Write shards of at most so many bytes, as in 5GB or 500MiB, and OUT's index: `OUT-00001-of-00002.safetensors` …
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
@@ -132,9 +141,9 @@ pub(super) struct Summary<'a> {
     /// Whether nothing was written because that was the wish.
     dry_run: bool,
     recipe: &'a str,
-    /// The eps of the batch norms, if there are any.
+    /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
-    /// `recipe`, `user`, `sample` or `host`; see `families` where they are several.
+    /// `recipe`, `file`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -169,6 +178,10 @@ pub(super) struct Summary<'a> {
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
+    /// The norms with running statistics, of the input.
+    norms: usize,
+    /// Those that the output still has.
+    norms_left: Vec<String>,
 }
 
 /// A built-in recipe beside a graph.
@@ -213,6 +226,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
         anyhow::ensure!(
+            args.dtype_all.is_none(),
+            "--dtype-all is about files of weights; leave it out for a graph"
+        );
+        anyhow::ensure!(
             args.shard_size.is_none() || graph::names_weights(&args.output),
             "--shard-size is about files of weights; leave it out for a graph"
         );
@@ -236,22 +253,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         return fuse_it(args, &input, None, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
+    // Before the plan, which may take a while.
+    Format::of(&args.output)?;
     if args.shard_size.is_none() {
         anyhow::ensure!(
             !args.output.to_string_lossy().ends_with(".index.json"),
             "{} is the name of an index; choose that of a file, or pass --shard-size to write shards",
             quoted(&args.output.display().to_string())
         );
-        // Before the plan, which may take a while.
         fuse::place_for(&checkpoint, &args.output, args.force)?;
     }
     let float = args.dtype.float();
-    let (plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
+    let (mut plan, sample) = match args.sampled.plan(&args.select, &checkpoint, float)? {
         Some((plan, evidence)) => (plan, Some(evidence)),
         None => (args.select.plan(&checkpoint, float)?, None),
     };
     if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
         return not_supported(args, &plan, evidence);
+    }
+    if let Some(float) = args.dtype_all.and_then(Stored::float) {
+        plan.store_all(float);
     }
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
@@ -351,7 +372,8 @@ fn fuse_it(
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(args, &summary, plan, weights))?;
+        let norms = norms(checkpoint, plan);
+        output::result(&text(args, &summary, plan, &norms, weights))?;
     }
     Ok(Answer::Yes)
 }
@@ -495,6 +517,7 @@ fn summary<'a>(
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
         _ => (shown(&args.output), Vec::new()),
     };
+    let norms = norms(checkpoint, plan);
     Summary {
         schema: "repfuse.fuse/1",
         families: families::documents(plan, weights),
@@ -522,9 +545,11 @@ fn summary<'a>(
         sample,
         became_zero: written.vanished,
         agreement: agreed,
-        load: load::load(plan, &output, graph.is_some()),
+        load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
+        norms: norms.all,
+        norms_left: norms.left.iter().map(|(norm, _)| norm.clone()).collect(),
     }
 }
 
@@ -550,7 +575,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, norms: &Norms, weights: &[EpsWeight]) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -609,6 +634,8 @@ fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> Str
         Some(agreed) => output::line("recipe", &knows(agreed)),
         None => families::lines(plan),
     };
+    lines += &computed_line(plan).unwrap_or_default();
+    lines += &left_line(norms).unwrap_or_default();
     lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();
@@ -636,6 +663,47 @@ fn half_types(args: &Args, plan: &Plan) -> Option<String> {
     })
 }
 
+/// Which weights were computed from parts before they were folded.
+fn computed_line(plan: &Plan) -> Option<String> {
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let leaves = convs.flat_map(|fused| fused.expr.root().leaves());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for computed in leaves.filter_map(|leaf| leaf.computed()) {
+        *counts.entry(computed.name()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(from, n)| format!("{} from {from}", plural(*n, "weight")))
+        .collect();
+    (!counts.is_empty()).then(|| output::line("computed", &counts.join(", ")))
+}
+
+/// As many norms as a summary names.
+const NORMS_NAMED: usize = 4;
+
+/// How many norms are left, and which; nothing where all are folded.
+fn left_line(norms: &Norms) -> Option<String> {
+    let left = norms.left.len();
+    if left == 0 {
+        return None;
+    }
+    let named = norms.left.iter().take(NORMS_NAMED).map(|(norm, why)| {
+        let why = why.as_ref().map(|why| format!(" ({why})"));
+        format!("{}{}", plain(norm), why.unwrap_or_default())
+    });
+    let mut named: Vec<String> = named.collect();
+    if left > NORMS_NAMED {
+        named.push(format!("{} more", left - NORMS_NAMED));
+    }
+    let line = format!(
+        "{} of {} folded; as they were: {}",
+        norms.all - left,
+        plural(norms.all, "norm"),
+        named.join(", ")
+    );
+    Some(output::line("left", &line))
+}
+
 fn plan_table(plan: &Plan) -> String {
     let mut rows = Vec::new();
     for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
@@ -650,7 +718,7 @@ fn plan_table(plan: &Plan) -> String {
     let copied = plan
         .outputs
         .iter()
-        .filter(|p| matches!(p.what, Source::Copy(_)))
+        .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(_)))
         .count();
     format!(
         "{}{} copied, {} dropped by name\n",

@@ -180,6 +180,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let recipe = args.recipe.as_deref().map(select::named).transpose()?;
     let options = Options {
         beside: args.beside.beside.clone(),
+        by_names: recipe.is_some(),
         ..Options::default()
     };
     let found = inspect::inspect(&checkpoint, recipe.as_ref(), &options)?;

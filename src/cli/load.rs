@@ -11,8 +11,9 @@ const WEIGHTS: &str = "{weights}";
 /// Where neither a recipe nor a graph says which class loads a file.
 const ANY_CLASS: &str = "model.load_state_dict({weights})  # model: yours, with a plain conv in the place of each block";
 
-/// The line of Python that loads what was written at `path`; of shards, `path` is their index.
-pub(super) fn load(plan: &Plan, path: &str, graph: bool) -> String {
+/// The line of Python that loads what was written at `path`; of shards, `path` is their index. `key` is that of the state dict, as in
+/// `ema.module`, where a PyTorch file has one.
+pub(super) fn load(plan: &Plan, path: &str, key: Option<&str>, graph: bool) -> String {
     let end = Path::new(path).extension().and_then(|end| end.to_str());
     let text = quote(path);
     if graph {
@@ -23,7 +24,11 @@ pub(super) fn load(plan: &Plan, path: &str, graph: bool) -> String {
     }
     let weights = match (path.strip_suffix(".index.json"), end) {
         (Some(_), _) => shards(path),
-        (None, Some("pt" | "pth" | "bin")) => format!("torch.load({text}, weights_only=True)"),
+        (None, Some("pt" | "pth" | "bin" | "ckpt")) => {
+            let keys = key.iter().flat_map(|key| key.split('.'));
+            let keys: String = keys.map(|key| format!("[{}]", quote(key))).collect();
+            format!("torch.load({text}, weights_only=True){keys}")
+        }
         _ => format!("safetensors.torch.load_file({text})"),
     };
     let how = plan.load.as_deref().unwrap_or(ANY_CLASS);

@@ -29,6 +29,9 @@ pub(super) struct Select {
     pub(super) skip: Vec<String>,
     #[command(flatten)]
     pub(super) beside: Beside,
+    /// Leave out tensors or modules, as the state of a quantizer; may be repeated
+    #[arg(long, value_name = "GLOB", hide_short_help = true)]
+    pub(super) drop: Vec<String>,
     /// Of a graph: fold also what has more parameters or multiply-adds as one operator
     #[arg(long, hide_short_help = true)]
     pub(super) even_if_dearer: bool,
@@ -65,6 +68,7 @@ impl Select {
             ("--recipe", self.recipe.is_some()),
             ("--bn-eps", !self.bn_eps.is_empty()),
             ("--beside", !self.beside.beside.is_empty()),
+            ("--drop", !self.drop.is_empty()),
             ("--graph", self.graph.is_some()),
         ] {
             if given {
@@ -91,16 +95,23 @@ impl Select {
         match &self.recipe {
             Some(name) => {
                 let recipe = named(name)?;
-                let planned = plan::plan_families(index, &[Family::whole(&recipe)], &options);
-                planned.map_err(|e| advised(e.into(), index, &options))
+                let families = [Family::whole(&recipe)];
+                let planned = plan::plan_families(index, &families, &options);
+                planned.map_err(|e| advised(e.into(), index, &families, &options))
             }
             None => {
                 let near = recipe::builtin_near(index)?;
                 let found = recipe::detect_builtin(index, &near)?;
                 let names: Vec<&str> = found.iter().map(|f| f.recipe.name.as_str()).collect();
                 let planned = plan::plan_families(index, &found, &options);
-                planned
-                    .map_err(|e| advised(detected_as(&names.join("` and `"), e), index, &options))
+                planned.map_err(|e| {
+                    advised(
+                        detected_as(&names.join("` and `"), e),
+                        index,
+                        &found,
+                        &options,
+                    )
+                })
             }
         }
     }
@@ -116,6 +127,8 @@ impl Select {
             skip: self.skip.clone(),
             beside: self.beside.beside.clone(),
             dtype,
+            by_names: self.recipe.is_some(),
+            drop: self.drop.clone(),
         }
     }
 
@@ -141,21 +154,72 @@ impl Select {
     }
 }
 
+/// Says what to do about what does not fit.
+fn advised(
+    error: anyhow::Error,
+    index: &Index,
+    families: &[Family<'_>],
+    options: &Options,
+) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(recipe::Error::Stranger { name, recipe, .. }) => {
+            let advice = about_stranger(name, recipe, index, options);
+            anyhow::anyhow!("{error:#}; {advice}")
+        }
+        Some(recipe::Error::UnknownClass { recipe, .. }) => {
+            anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
+        }
+        Some(recipe::Error::Parts {
+            name,
+            quantizer: true,
+            ..
+        }) => {
+            let end = name.rsplit('.').next().unwrap_or(name);
+            anyhow::anyhow!("{error:#}; `--drop '*.{}'` leaves it out", plain(end))
+        }
+        Some(recipe::Error::Parts { module, .. }) => {
+            anyhow::anyhow!("{error:#}; `--skip '{}'` leaves it as it is", plain(module))
+        }
+        Some(recipe::Error::Block { block, .. } | recipe::Error::Shapes { block, .. })
+            if helps_to_skip(block, &format!("{error:#}"), index, families, options) =>
+        {
+            anyhow::anyhow!(
+                "{error:#}; `--skip '{}'` leaves the block as it is",
+                plain(block)
+            )
+        }
+        _ => error,
+    }
+}
+
+/// Whether more of the file can be folded, or another block is what stands in the way, without this one.
+fn helps_to_skip(
+    block: &str,
+    said: &str,
+    index: &Index,
+    families: &[Family<'_>],
+    options: &Options,
+) -> bool {
+    let mut options = options.clone();
+    options.skip.push(block.to_owned());
+    match plan::plan_families(index, families, &options) {
+        Ok(_) => true,
+        // The same of another block is said of the recipe, not of blocks.
+        Err(recipe::Error::Block { message, .. }) => !said.contains(&message),
+        Err(recipe::Error::Shapes { block: other, .. }) => other != block,
+        Err(_) => false,
+    }
+}
+
 /// Says what to do about a tensor that a block's recipe does not know.
-fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Error {
-    let Some(recipe::Error::Stranger {
-        name, recipe: of, ..
-    }) = error.downcast_ref()
-    else {
-        return error;
-    };
+fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> String {
     let knows = |recipe: &Recipe| {
         let planned = plan::plan(index, recipe, options).ok();
         let mut blocks = planned.iter().flat_map(|plan| &plan.blocks);
         blocks.any(|block| block.consumed.iter().any(|t| t.name() == name))
     };
     let recipes = recipe::builtin().unwrap_or_default();
-    let others = recipes.iter().filter(|recipe| recipe.name != *of);
+    let others = recipes.iter().filter(|recipe| recipe.name != of);
     let knowing: Vec<String> = others
         .filter(|recipe| knows(recipe))
         .map(|recipe| format!("`--recipe {}`", recipe.name))
@@ -164,11 +228,10 @@ fn advised(error: anyhow::Error, index: &Index, options: &Options) -> anyhow::Er
         true => String::new(),
         false => format!("{} knows it; ", knowing.join(" or ")),
     };
-    let advice = format!(
+    format!(
         "{known}pass `--beside '{}'` if it acts after the block, `--skip` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
         plain(name)
-    );
-    anyhow::anyhow!("{error:#}; {advice}")
+    )
 }
 
 /// Says which recipe a file was taken for, where it turns out not to fit.
@@ -253,8 +316,13 @@ impl Key {
     pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;
         if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
+            let others = checkpoint.wrapping().map(|w| w.others.join("`, `"));
+            let others = match others.filter(|others| !others.is_empty()) {
+                Some(others) => format!("; --key chooses another: `{}`", plain(&others)),
+                None => String::new(),
+            };
             output::note(&format!(
-                "repfuse: reading the state dict under `{}`",
+                "repfuse: reading the state dict under `{}`{others}",
                 plain(key)
             ));
         }

@@ -110,9 +110,9 @@ pub(super) struct Report<'a> {
     /// Whether both forms are the same network. The exit status is 0 if so, else 1.
     accepted: bool,
     recipe: &'a str,
-    /// The eps of the batch norms, if there are any.
+    /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
-    /// `recipe`, `user`, `sample` or `host`; see `families` where they are several.
+    /// `recipe`, `file`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,
@@ -124,6 +124,8 @@ pub(super) struct Report<'a> {
     worst_ratio: Option<f64>,
     /// Tensors that were copied and are the same, byte for byte.
     copied: usize,
+    /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
+    rounded: usize,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
     failures: &'a [String],
     /// One for each fused conv.
@@ -284,6 +286,7 @@ fn tell(
             tolerance: verdict.tolerance,
             worst_ratio: finite(verdict.worst_ratio()),
             copied: verdict.copied,
+            rounded: verdict.rounded,
             failures: &verdict.failures,
             blocks: verdict
                 .blocks
@@ -341,8 +344,15 @@ fn tell(
             1.. if absent < all => format!(", {absent} not comparable"),
             _ => String::new(),
         };
+        let rounded = match verdict.rounded {
+            0 => String::new(),
+            n => format!(
+                ", {} rounded once to the file's type",
+                plural(n, "copied tensor")
+            ),
+        };
         let sentence = format!(
-            "{equal}: {}{uncompared}, {worst}, {} copied",
+            "{equal}: {}{uncompared}, {worst}, {} copied{rounded}",
             plural(all, "conv"),
             plural(verdict.copied, "tensor")
         );

@@ -36,6 +36,16 @@ pub enum Error {
         dtype: Float,
         largest: f64,
     },
+    #[error(
+        "{tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}; store only the fused tensors in {dtype}"
+    )]
+    TooLarge {
+        tensor: String,
+        index: Vec<usize>,
+        value: f64,
+        dtype: Float,
+        largest: f64,
+    },
     #[error("{0}")]
     Deployed(String),
     #[error(transparent)]
@@ -188,6 +198,17 @@ pub(crate) fn explain(
     Error::Overflow {
         tensor,
         index,
+        value,
+        dtype,
+        largest: dtype.largest(),
+    }
+}
+
+/// A number of a copied tensor that the type it is to be stored in does not hold.
+pub(crate) fn too_large(tensor: &Tensor, flat: usize, value: f64, dtype: Float) -> Error {
+    Error::TooLarge {
+        tensor: tensor.to_string(),
+        index: place(tensor, flat),
         value,
         dtype,
         largest: dtype.largest(),

@@ -4,7 +4,9 @@
 //! reads its rows of every branch, and writes them straight to their place. What is written does not depend
 //! on the number of workers.
 
+pub(crate) mod archive;
 pub mod diagnose;
+mod pytorch;
 mod sums;
 
 use std::collections::HashMap;
@@ -13,15 +15,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::algebra::Values;
 use crate::algebra::fold::{Folded, Scratch};
 use crate::plan::{Applied, Block, Plan, Planned, PlannedConv, Source};
 use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
-    Checkpoint, Destinations, Error as TensorError, Float, Output, Tensor, WriteQueue, Writer,
+    Checkpoint, Destinations, Error as TensorError, Float, Format, Output, Tensor, WriteQueue,
+    Writer,
 };
 use diagnose::explain;
-pub use sums::Sums;
+use sums::Sums;
 
 /// The bytes that a worker reads, folds and writes at a time.
 ///
@@ -114,6 +118,12 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    if Format::of(destination)? == Format::Pytorch {
+        expect_one_file(destination, options)?;
+        let places = place_for(checkpoint, destination, options.replace)?;
+        let entries = pytorch::entries(checkpoint, plan, destination)?;
+        return archive::write(checkpoint, &plan.blocks, entries, places, options, progress);
+    }
     let layout = layout(checkpoint, plan, options.shard_size);
     let places = places_for(checkpoint, destination, &layout, options)?;
     let contents = Contents {
@@ -147,21 +157,6 @@ pub fn write(
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
     write_with(checkpoint, contents, places, options, None, progress)
-}
-
-/// The same, and takes the checksum of all that is written.
-///
-/// # Errors
-/// As for [`fuse`].
-pub fn write_summed(
-    checkpoint: &Checkpoint,
-    contents: &Contents<'_>,
-    places: Destinations,
-    options: &Options,
-    sums: &Sums,
-    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
-) -> Result<Unfinished, diagnose::Error> {
-    write_with(checkpoint, contents, places, options, Some(sums), progress)
 }
 
 fn write_with(
@@ -228,7 +223,7 @@ fn write_with(
     }
 }
 
-/// What [`fuse`] would write, and where.
+/// What [`fuse()`] would write, and where.
 #[derive(Clone, Debug)]
 pub struct Preview {
     /// The paths of the files; with shards, that of the index is the last.
@@ -247,6 +242,15 @@ pub fn preview(
     destination: &Path,
     options: &Options,
 ) -> Result<Preview, TensorError> {
+    if Format::of(destination)? == Format::Pytorch {
+        expect_one_file(destination, options)?;
+        let places = place_for(checkpoint, destination, options.replace)?;
+        let entries = pytorch::entries(checkpoint, plan, destination)?;
+        return Ok(Preview {
+            paths: places.paths().map(Path::to_owned).collect(),
+            bytes: archive::file_len(&entries),
+        });
+    }
     let layout = layout(checkpoint, plan, options.shard_size);
     let places = places_for(checkpoint, destination, &layout, options)?;
     Ok(Preview {
@@ -266,6 +270,13 @@ fn layout(checkpoint: &Checkpoint, plan: &Plan, shard_size: Option<u64>) -> Layo
     match shard_size {
         None => Layout::new(&outputs, metadata),
         Some(most) => Layout::in_shards(&outputs, &metadata, most),
+    }
+}
+
+fn expect_one_file(destination: &Path, options: &Options) -> Result<(), TensorError> {
+    match options.shard_size {
+        None => Ok(()),
+        Some(_) => Err(TensorError::PytorchShards(destination.to_owned())),
     }
 }
 
@@ -360,6 +371,13 @@ enum Task<'a> {
         from: Vec<(&'a Tensor, Range<u64>)>,
         to: u64,
     },
+    /// Some numbers of a tensor, each rounded to another type.
+    Round {
+        tensor: &'a Tensor,
+        numbers: Range<u64>,
+        float: Float,
+        to: u64,
+    },
     Fill {
         value: f64,
         float: Float,
@@ -434,6 +452,17 @@ fn tasks<'a>(contents: Contents<'a>, order: &'a [usize]) -> impl Iterator<Item =
                         float,
                         count: (bytes.end - bytes.start) as usize / float.size(),
                         to: to + bytes.start,
+                    }))
+                }
+                Source::Round(tensor) => {
+                    let float = planned.output.dtype.float().unwrap_or(Float::F32);
+                    let size = float.size() as u64;
+                    let slabs = slabs(tensor.len() as u64, SLAB_BYTES as u64 / 8);
+                    Box::new(slabs.map(move |numbers| Task::Round {
+                        tensor,
+                        float,
+                        to: to + numbers.start * size,
+                        numbers,
                     }))
                 }
                 Source::Weight(b, f) => {
@@ -558,8 +587,37 @@ impl<'a> Worker<'a> {
                 float.encode(&self.row, &mut self.bytes);
                 self.write(to)
             }
+            Task::Round {
+                tensor,
+                numbers,
+                float,
+                to,
+            } => self.rounded(tensor, numbers, float, to),
             Task::Rows { job, rows } => self.rows(&job, rows),
         }
+    }
+
+    /// Rounds some numbers of a copied tensor. What is finite stays so.
+    fn rounded(
+        &mut self,
+        tensor: &Tensor,
+        numbers: Range<u64>,
+        float: Float,
+        to: u64,
+    ) -> Result<u64, diagnose::Error> {
+        let first = numbers.start as usize;
+        self.row.resize((numbers.end - numbers.start) as usize, 0.0);
+        self.reader.forget();
+        self.reader.read(tensor, first, &mut self.row)?;
+        self.reader.forget();
+        self.bytes.resize(self.row.len() * float.size(), 0);
+        if !float.encode(&self.row, &mut self.bytes) {
+            let lost = |x: &f64| x.is_finite() && !float.round(*x).is_finite();
+            if let Some(i) = self.row.iter().position(lost) {
+                return Err(diagnose::too_large(tensor, first + i, self.row[i], float));
+            }
+        }
+        self.write(to)
     }
 
     /// Folds some rows of a weight, and the biases that belong to them.

@@ -22,9 +22,30 @@ pub(super) struct Region {
     /// The rule's names of what stands beside the block.
     beside: Vec<Pattern>,
     captures: Captures,
+    /// Whether the block is left as it is, with all that stands in it.
+    left: bool,
 }
 
 impl Region {
+    /// Everything below a path, which is left as it is; for a module that has been asked for itself, with what stands beside
+    /// it: the norm behind a conv, for one.
+    pub(super) fn below(path: &str, module: &str) -> Region {
+        let path = if path == module { parent(path) } else { path };
+        Region {
+            block: module.to_owned(),
+            path: path.to_owned(),
+            modules: Vec::new(),
+            beside: Vec::new(),
+            captures: Captures::new(),
+            left: true,
+        }
+    }
+
+    /// The region of a block that is left as it is.
+    pub(super) fn left(self) -> Region {
+        Region { left: true, ..self }
+    }
+
     /// The region of a block, given the names of the tensors that it consumes or keeps.
     pub(super) fn of<'n>(
         block: &str,
@@ -46,6 +67,7 @@ impl Region {
             modules,
             beside: rule.beside.clone(),
             captures: captures.clone(),
+            left: false,
         }
     }
 
@@ -128,6 +150,11 @@ impl Regions {
             .map(|region| &self.regions[*region])
     }
 
+    /// Whether the innermost block that a tensor stands in is left as it is.
+    pub(super) fn are_left(&self, name: &str) -> bool {
+        self.around(name).next().is_some_and(|region| region.left)
+    }
+
     /// Checks a tensor that no block has.
     ///
     /// # Errors
@@ -139,7 +166,7 @@ impl Regions {
         of_file: &Beside<'_>,
         tried: &dyn Fn(usize),
     ) -> Result<(), Error> {
-        for region in self.around(tensor.name()) {
+        for region in self.around(tensor.name()).filter(|region| !region.left) {
             tried(1 + region.beside.len() + region.modules.len());
             if !region.has_beside(tensor.name(), of_file) {
                 return Err(Error::Stranger {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::select::Select;
-use super::{EpsSource, Options, Plan, copy, ledger_of};
+use super::{EpsSource, Options, Plan, copies, ledger_of, without};
 use crate::recipe::expand::{Index, Looks};
 use crate::recipe::{Error, Family, Recipe, split};
 
@@ -51,6 +51,8 @@ pub fn plan_families(
     if let [family] = families {
         return super::plan(index, family.recipe, options);
     }
+    let (dropped, kept) = without::split(index, &options.drop)?;
+    let index = kept.as_ref().unwrap_or(index);
     let select = Select::new(&options.only, &options.skip)?;
     let mut whole: Option<Plan> = None;
     let (parts, rest) = split(index, families);
@@ -58,17 +60,24 @@ pub fn plan_families(
         let own = eps_of(family.recipe, options);
         let host = family.host.filter(|_| own.is_none());
         let options = Options {
-            bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options).or(host.eps))),
+            bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options))),
             ..options.clone()
         };
+        // What the file itself says goes before what the host would have.
+        let guest = host.map(|host| Recipe {
+            eps: host.eps,
+            ..family.recipe.clone()
+        });
+        let recipe = guest.as_ref().unwrap_or(family.recipe);
         let looks = Looks::default();
-        let ledger = ledger_of(&part, family.recipe, &options, &select, &looks)?;
+        let ledger = ledger_of(&part, recipe, &options, &select, &looks)?;
         let mut plan = ledger.finish()?;
         let applied = plan.families.iter_mut();
         for applied in applied {
             applied.at = family.at.clone();
             applied.host = family.host.map(|host| host.name.clone());
-            if host.is_some() && applied.eps.is_some() {
+            let told = applied.eps_source == EpsSource::File;
+            if host.is_some() && applied.eps.is_some() && !told {
                 applied.eps_source = EpsSource::Host;
             }
         }
@@ -85,10 +94,11 @@ pub fn plan_families(
             blocks: plan.skipped.len(),
         });
     }
-    let copies = rest
-        .iter()
-        .map(|tensor| copy(tensor, tensor.name().to_owned()));
-    plan.outputs.extend(copies);
+    select.expect_used()?;
+    let rest = rest.iter();
+    plan.outputs
+        .extend(rest.flat_map(|tensor| copies(tensor, tensor.name())));
+    plan.dropped.extend(dropped);
     plan.without_clashes()
 }
 

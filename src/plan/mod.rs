@@ -3,11 +3,16 @@
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
 mod agree;
+mod classes;
 pub(crate) mod closed;
+mod facts;
 mod families;
 mod idle;
+mod leave;
 mod leftover;
+mod parts;
 pub(crate) mod select;
+mod without;
 
 pub use families::{Applied, plan_families};
 pub use idle::idle;
@@ -16,6 +21,7 @@ pub use select::glob;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::agree::Agreement;
+use self::classes::Unknown;
 use self::closed::{Beside, Region, Regions};
 use self::leftover::Operators;
 use self::select::Select;
@@ -43,8 +49,12 @@ pub struct Options {
     pub skip: Vec<String>,
     /// Globs on names: these tensors and modules stand beside the blocks, and have no part in what they compute.
     pub beside: Vec<String>,
+    /// Globs on names: these tensors and modules are left out, as if the file did not have them.
+    pub drop: Vec<String>,
     /// The element type of fused tensors, instead of that of the block's conv weights.
     pub dtype: Option<Float>,
+    /// Whether the recipe is the user's choice: names then tell the blocks, whatever classes the file says.
+    pub by_names: bool,
 }
 
 /// Where the eps of the batch norms comes from.
@@ -52,6 +62,8 @@ pub struct Options {
 pub enum EpsSource {
     /// The recipe states it.
     Recipe,
+    /// The file says it of every norm, as a pickled module does.
+    File,
     /// The user does.
     User,
     /// Feature maps of the author's network decided it.
@@ -65,6 +77,7 @@ impl EpsSource {
     pub fn name(self) -> &'static str {
         match self {
             EpsSource::Recipe => "recipe",
+            EpsSource::File => "file",
             EpsSource::User => "user",
             EpsSource::Sample => "sample",
             EpsSource::Host => "host",
@@ -93,10 +106,21 @@ pub struct Plan {
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
     pub skipped: Vec<String>,
+    /// Modules that nearly were folded, and why they are left as they are.
+    pub left: Vec<Left>,
     /// Every tensor of the output.
     pub outputs: Vec<Planned>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     pub dropped: Vec<Tensor>,
+}
+
+/// A module that is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its path.
+    pub module: String,
+    /// Why, in a few words.
+    pub why: String,
 }
 
 /// One block.
@@ -139,12 +163,34 @@ pub struct Planned {
 pub enum Source {
     /// A tensor of the input, byte for byte.
     Copy(Tensor),
+    /// A tensor of the input, each number rounded once to the output's type.
+    Round(Tensor),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
     Weight(usize, usize),
     /// Its bias.
     Bias(usize, usize),
     /// One number everywhere.
     Fill(f64),
+}
+
+impl Plan {
+    /// Stores all floating-point tensors in one type: copied ones are rounded, too.
+    pub fn store_all(&mut self, float: Float) {
+        let blocks = self.blocks.iter_mut();
+        for fused in blocks.flat_map(|block| &mut block.fused) {
+            fused.dtype = float;
+        }
+        for Planned { output, what } in &mut self.outputs {
+            let Some(of) = output.dtype.float().filter(|of| *of != float) else {
+                continue;
+            };
+            output.byte_len = output.byte_len / of.size() as u64 * float.size() as u64;
+            output.dtype = Dtype::from(float);
+            if let Source::Copy(tensor) = what {
+                *what = Source::Round(tensor.clone());
+            }
+        }
+    }
 }
 
 impl PlannedConv {
@@ -166,22 +212,31 @@ impl PlannedConv {
 /// # Errors
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
+    let (dropped, rest) = without::split(index, &options.drop)?;
+    let index = rest.as_ref().unwrap_or(index);
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
-    let ledger = ledger_of(index, recipe, options, &select, &looks)?;
-    if ledger.blocks.is_empty() {
-        return Err(match ledger.skipped.len() {
-            0 => match nothing(index, std::slice::from_ref(recipe)) {
-                Error::NoBlock { near } => Error::NoBlockOf {
-                    recipe: recipe.name.clone(),
-                    near,
-                },
-                other => other,
+    let mut ledger = ledger_of(index, recipe, options, &select, &looks)?;
+    ledger.dropped = dropped;
+    match (
+        ledger.blocks.len(),
+        ledger.skipped.len(),
+        ledger.stranger.take(),
+    ) {
+        (0, 0, Some(module)) => Err(module.refused(&recipe.name)),
+        (0, 0, None) => Err(match nothing(index, std::slice::from_ref(recipe)) {
+            Error::NoBlock { near } => Error::NoBlockOf {
+                recipe: recipe.name.clone(),
+                near,
             },
-            blocks => Error::NoneSelected { blocks },
-        });
+            other => other,
+        }),
+        (0, blocks, _) => Err(Error::NoneSelected { blocks }),
+        _ => {
+            select.expect_used()?;
+            ledger.finish()?.without_clashes()
+        }
     }
-    ledger.finish()?.without_clashes()
 }
 
 /// Enters every block of a recipe.
@@ -193,18 +248,32 @@ fn ledger_of<'a>(
     looks: &'a Looks,
 ) -> Result<Ledger<'a>, Error> {
     let mut ledger = Ledger::new(index, recipe, options, looks);
+    ledger.refuse_parts(select)?;
+    let mut unknown = Vec::new();
     for start in starts(recipe, index, looks) {
         let name = start.anchor.name();
-        if !ledger.taken.contains_key(name)
-            && !recipe.drop.iter().any(|p| covers(p, name).is_some())
+        if ledger.taken.contains_key(name) || recipe.drop.iter().any(|p| covers(p, name).is_some())
         {
-            ledger.block(&start, select)?;
+            continue;
+        }
+        match classes::unknown(&start).filter(|_| !options.by_names) {
+            Some(module) => unknown.push((start, module)),
+            None => ledger.block(&start, select)?,
         }
     }
     looks.may_go_on().map_err(|message| Error::Block {
         block: recipe.name.clone(),
         message,
     })?;
+    for (start, module) in unknown {
+        // Another rule may have known it.
+        if !ledger.taken.contains_key(start.anchor.name()) {
+            ledger.leave(&start, &module.module);
+            select.skips(&module.module);
+            ledger.left.push(module.left());
+            ledger.stranger.get_or_insert(module);
+        }
+    }
     Ok(ledger)
 }
 
@@ -229,6 +298,7 @@ impl Plan {
             }));
         self.blocks.extend(other.blocks);
         self.skipped.extend(other.skipped);
+        self.left.extend(other.left);
         self.outputs
             .extend(other.outputs.into_iter().map(|planned| Planned {
                 what: moved(planned.what),
@@ -265,6 +335,10 @@ struct Ledger<'a> {
     /// The names that were tried for them.
     looked_at: &'a Looks,
     skipped: Vec<String>,
+    left: Vec<Left>,
+    /// The first that has a class which the recipe does not know.
+    stranger: Option<Unknown>,
+    dropped: Vec<Tensor>,
     renamed: BTreeMap<String, String>,
     /// What blocks use and leave where it is.
     kept: HashSet<String>,
@@ -311,6 +385,9 @@ impl<'a> Ledger<'a> {
             operators: 0,
             looked_at,
             skipped: Vec::new(),
+            left: Vec::new(),
+            stranger: None,
+            dropped: Vec::new(),
             renamed: BTreeMap::new(),
             kept: HashSet::new(),
             filled: Vec::new(),
@@ -322,6 +399,11 @@ impl<'a> Ledger<'a> {
     fn block(&mut self, start: &Start<'_>, select: &Select) -> Result<(), Error> {
         let Start { rule, captures, .. } = start;
         let name = self.name_of(rule, captures);
+        if !select.takes(&name) {
+            self.leave(start, &name);
+            self.skipped.push(name);
+            return Ok(());
+        }
         let fail = |message: String| Error::Block {
             block: name.clone(),
             message,
@@ -365,12 +447,7 @@ impl<'a> Ledger<'a> {
         let region = Region::of(&name, rule, captures, used);
         consumed.retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
         self.kept.extend(kept);
-        let selected = select.takes(&name);
-        let fate = if selected {
-            Fate::Fused(self.blocks.len())
-        } else {
-            Fate::Kept
-        };
+        let fate = Fate::Fused(self.blocks.len());
         for tensor in &consumed {
             if let Some(other) = self.taken.insert(tensor.name().to_owned(), fate) {
                 let of = match other {
@@ -381,10 +458,6 @@ impl<'a> Ledger<'a> {
                     "{tensor} is a part of {of} too; a tensor can be fused once"
                 )));
             }
-        }
-        if !selected {
-            self.skipped.push(name);
-            return Ok(());
         }
         self.regions.push(region);
         let is_rule = |other: &BlockRule| std::ptr::eq(other, *rule);
@@ -448,8 +521,9 @@ impl<'a> Ledger<'a> {
         let given = self.bn_eps();
         // A recipe with norms has an eps; without one, no number is made of it.
         let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps).unwrap_or(f64::NAN);
-        let (expr, expanded) =
+        let (mut expr, expanded) =
             expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
+        facts::told(&mut expr, given).map_err(fail)?;
         self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {
@@ -523,15 +597,18 @@ impl<'a> Ledger<'a> {
             operators: Operators::of(self.recipe),
             beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
         };
-        let mut dropped = Vec::new();
+        let mut dropped = std::mem::take(&mut self.dropped);
         let mut outputs = Vec::new();
         for tensor in self.index.values() {
             let name = tensor.name();
             match self.taken.get(name) {
                 Some(Fate::Fused(_) | Fate::Filled) => {}
-                Some(Fate::Kept) => outputs.push(copy(tensor, name.to_owned())),
+                Some(Fate::Kept) => outputs.extend(copies(tensor, name)),
                 None if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) => {
                     dropped.push(tensor.clone())
+                }
+                None if around.regions.are_left(name) => {
+                    outputs.extend(copies(tensor, name));
                 }
                 None => {
                     let owner = owner(self.recipe, tensor, self.index);
@@ -549,7 +626,7 @@ impl<'a> Ledger<'a> {
                         .remove(name)
                         .or_else(|| renamed(&self.recipe.rename, name))
                         .unwrap_or_else(|| name.to_owned());
-                    outputs.push(copy(tensor, to));
+                    outputs.extend(copies(tensor, &to));
                 }
             }
         }
@@ -594,10 +671,10 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        let eps = self.bn_eps().or(self.recipe.eps);
-        let eps_source = match self.bn_eps() {
-            Some(_) => EpsSource::User,
-            None => EpsSource::Recipe,
+        let (eps, eps_source) = match (facts::all_eps(&self.blocks), self.bn_eps()) {
+            (Some(told), _) => (told, EpsSource::File),
+            (None, Some(eps)) => (Some(eps), EpsSource::User),
+            (None, None) => (self.recipe.eps, EpsSource::Recipe),
         };
         Ok(Plan {
             recipe: self.recipe.name.clone(),
@@ -618,6 +695,7 @@ impl<'a> Ledger<'a> {
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
+            left: self.left,
             outputs,
             dropped,
         })
@@ -674,7 +752,7 @@ fn refuse_clashes(outputs: &[Planned], blocks: &[Block]) -> Result<(), Error> {
         }
         if let Some(other) = seen.insert(&planned.output.name, planned) {
             let [first, second] = [other, planned].map(|p| match &p.what {
-                Source::Copy(tensor) => format!("a copy of {tensor}"),
+                Source::Copy(tensor) | Source::Round(tensor) => format!("a copy of {tensor}"),
                 Source::Weight(b, _) | Source::Bias(b, _) => {
                     format!("a fused tensor of block {}", quoted(&blocks[*b].name))
                 }
@@ -744,6 +822,27 @@ pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
     Planned {
         output,
         what: Source::Copy(tensor.clone()),
+    }
+}
+
+/// A copy of a tensor under a name; of one that is computed, copies of what the file has of it.
+fn copies(tensor: &Tensor, to: &str) -> Vec<Planned> {
+    let module = |name: &str| {
+        name.rsplit_once('.')
+            .map_or(0, |(module, _)| module.len() + 1)
+    };
+    match tensor.parts() {
+        [] => vec![copy(tensor, to.to_owned())],
+        parts => {
+            let [from, to] = [&tensor.name()[..module(tensor.name())], &to[..module(to)]];
+            let named = |part: &Tensor| {
+                format!(
+                    "{to}{}",
+                    part.name().strip_prefix(from).unwrap_or(part.name())
+                )
+            };
+            parts.iter().map(|part| copy(part, named(part))).collect()
+        }
     }
 }
 

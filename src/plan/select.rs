@@ -1,5 +1,7 @@
 //! Which blocks a user chooses: globs on their names.
 
+use std::cell::Cell;
+
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use crate::recipe::Error;
@@ -26,18 +28,50 @@ pub(super) fn compile(globs: &[String]) -> Result<Vec<GlobSet>, Error> {
 pub(crate) struct Select {
     only: Vec<GlobSet>,
     skip: Vec<GlobSet>,
+    /// The globs as they are written, `--only` first, and whether a name has matched each.
+    texts: Vec<(String, Cell<bool>)>,
 }
 
 impl Select {
     pub(crate) fn new(only: &[String], skip: &[String]) -> Result<Select, Error> {
+        let texts = only.iter().chain(skip);
         Ok(Select {
             only: compile(only)?,
             skip: compile(skip)?,
+            texts: texts.map(|text| (text.clone(), Cell::new(false))).collect(),
         })
     }
 
     pub(crate) fn takes(&self, name: &str) -> bool {
-        let any = |globs: &[GlobSet]| globs.iter().any(|glob| glob.is_match(name));
-        (self.only.is_empty() || any(&self.only)) && !any(&self.skip)
+        let [only, skip] = self.matches(name);
+        (self.only.is_empty() || only) && !skip
+    }
+
+    /// The outermost path above a module, or itself, that is skipped by name.
+    pub(crate) fn skips<'n>(&self, module: &'n str) -> Option<&'n str> {
+        let above = module.match_indices('.').map(|(at, _)| &module[..at]);
+        above.chain([module]).find(|name| self.matches(name)[1])
+    }
+
+    /// Whether a name is matched by `--only`, and whether by `--skip`.
+    fn matches(&self, name: &str) -> [bool; 2] {
+        let mut matched = [false; 2];
+        let globs = self.only.iter().chain(&self.skip).zip(&self.texts);
+        for (i, (glob, (_, seen))) in globs.enumerate() {
+            if glob.is_match(name) {
+                seen.set(true);
+                matched[usize::from(i >= self.only.len())] = true;
+            }
+        }
+        matched
+    }
+
+    /// # Errors
+    /// When no name has matched a glob.
+    pub(crate) fn expect_used(&self) -> Result<(), Error> {
+        match self.texts.iter().find(|(_, seen)| !seen.get()) {
+            None => Ok(()),
+            Some((glob, _)) => Err(Error::NothingNamed { glob: glob.clone() }),
+        }
     }
 }

@@ -34,6 +34,32 @@ pub enum Error {
     EpsOfNone { recipe: String, known: Vec<String> },
     #[error("none of the {blocks} blocks is selected")]
     NoneSelected { blocks: usize },
+    #[error(
+        "the file says that {} is of class {}, which recipe `{recipe}` does not know; names alone do not tell what it computes",
+        quoted(module),
+        quoted(class)
+    )]
+    UnknownClass {
+        module: String,
+        class: String,
+        recipe: String,
+    },
+    #[error(
+        "no block is named like {}; `repfuse inspect` shows their names",
+        quoted(glob)
+    )]
+    NothingNamed { glob: String },
+    #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
+    NothingDropped { glob: String },
+    #[error("{} {is}: {tensor} is there; {remedy}", quoted(module))]
+    Parts {
+        module: String,
+        tensor: String,
+        name: String,
+        quantizer: bool,
+        is: &'static str,
+        remedy: &'static str,
+    },
     #[error("{} is not a glob", quoted(glob))]
     Glob {
         glob: String,

@@ -101,6 +101,8 @@ pub struct BlockRule {
     pub set: Vec<(Pattern, f64)>,
     /// Tensors and modules that stand beside the block's own, and have no part in what it computes.
     pub beside: Vec<Pattern>,
+    /// Modules and the classes of which one is theirs. Only a file that says classes, as a pickled module does, is held to it.
+    pub classes: Vec<(Pattern, Vec<String>)>,
 }
 
 impl BlockRule {

@@ -411,7 +411,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
         &[
-            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set", "beside",
+            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set", "beside", "classes",
         ],
     )?;
     let anchor = at.need("at")?;
@@ -450,6 +450,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
                 .collect()
         })?,
         beside: list(at, "beside", At::patterns)?,
+        classes: list(at, "classes", parse_classes)?,
     };
     if block.at.is_empty() || block.fuse.is_empty() {
         let empty = if block.at.is_empty() { "at" } else { "fuse" };
@@ -484,7 +485,9 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         .flat_map(|(from, to)| [("rename", from), ("rename", to)]);
     let keeps = block.keep.iter().map(|p| ("keep", p));
     let sets = block.set.iter().map(|(p, _)| ("set", p));
-    for (key, pattern) in shapes.chain(drops).chain(renames).chain(keeps).chain(sets) {
+    let classes = block.classes.iter().map(|(p, _)| ("classes", p));
+    let of_block = shapes.chain(drops).chain(renames).chain(keeps);
+    for (key, pattern) in of_block.chain(sets).chain(classes) {
         all_bound(&at.need(key)?, pattern.captures(), &bound)?;
     }
     for pattern in &block.beside {
@@ -583,6 +586,21 @@ fn check_bound(at: &At<'_>, template: &Template, bound: &[&str]) -> Parsed<()> {
         }
         leaf => all_bound(at, leaf.captures().iter().map(String::as_str), bound),
     }
+}
+
+/// Modules, and the names of the classes that one of them may have.
+fn parse_classes(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<String>)>> {
+    let names = |at: &At<'_>| {
+        let names = at.few(at.items("an array of class names")?)?;
+        names
+            .iter()
+            .map(|at| Ok(at.string()?.to_owned()))
+            .collect::<Parsed<_>>()
+    };
+    at.few(at.entries("an object: module to the names of classes")?)?
+        .into_iter()
+        .map(|(module, at)| Ok((module, names(&at)?)))
+        .collect()
 }
 
 fn parse_shapes(at: &At<'_>) -> Parsed<Vec<(Pattern, Option<Vec<Dim>>)>> {

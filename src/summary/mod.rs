@@ -5,5 +5,6 @@ pub mod inspect;
 pub mod int8;
 pub mod kernels;
 pub mod leftover;
+pub mod norms;
 pub mod units;
 pub mod warnings;

@@ -4,13 +4,12 @@
 //! rather than a crash, and memory use does not grow with the file.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dtype::Dtype;
-use super::error::{Error, quoted};
+use super::computed;
+use super::error::Error;
 use super::facts::Facts;
 use super::foreign;
 use super::header::{self, Header};
@@ -19,7 +18,7 @@ use super::open::{self, read_exact_at};
 use super::plain::Wrapping;
 use super::pytorch;
 use super::shards::{self, Joined, Shards};
-use super::strided::View;
+use super::single::{Part, Place, Tensor};
 
 /// A file of tensors, or one in shards, opened; only headers have been read.
 #[derive(Debug)]
@@ -28,8 +27,10 @@ pub struct Checkpoint {
     source: Source,
     file_len: u64,
     tensors: BTreeMap<String, Tensor>,
+    /// What some of them are computed from.
+    parts: BTreeMap<String, Tensor>,
     metadata: Vec<(String, String)>,
-    facts: Facts,
+    facts: Arc<Facts>,
     wrapping: Option<Wrapping>,
 }
 
@@ -40,168 +41,6 @@ enum Source {
     Files(Vec<(PathBuf, File)>),
     /// Several files, each with some of the tensors.
     Shards(Shards),
-}
-
-/// One tensor of a checkpoint; cloning it is cheap.
-#[derive(Clone, PartialEq)]
-pub struct Tensor(Arc<Info>);
-
-#[derive(PartialEq)]
-struct Info {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    /// The dimensions in the file, where `shape` are others for the same numbers.
-    stored: Option<Vec<usize>>,
-    place: Place,
-    byte_len: u64,
-}
-
-/// Where the bytes of a tensor are.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Place {
-    /// In the file of this number, from this position on.
-    InFile {
-        /// The number of the file among those that the checkpoint has.
-        file: usize,
-        /// The position of its first byte.
-        offset: u64,
-    },
-    /// In memory: a few numbers that no file holds as little-endian bytes side by side.
-    InMemory(Arc<[u8]>),
-    /// In the first file, as a view of what is stored there.
-    View(Arc<View>),
-}
-
-/// A tensor of a file whose format is read elsewhere.
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// Its name, which no other has.
-    pub name: String,
-    /// The element type.
-    pub dtype: Dtype,
-    /// The dimensions.
-    pub shape: Vec<usize>,
-    /// Where its bytes are, little-endian and row-major.
-    pub place: Place,
-}
-
-impl Tensor {
-    /// The tensor that a part describes.
-    ///
-    /// # Errors
-    /// Says what is wrong where its element type has no fixed size, its shape overflows, or memory holds another number of bytes.
-    pub fn new(part: Part) -> Result<Tensor, String> {
-        let name = quoted(&part.name);
-        let bits = part.dtype.bits().filter(|bits| bits % 8 == 0);
-        let size = bits.ok_or_else(|| {
-            format!(
-                "{name} has dtype {}, whose elements are no whole bytes",
-                part.dtype
-            )
-        })? as u64
-            / 8;
-        let bytes = part
-            .shape
-            .iter()
-            .try_fold(size, |n, d| n.checked_mul(*d as u64));
-        let byte_len =
-            bytes.ok_or_else(|| format!("the shape {:?} of {name} overflows", part.shape))?;
-        if let Place::InMemory(bytes) = &part.place
-            && bytes.len() as u64 != byte_len
-        {
-            return Err(format!(
-                "{name} has {}; its shape {:?} takes {byte_len}",
-                header::in_bytes(bytes.len() as u64),
-                part.shape
-            ));
-        }
-        Ok(Tensor(Arc::new(Info {
-            name: part.name,
-            dtype: part.dtype,
-            shape: part.shape,
-            stored: None,
-            place: part.place,
-            byte_len,
-        })))
-    }
-
-    /// Where its bytes are.
-    pub fn place(&self) -> &Place {
-        &self.0.place
-    }
-
-    /// The tensor's name.
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    /// The element type.
-    pub fn dtype(&self) -> &Dtype {
-        &self.0.dtype
-    }
-
-    /// Whether this is the very same tensor of the very same checkpoint.
-    pub fn is(&self, other: &Tensor) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    /// The dimensions.
-    pub fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    /// The same numbers with other dimensions, of which there must be as many.
-    pub fn reshaped(&self, shape: Vec<usize>) -> Tensor {
-        debug_assert_eq!(shape.iter().product::<usize>(), self.len());
-        let Info {
-            name,
-            dtype,
-            place,
-            byte_len,
-            ..
-        } = &*self.0;
-        Tensor(Arc::new(Info {
-            name: name.clone(),
-            dtype: dtype.clone(),
-            shape,
-            stored: Some(self.stored_shape().to_vec()),
-            place: place.clone(),
-            byte_len: *byte_len,
-        }))
-    }
-
-    /// The same numbers under another name.
-    fn named(&self, name: String) -> Tensor {
-        Tensor(Arc::new(Info {
-            name,
-            dtype: self.dtype().clone(),
-            shape: self.shape().to_vec(),
-            stored: self.0.stored.clone(),
-            place: self.0.place.clone(),
-            byte_len: self.byte_len(),
-        }))
-    }
-
-    /// The dimensions in the file, which are those of an index that a user can look up.
-    pub fn stored_shape(&self) -> &[usize] {
-        self.0.stored.as_ref().unwrap_or(&self.0.shape)
-    }
-
-    /// The number of bytes.
-    pub fn byte_len(&self) -> u64 {
-        self.0.byte_len
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.0.shape.iter().product()
-    }
-
-    /// Whether the tensor has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// How often the bytes of a file may be shared by its tensors, all in all.
@@ -236,18 +75,6 @@ fn aliases(
     Ok(rest)
 }
 
-impl fmt::Display for Tensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&quoted(self.name()))
-    }
-}
-
-impl fmt::Debug for Tensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} {} {:?}", self.dtype(), self.shape())
-    }
-}
-
 impl Checkpoint {
     /// Opens a safetensors file and reads its header, or a file that `torch.save` wrote; its bytes tell which.
     ///
@@ -272,7 +99,7 @@ impl Checkpoint {
             false => index::is_named_so(&path).then(|| path.clone()),
         };
         match (index, key) {
-            (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index)),
+            (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index).assembled()),
             (Some(path), Some(key)) => Err(Error::NoKeys {
                 path,
                 key: key.to_owned(),
@@ -280,7 +107,7 @@ impl Checkpoint {
             (None, key) => {
                 let checkpoint = Checkpoint::open_whole(&path, key)?;
                 shards::expect_whole(&path)?;
-                Ok(checkpoint)
+                Ok(checkpoint.assembled())
             }
         }
     }
@@ -306,6 +133,12 @@ impl Checkpoint {
         }
     }
 
+    /// Computes the weights that the file keeps in parts.
+    fn assembled(mut self) -> Checkpoint {
+        self.parts = computed::assemble(&mut self.tensors);
+        self
+    }
+
     fn joined(joined: Joined, path: PathBuf) -> Checkpoint {
         let Joined {
             shards,
@@ -316,8 +149,9 @@ impl Checkpoint {
             file_len: shards.files().iter().map(Checkpoint::file_len).sum(),
             path,
             source: Source::Shards(shards),
-            facts: Facts::default(),
+            facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
             tensors,
             metadata,
         }
@@ -385,18 +219,12 @@ impl Checkpoint {
             ));
         }
         let tensors = entries.into_iter().map(|e| {
-            let info = Info {
-                byte_len: e.end - e.start,
-                place: Place::InFile {
-                    file: 0,
-                    offset: data + e.start,
-                },
-                dtype: e.dtype,
-                shape: e.shape,
-                stored: None,
-                name: e.name.clone(),
+            let place = Place::InFile {
+                file: 0,
+                offset: data + e.start,
             };
-            (e.name, Tensor(Arc::new(info)))
+            let tensor = Tensor::at(e.name.clone(), e.dtype, e.shape, place, e.end - e.start);
+            (e.name, tensor)
         });
         let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
         let metadata = aliases(&mut tensors, metadata, file_len).map_err(format)?;
@@ -406,8 +234,9 @@ impl Checkpoint {
             source: Source::Files(vec![(path.clone(), file)]),
             path,
             file_len,
-            facts: Facts::default(),
+            facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
         })
     }
 
@@ -438,7 +267,7 @@ impl Checkpoint {
                 path: path.clone(),
                 reason,
             })?;
-            if let Place::InFile { file, offset } = &tensor.0.place {
+            if let Place::InFile { file, offset } = tensor.place() {
                 let there = lengths.get(*file).copied();
                 let end = offset.checked_add(tensor.byte_len());
                 if end.zip(there).is_none_or(|(end, there)| end > there) {
@@ -464,8 +293,9 @@ impl Checkpoint {
             path: path.clone(),
             source: Source::Files(files),
             file_len,
-            facts: Facts::default(),
+            facts: Arc::default(),
             wrapping: None,
+            parts: BTreeMap::new(),
         })
     }
 
@@ -475,23 +305,19 @@ impl Checkpoint {
         file_len: u64,
         contents: pytorch::Contents,
     ) -> Result<Checkpoint, Error> {
+        let facts = Arc::new(contents.facts);
         let tensors = contents.tensors.into_iter().map(|(name, stored)| {
             let pytorch::Stored { dtype, shape, view } = stored;
-            let info = Info {
-                byte_len: view.byte_len,
-                place: match view.is_plain() {
-                    true => Place::InFile {
-                        file: 0,
-                        offset: view.at,
-                    },
-                    false => Place::View(Arc::new(view)),
+            let byte_len = view.byte_len;
+            let place = match view.is_plain() {
+                true => Place::InFile {
+                    file: 0,
+                    offset: view.at,
                 },
-                dtype,
-                shape,
-                stored: None,
-                name: name.clone(),
+                false => Place::View(Arc::new(view)),
             };
-            (name, Tensor(Arc::new(info)))
+            let tensor = Tensor::at(name.clone(), dtype, shape, place, byte_len);
+            (name, tensor.said(&facts))
         });
         let metadata = match contents.metadata {
             Some(json) => header::parse_metadata(&json).map_err(|reason| Error::Pytorch {
@@ -506,8 +332,9 @@ impl Checkpoint {
             source: Source::Files(vec![(path.clone(), file)]),
             path,
             file_len,
-            facts: contents.facts,
+            facts: facts.clone(),
             wrapping: Some(contents.wrapping),
+            parts: BTreeMap::new(),
         })
     }
 
@@ -549,9 +376,9 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// The tensor of this name.
+    /// The tensor of this name, also one that another is computed from.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.tensors.get(name).or_else(|| self.parts.get(name))
     }
 
     /// The metadata strings, in the order of the file.
@@ -570,26 +397,31 @@ impl Checkpoint {
             let beyond = std::io::Error::new(std::io::ErrorKind::InvalidInput, beyond);
             return Err(Error::unreadable(&self.path, beyond));
         }
+        if let Place::Computed(computed) = tensor.place() {
+            return computed.read(at, out, &|part, at, out| self.read_at(part, at, out));
+        }
         let files = match &self.source {
             Source::Files(files) => files,
             Source::Shards(shards) => return shards.read_at(tensor, at, out),
         };
-        let number = match &tensor.0.place {
+        let number = match tensor.place() {
             Place::InFile { file, .. } => *file,
-            Place::View(_) | Place::InMemory(_) => 0,
+            Place::View(_) | Place::InMemory(_) | Place::Computed(_) => 0,
         };
         let Some((path, file)) = files.get(number) else {
             let elsewhere = format!("{tensor} is of another file");
             let elsewhere = std::io::Error::new(std::io::ErrorKind::InvalidInput, elsewhere);
             return Err(Error::unreadable(&self.path, elsewhere));
         };
-        match &tensor.0.place {
+        match tensor.place() {
             Place::InMemory(bytes) => {
                 out.copy_from_slice(&bytes[at as usize..][..out.len()]);
                 Ok(())
             }
             Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
             Place::View(view) => view.read(file, at, out),
+            // Computed above.
+            Place::Computed(_) => Ok(()),
         }
         .map_err(|e| Error::unreadable(path, e))
     }

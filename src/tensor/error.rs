@@ -61,6 +61,12 @@ pub enum Error {
         count: usize,
         allowed: usize,
     },
+    #[error("{} is the name of {is}; a state dict is written as `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`", quoted(&path.display().to_string()))]
+    OtherFormat { path: PathBuf, is: &'static str },
+    #[error("{} cannot be written as a PyTorch file: {reason}; choose a name that ends in `.safetensors`", quoted(&path.display().to_string()))]
+    Unwritable { path: PathBuf, reason: String },
+    #[error("{} is the name of a PyTorch file, and shards are written as safetensors; choose a name that ends in `.safetensors`", quoted(&.0.display().to_string()))]
+    PytorchShards(PathBuf),
     #[error("interrupted; nothing was written")]
     Interrupted,
 }

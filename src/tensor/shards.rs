@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use super::checkpoint::{Checkpoint, Tensor};
+use super::checkpoint::Checkpoint;
 use super::error::{Error, quoted};
 use super::index;
+use super::single::Tensor;
 
 /// The files of a checkpoint in shards.
 #[derive(Debug)]

@@ -7,17 +7,30 @@ use crate::algebra::Values;
 use crate::fuse::diagnose;
 use crate::plan::{Plan, Source};
 use crate::tensor::Reader;
-use crate::tensor::{Checkpoint, Error as TensorError, Output, Tensor, quoted};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor, quoted};
 
-/// How many tensors are copies, and what is wrong with the others.
+/// How the copied tensors compare.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    /// Those that are the same, byte for byte.
+    pub(super) copied: usize,
+    /// Those of which each number is rounded once.
+    pub(super) rounded: usize,
+    /// What is wrong with the others.
+    pub(super) failures: Vec<String>,
+}
+
+/// Compares all that is not fused.
+///
+/// A copy may be rounded to another type where that is the type of all floating-point tensors of the file, as `half()` leaves them.
 pub(super) fn compare_copies(
     checkpoint: &Checkpoint,
     plan: &Plan,
     file: &Checkpoint,
     options: &Options,
-) -> Result<(usize, Vec<String>), TensorError> {
-    let mut failures = Vec::new();
-    let mut copied = 0;
+) -> Result<Copies, TensorError> {
+    let mut copies = Copies::default();
+    let of_file = one_type(file);
     let planned: BTreeMap<&str, _> = plan
         .outputs
         .iter()
@@ -26,15 +39,28 @@ pub(super) fn compare_copies(
     for (name, planned) in &planned {
         options.go_on()?;
         let Some(found) = file.get(name) else {
-            failures.push(format!("{} is missing", quoted(name)));
+            copies.failures.push(format!("{} is missing", quoted(name)));
             continue;
         };
         match &planned.what {
-            Source::Copy(tensor) => match difference(checkpoint, tensor, file, found)? {
-                None => copied += 1,
-                Some(difference) => failures.push(difference),
-            },
-            Source::Fill(_) if !same_kind(&planned.output, found) => failures.push(format!(
+            Source::Copy(tensor) | Source::Round(tensor) => {
+                let float = found.dtype().float();
+                let rounded = tensor.dtype() != found.dtype() && tensor.shape() == found.shape();
+                let difference = match float.filter(|_| rounded && float == of_file) {
+                    Some(float) if tensor.dtype().float().is_some() => {
+                        let difference = not_rounded([checkpoint, file], [tensor, found], float)?;
+                        copies.rounded += usize::from(difference.is_none());
+                        difference
+                    }
+                    _ => {
+                        let difference = difference(checkpoint, tensor, file, found)?;
+                        copies.copied += usize::from(difference.is_none());
+                        difference
+                    }
+                };
+                copies.failures.extend(difference);
+            }
+            Source::Fill(_) if !same_kind(&planned.output, found) => copies.failures.push(format!(
                 "{found} is {} {:?}; expected {} {:?}",
                 found.dtype(),
                 found.shape(),
@@ -46,24 +72,65 @@ pub(super) fn compare_copies(
                 let values = reader.vector(found, 0, found.len())?;
                 let value = found.dtype().float().map_or(*value, |f| f.round(*value));
                 if let Some(x) = values.iter().find(|x| **x != value) {
-                    failures.push(format!("{found} holds {x}; the recipe sets it to {value}"));
+                    copies
+                        .failures
+                        .push(format!("{found} holds {x}; the recipe sets it to {value}"));
                 }
             }
             // Compared as blocks.
             Source::Weight(..) | Source::Bias(..) => {}
         }
     }
-    let leftovers = file
-        .tensors()
-        .keys()
-        .filter(|name| !planned.contains_key(name.as_str()));
-    failures.extend(leftovers.map(|name| {
+    let of_plan = |name: &str| planned.contains_key(name);
+    let leftovers = file.tensors().iter().filter(|(name, tensor)| {
+        let parts = tensor.parts();
+        let in_parts = !parts.is_empty() && parts.iter().all(|part| of_plan(part.name()));
+        !of_plan(name) && !in_parts
+    });
+    let leftovers = leftovers.map(|(name, _)| name);
+    copies.failures.extend(leftovers.map(|name| {
         format!(
             "{} is left over; the deploy form has no such tensor",
             quoted(name)
         )
     }));
-    Ok((copied, failures))
+    Ok(copies)
+}
+
+/// The type of all floating-point tensors of a file, if they have one.
+fn one_type(file: &Checkpoint) -> Option<Float> {
+    let mut types = file.tensors().values().filter_map(|t| t.dtype().float());
+    let first = types.next()?;
+    types.all(|float| float == first).then_some(first)
+}
+
+/// Where a tensor is not another one with each number rounded once.
+fn not_rounded(
+    files: [&Checkpoint; 2],
+    [tensor, found]: [&Tensor; 2],
+    float: Float,
+) -> Result<Option<String>, TensorError> {
+    const CHUNK: usize = 1 << 16;
+    let [mut before, mut after] = files.map(|file| Reader::new(file, 1 << 16));
+    for first in (0..tensor.len()).step_by(CHUNK) {
+        let len = CHUNK.min(tensor.len() - first);
+        let was = before.vector(tensor, first, len)?;
+        let is = after.vector(found, first, len)?;
+        let same = |(was, is): (&f64, &f64)| {
+            let rounded = float.round(*was);
+            (rounded.is_finite() || !was.is_finite())
+                && (rounded == *is || rounded.is_nan() && is.is_nan())
+        };
+        if let Some(i) = was.iter().zip(&is).position(|pair| !same(pair)) {
+            return Ok(Some(format!(
+                "{found} holds {} at {:?}; its copy in {float} would be {}",
+                is[i],
+                diagnose::place_in(tensor.shape(), first + i),
+                float.round(was[i])
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn same_kind(output: &Output, found: &Tensor) -> bool {

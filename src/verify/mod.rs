@@ -32,7 +32,7 @@ use crate::plan::{Plan, Source};
 use crate::tensor::{Checkpoint, Error as TensorError, Float, quoted};
 
 use block::{Check, impulse_share};
-use copies::compare_copies;
+use copies::{Copies, compare_copies};
 
 pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
@@ -82,6 +82,8 @@ pub struct Verdict {
     pub blocks: Vec<BlockVerdict>,
     /// Tensors that were copied and are the same, byte for byte.
     pub copied: usize,
+    /// Tensors that were copied with each number rounded once to the type that all of the deploy form is stored in.
+    pub rounded: usize,
     /// What is wrong apart from the blocks: names missing or left over, copies that differ.
     pub failures: Vec<String>,
     /// Which rounding the file was allowed.
@@ -173,20 +175,23 @@ pub fn verify(
     options: &Options,
 ) -> Result<Verdict, diagnose::Error> {
     let blocks = verify_blocks(checkpoint, plan, deployed, options)?;
-    let (copied, failures) = match deployed {
+    let copies = match deployed {
         Deployed::File(file) => compare_copies(checkpoint, plan, file, options)?,
-        Deployed::InMemory => (
-            plan.outputs
-                .iter()
-                .filter(|p| matches!(p.what, Source::Copy(_)))
-                .count(),
-            Vec::new(),
-        ),
+        Deployed::InMemory => {
+            let count =
+                |is: fn(&Source) -> bool| plan.outputs.iter().filter(|p| is(&p.what)).count();
+            Copies {
+                copied: count(|what| matches!(what, Source::Copy(_))),
+                rounded: count(|what| matches!(what, Source::Round(_))),
+                failures: Vec::new(),
+            }
+        }
     };
     Ok(Verdict {
         blocks,
-        copied,
-        failures,
+        copied: copies.copied,
+        rounded: copies.rounded,
+        failures: copies.failures,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })

@@ -10,6 +10,7 @@ mod cli_json;
 mod cli_report;
 mod cli_text;
 mod documents;
+mod facts;
 mod families;
 mod graph_laws;
 mod graph_reasons;
@@ -31,7 +32,10 @@ mod pt2;
 mod pytorch;
 mod rounding;
 mod samples;
+mod selection;
 mod shards;
 #[cfg(unix)]
 mod streams;
 mod unsound;
+mod weights_in_parts;
+mod written;

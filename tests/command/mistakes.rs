@@ -190,6 +190,16 @@ fn recipes_with_one_mistake() {
                 r#"{"at": "{p}.{s}.weight", "fuse": {"{p}.{s-1}": {"conv": {"weight": "{p}.{s}.weight"}}}}"#,
             ),
         ),
+        (
+            block(r#", "classes": []"#),
+            "at `blocks[0].classes`: found an array; expected an object: module to the names of classes",
+            block(r#", "classes": {}"#),
+        ),
+        (
+            block(r#", "classes": {"{p}": "a.B"}"#),
+            "at `blocks[0].classes.{p}`: found a string; expected an array of class names",
+            block(r#", "classes": {"{p}": ["a.B"]}"#),
+        ),
         // In an expression.
         (
             fused("1"),
@@ -542,6 +552,7 @@ const NOT_SHOWN: &[&str] = &[
     "its size overflows",
     "the graph of {} contradicts itself",
     "an input or an output has no name",
+    "U8 has a size, and the shape is the number of bytes",
     "a new array is in standard layout",
     "the array was put in standard layout",
     "53 bits are what an f64 holds exactly",

@@ -536,7 +536,7 @@ fn the_odd_block_is_named() {
     bench.tensor("net.0.alpha", &[4]);
     assert_eq!(
         bench.refused(&own),
-        "repfuse: block `net.1`: `net.1.alpha` is missing, and `net.0.alpha` is there\n"
+        "repfuse: block `net.1`: `net.1.alpha` is missing, and `net.0.alpha` is there; `--skip 'net.1'` leaves the block as it is\n"
     );
     bench.tensor("net.1.alpha", &[4]);
     bench.fuse(&own);

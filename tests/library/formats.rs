@@ -141,3 +141,18 @@ fn convs_of_mlx_are_not_taken_for_those_of_pytorch() {
         .to_string();
     assert!(error.contains("[out, kh, kw, in]"), "{error}");
 }
+
+#[test]
+fn a_tensor_of_half_bytes_is_no_part_of_a_file() {
+    use repfuse::tensor::{Dtype, Part, Place, Tensor};
+    let part = |dtype: &str, bytes: usize| Part {
+        name: "a".to_owned(),
+        dtype: Dtype::from_name(dtype),
+        shape: vec![2],
+        place: Place::InMemory(vec![0; bytes].into()),
+    };
+    let refused = Tensor::new(part("F4", 1));
+    let expected = "`a` has dtype F4, whose elements are no whole bytes";
+    assert_eq!(refused.map(|_| ()), Err(expected.to_owned()));
+    assert!(Tensor::new(part("F16", 4)).is_ok());
+}

@@ -43,6 +43,7 @@ pub fn verify(
     Ok(Verdict {
         blocks,
         copied,
+        rounded: 0,
         failures,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,

@@ -46,6 +46,7 @@ pub fn verify(
     Ok(Verdict {
         blocks,
         copied: compare.copied,
+        rounded: 0,
         failures: compare.failures,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,

@@ -111,6 +111,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         network: None,
         blocks,
         skipped,
+        left: Vec::new(),
         outputs,
         dropped,
     };

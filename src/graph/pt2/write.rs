@@ -2,16 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::edit::{Edit, tensor_of};
 use super::read::Pt2;
-use crate::fuse::{self, Contents, Options, Unfinished};
+use crate::fuse::archive::{self, Entry, bytes, text};
+use crate::fuse::{self, Options, Unfinished};
 use crate::graph::file::Error;
 use crate::plan::{Planned, Source, planned};
-use crate::tensor::write::Layout;
-use crate::tensor::zip_layout::ZipLayout;
-use crate::tensor::{Dtype, Output, Part, Place, Tensor};
+use crate::tensor::{Dtype, Place};
 
 /// A fused conv that is of another type than what it computes with: a program computes in the type of its values.
 #[derive(Debug, thiserror::Error)]
@@ -37,39 +35,16 @@ pub fn fuse(
 ) -> Result<Unfinished, Error> {
     check_types(pt2, edit)?;
     let place = fuse::place_for(pt2.constants(), destination, options.replace)?;
+    let (constants, blocks) = (pt2.constants(), &edit.plan.blocks);
     let entries = entries(pt2, edit);
-    let (zip, layout) = layout(&entries);
-    let outputs: Vec<Planned> = entries.into_iter().map(|entry| entry.item).collect();
-    let contents = Contents {
-        blocks: &edit.plan.blocks,
-        outputs: &outputs,
-        layout: &layout,
-    };
-    let sums = fuse::Sums::default();
-    let written = fuse::write_summed(pt2.constants(), &contents, place, options, &sums, progress)?;
-    let crcs: Vec<u32> = (0..outputs.len()).map(|i| sums.of(zip.data(i))).collect();
-    for (i, crc) in crcs.iter().enumerate() {
-        let (at, header) = zip.header(i, *crc);
-        written.write_at(&header, at)?;
-    }
-    let (at, directory) = zip.directory(&crcs);
-    written.write_at(&directory, at)?;
-    Ok(written)
+    Ok(archive::write(
+        constants, blocks, entries, place, options, progress,
+    )?)
 }
 
 /// The size in bytes of what [`fuse()`] would write.
 pub fn file_len(pt2: &Pt2, edit: &Edit) -> u64 {
-    layout(&entries(pt2, edit)).0.file_len()
-}
-
-fn layout(entries: &[Entry]) -> (ZipLayout, Layout) {
-    let named = entries
-        .iter()
-        .map(|entry| (entry.name.clone(), entry.item.output.byte_len));
-    let zip = ZipLayout::new(named.collect());
-    let offsets = (0..entries.len()).map(|i| zip.data(i).start).collect();
-    let layout = Layout::at(offsets, zip.file_len());
-    (zip, layout)
+    archive::file_len(&entries(pt2, edit))
 }
 
 fn check_types(pt2: &Pt2, edit: &Edit) -> Result<(), WrongType> {
@@ -85,12 +60,6 @@ fn check_types(pt2: &Pt2, edit: &Edit) -> Result<(), WrongType> {
         }
     }
     Ok(())
-}
-
-/// An entry of the new archive.
-struct Entry {
-    name: String,
-    item: Planned,
 }
 
 /// The entry in which the version of repfuse stands. PyTorch gives what is below `extra/` to whoever asks for it.
@@ -118,9 +87,9 @@ fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
             for (path, item) in fused(edit) {
                 put(&format!("data/weights/{path}"), item);
             }
-            put(&entry.name, text(&edit.texts.weights));
+            put(&entry.name, text(edit.texts.weights.as_bytes()));
         } else if entry.name == program {
-            put(&entry.name, text(&edit.texts.program));
+            put(&entry.name, text(edit.texts.program.as_bytes()));
         } else {
             let place = Place::InFile {
                 file: 0,
@@ -132,7 +101,7 @@ fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
             );
         }
     }
-    put(VERSION, text(env!("CARGO_PKG_VERSION")));
+    put(VERSION, text(env!("CARGO_PKG_VERSION").as_bytes()));
     entries
 }
 
@@ -150,36 +119,4 @@ fn fused(edit: &Edit) -> impl Iterator<Item = (&str, Planned)> {
             Some((path.as_deref()?, planned(name, conv.dtype, shape, source)))
         })
     })
-}
-
-fn text(text: &str) -> Planned {
-    bytes(
-        text.len() as u64,
-        Place::InMemory(Arc::from(text.as_bytes())),
-    )
-}
-
-/// Bytes that are copied. There are as many as their place has.
-fn bytes(byte_len: u64, place: Place) -> Planned {
-    let (dtype, shape) = (
-        Dtype::Known(safetensors::Dtype::U8),
-        vec![byte_len as usize],
-    );
-    let output = Output {
-        name: String::new(),
-        dtype: dtype.clone(),
-        shape: shape.clone(),
-        byte_len,
-    };
-    let part = Part {
-        name: String::new(),
-        dtype,
-        shape,
-        place,
-    };
-    let tensor = Tensor::new(part).expect("U8 has a size, and the shape is the number of bytes");
-    Planned {
-        output,
-        what: Source::Copy(tensor),
-    }
 }

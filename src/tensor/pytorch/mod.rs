@@ -10,6 +10,7 @@ mod state;
 mod storage;
 mod value;
 mod wrap;
+pub(crate) mod write;
 
 use std::fs::File;
 use std::path::Path;
@@ -79,7 +80,7 @@ pub(super) fn form(file: &File, prefix: [u8; 8], file_len: u64) -> Option<Form> 
 }
 
 /// The entry of an archive in which repfuse keeps its metadata. PyTorch does not look at it.
-pub(super) const METADATA_ENTRY: &str = "repfuse.json";
+pub(crate) const METADATA_ENTRY: &str = "repfuse.json";
 
 /// Finds the state dict of a file: under `key`, else under the one key that wraps one, else at the top.
 pub(super) fn open(

@@ -1,0 +1,58 @@
+//! What a plan leaves as it is: blocks that the user skips, before anything of them is checked, and modules whose weights are
+//! no plain numbers.
+
+use super::closed::{Beside, Region};
+use super::select::Select;
+use super::{Fate, Ledger, Left, parts};
+use crate::recipe::Error;
+use crate::recipe::detect::Start;
+use crate::recipe::model::{BATCH_COUNT, NORM};
+use crate::recipe::pattern::covers;
+
+impl Ledger<'_> {
+    /// Refuses weights that are no plain numbers and what folding makes stale, where the user does not leave them as they are.
+    pub(super) fn refuse_parts(&mut self, select: &Select) -> Result<(), Error> {
+        let beside = Beside::new(&self.recipe.beside, &self.options.beside)?;
+        for found in parts::find(self.index) {
+            let name = found.tensor.name();
+            let drops = self.recipe.drop.iter().any(|p| covers(p, name).is_some());
+            if drops || beside.covers(name) {
+                continue;
+            }
+            let Some(path) = select.skips(&found.module) else {
+                return Err(found.refused());
+            };
+            if !found.is_quantizer() {
+                self.regions.push(Region::below(path, &found.module));
+                self.left.push(Left {
+                    why: found.short().to_owned(),
+                    module: found.module,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves every tensor that has the name of a part of a block as it is, whether or not the block is whole.
+    pub(super) fn leave(&mut self, start: &Start<'_>, name: &str) {
+        let Start { rule, captures, .. } = start;
+        let mut own = vec![start.anchor.name().to_owned()];
+        for (_, template) in &rule.fuse {
+            for pattern in template.tensors() {
+                let found = self.looked_at.names(self.index, &pattern, captures);
+                own.extend(found.map(|(tensor, _)| tensor.name().to_owned()));
+            }
+        }
+        let counts = own.iter().filter_map(|name| {
+            let count = format!("{}{BATCH_COUNT}", name.strip_suffix(NORM[2])?);
+            self.index.contains_key(&count).then_some(count)
+        });
+        let counts: Vec<String> = counts.collect();
+        own.extend(counts);
+        let region = Region::of(name, rule, captures, own.iter().map(String::as_str));
+        self.regions.push(region.left());
+        for name in own {
+            self.taken.entry(name).or_insert(Fate::Kept);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Weights that are no plain numbers: what stands beside a conv, or in its place, that folding would make stale or cannot read.
+//! It is known by the names that PyTorch and the usual libraries give it.
+
+use std::collections::BTreeMap;
+
+use crate::recipe::Error;
+use crate::recipe::expand::Index;
+use crate::tensor::Tensor;
+
+/// A kind of such parts: what errors and summaries call it, and what to do.
+struct Kind {
+    is: &'static str,
+    short: &'static str,
+    remedy: &'static str,
+    /// Path segments that only such parts have; the module is what stands before.
+    segments: &'static [&'static str],
+}
+
+const KINDS: &[Kind] = &[
+    Kind {
+        is: "has the state of a quantizer, which fits the weights before folding and not those after",
+        short: "quantizer",
+        remedy: "remove the quantizers, or drop their state, and quantize the folded network",
+        segments: &[
+            "_amax",
+            "_pre_quant_scale",
+            "_input_quantizer",
+            "_weight_quantizer",
+            "_output_quantizer",
+            "input_quantizer",
+            "weight_quantizer",
+            "output_quantizer",
+            "act_quantizer",
+            "weight_fake_quant",
+            "act_fake_quant",
+            "fake_quant_enabled",
+            "observer_enabled",
+            "activation_post_process",
+            "weight_observer",
+            "act_observer",
+            "weight_quant",
+            "input_quant",
+            "output_quant",
+        ],
+    },
+    Kind {
+        is: "is stored as a base weight and LoRA parts",
+        short: "LoRA parts",
+        remedy: "merge them first, as `merge_and_unload()` of peft does",
+        segments: &[
+            "lora_A",
+            "lora_B",
+            "lora_down",
+            "lora_up",
+            "lora_mid",
+            "lora_magnitude_vector",
+            "base_layer",
+        ],
+    },
+    Kind {
+        is: "has a weight under spectral norm",
+        short: "spectral norm",
+        remedy: "remove it first, as `torch.nn.utils.remove_spectral_norm` or `parametrize.remove_parametrizations` does",
+        segments: &[],
+    },
+    // Over the first axis, and masks of numbers, are computed before this is asked.
+    Kind {
+        is: "has a weight in parts that are not put together here",
+        short: "weight in parts",
+        remedy: "remove the weight norm, pruning or parametrization first, as `remove_weight_norm`, `prune.remove` or `parametrize.remove_parametrizations` does",
+        segments: &["parametrizations"],
+    },
+];
+
+const QUANTIZER: usize = 0;
+const SPECTRAL: usize = 2;
+const IN_PARTS: usize = 3;
+
+/// A module whose weight is no plain numbers, or has a quantizer.
+pub(super) struct Found {
+    pub(super) module: String,
+    /// The first of the tensors that say so.
+    pub(super) tensor: Tensor,
+    kind: usize,
+}
+
+impl Found {
+    /// What a summary calls it.
+    pub(super) fn short(&self) -> &'static str {
+        KINDS[self.kind].short
+    }
+
+    /// Whether the weight itself is as it should be.
+    pub(super) fn is_quantizer(&self) -> bool {
+        self.kind == QUANTIZER
+    }
+
+    /// The error that refuses it.
+    pub(super) fn refused(&self) -> Error {
+        let Kind { is, remedy, .. } = KINDS[self.kind];
+        Error::Parts {
+            module: self.module.clone(),
+            tensor: self.tensor.to_string(),
+            name: self.tensor.name().to_owned(),
+            quantizer: self.is_quantizer(),
+            is,
+            remedy,
+        }
+    }
+}
+
+/// Every such module of a file, in the order of the names.
+pub(super) fn find(index: &Index) -> Vec<Found> {
+    let mut found: BTreeMap<(&str, usize), &Tensor> = BTreeMap::new();
+    for tensor in index.values() {
+        if let Some(at) = in_parts(tensor.name(), index).or_else(|| of_segments(tensor.name())) {
+            found.entry(at).or_insert(tensor);
+        }
+    }
+    let found = found.into_iter().map(|((module, kind), tensor)| Found {
+        module: module.to_owned(),
+        tensor: tensor.clone(),
+        kind,
+    });
+    found.collect()
+}
+
+fn of_segments(name: &str) -> Option<(&str, usize)> {
+    let mut at = 0;
+    for segment in name.split('.') {
+        let kind = KINDS
+            .iter()
+            .position(|kind| kind.segments.contains(&segment));
+        if let Some(kind) = kind {
+            return Some((name[..at].trim_end_matches('.'), kind));
+        }
+        at += segment.len() + 1;
+    }
+    None
+}
+
+/// The original weight of a module under spectral norm, which has the vectors of its power iteration beside it; one of two parts
+/// of a weight.
+fn in_parts<'n>(name: &'n str, index: &Index) -> Option<(&'n str, usize)> {
+    let has = |name: String| index.contains_key(&name);
+    let module = |weight: &'n str| weight.rsplit_once('.').map_or("", |(module, _)| module);
+    if let Some(weight) = name.strip_suffix("_orig") {
+        let kind = match (has(format!("{weight}_u")), has(format!("{weight}_mask"))) {
+            (true, _) => SPECTRAL,
+            (_, true) => IN_PARTS,
+            _ => return None,
+        };
+        return Some((module(weight), kind));
+    }
+    if let Some(weight) = name.strip_suffix("_g") {
+        return has(format!("{weight}_v")).then(|| (module(weight), IN_PARTS));
+    }
+    let (module, weight) = name
+        .strip_suffix(".original")?
+        .rsplit_once(".parametrizations.")?;
+    has(format!("{module}.parametrizations.{weight}.0._u")).then_some((module, SPECTRAL))
+}

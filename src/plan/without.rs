@@ -1,0 +1,28 @@
+//! A file without what the user wants left out of it.
+
+use super::closed::Beside;
+use crate::recipe::Error;
+use crate::recipe::expand::Index;
+use crate::tensor::Tensor;
+
+/// The tensors that globs on tensors and modules take out, and the others; none of the latter where there is no glob.
+///
+/// # Errors
+/// When a glob is none, or matches nothing.
+pub(super) fn split(index: &Index, drop: &[String]) -> Result<(Vec<Tensor>, Option<Index>), Error> {
+    if drop.is_empty() {
+        return Ok((Vec::new(), None));
+    }
+    for glob in drop {
+        let wish = Beside::new(&[], std::slice::from_ref(glob))?;
+        if !index.keys().any(|name| wish.covers(name)) {
+            return Err(Error::NothingDropped { glob: glob.clone() });
+        }
+    }
+    let wish = Beside::new(&[], drop)?;
+    let (out, rest): (Index, Index) = index
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.clone()))
+        .partition(|(name, _)| wish.covers(name));
+    Ok((out.into_values().collect(), Some(rest)))
+}

@@ -1,0 +1,239 @@
+//! One tensor of a checkpoint: its name, type and shape, and where its bytes are.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::computed::Computed;
+use super::dtype::Dtype;
+use super::error::quoted;
+use super::facts::{Facts, Module};
+use super::header;
+use super::strided::View;
+
+/// One tensor of a checkpoint; cloning it is cheap.
+#[derive(Clone, PartialEq)]
+pub struct Tensor(Arc<Info>);
+
+#[derive(Clone, PartialEq)]
+struct Info {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// The dimensions in the file, where `shape` are others for the same numbers.
+    stored: Option<Vec<usize>>,
+    place: Place,
+    byte_len: u64,
+    /// What its file says of modules, if it says anything.
+    facts: Option<Arc<Facts>>,
+}
+
+/// Where the bytes of a tensor are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// In the file of this number, from this position on.
+    InFile {
+        /// The number of the file among those that the checkpoint has.
+        file: usize,
+        /// The position of its first byte.
+        offset: u64,
+    },
+    /// In memory: a few numbers that no file holds as little-endian bytes side by side.
+    InMemory(Arc<[u8]>),
+    /// In the first file, as a view of what is stored there.
+    View(Arc<View>),
+    /// In other tensors, which it is computed from.
+    Computed(Arc<Computed>),
+}
+
+/// A tensor of a file whose format is read elsewhere.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its name, which no other has.
+    pub name: String,
+    /// The element type.
+    pub dtype: Dtype,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// Where its bytes are, little-endian and row-major.
+    pub place: Place,
+}
+
+impl Tensor {
+    /// The tensor that a part describes.
+    ///
+    /// # Errors
+    /// Says what is wrong where its element type has no fixed size, its shape overflows, or memory holds another number of bytes.
+    pub fn new(part: Part) -> Result<Tensor, String> {
+        let name = quoted(&part.name);
+        let bits = part.dtype.bits().filter(|bits| bits % 8 == 0);
+        let size = bits.ok_or_else(|| {
+            format!(
+                "{name} has dtype {}, whose elements are no whole bytes",
+                part.dtype
+            )
+        })? as u64
+            / 8;
+        let bytes = part
+            .shape
+            .iter()
+            .try_fold(size, |n, d| n.checked_mul(*d as u64));
+        let byte_len =
+            bytes.ok_or_else(|| format!("the shape {:?} of {name} overflows", part.shape))?;
+        if let Place::InMemory(bytes) = &part.place
+            && bytes.len() as u64 != byte_len
+        {
+            return Err(format!(
+                "{name} has {}; its shape {:?} takes {byte_len}",
+                header::in_bytes(bytes.len() as u64),
+                part.shape
+            ));
+        }
+        Ok(Tensor(Arc::new(Info {
+            name: part.name,
+            dtype: part.dtype,
+            shape: part.shape,
+            stored: None,
+            place: part.place,
+            byte_len,
+            facts: None,
+        })))
+    }
+
+    /// A tensor whose number of bytes is known.
+    pub(super) fn at(
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        place: Place,
+        byte_len: u64,
+    ) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            dtype,
+            shape,
+            stored: None,
+            place,
+            byte_len,
+            facts: None,
+        }))
+    }
+
+    /// Where its bytes are.
+    pub fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> &Dtype {
+        &self.0.dtype
+    }
+
+    /// Whether this is the very same tensor of the very same checkpoint.
+    pub fn is(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// The same numbers with other dimensions, of which there must be as many.
+    pub fn reshaped(&self, shape: Vec<usize>) -> Tensor {
+        debug_assert_eq!(shape.iter().product::<usize>(), self.len());
+        Tensor(Arc::new(Info {
+            shape,
+            stored: Some(self.stored_shape().to_vec()),
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// The same numbers under another name.
+    pub(super) fn named(&self, name: String) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// A tensor of the same type and shape that is computed.
+    pub(super) fn computed_as(&self, name: String, computed: Computed) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            place: Place::Computed(Arc::new(computed)),
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// How it is computed, if it does not stand in the file.
+    pub fn computed(&self) -> Option<&Computed> {
+        match self.place() {
+            Place::Computed(computed) => Some(computed),
+            _ => None,
+        }
+    }
+
+    /// The tensors of the file that it is computed from; none for one that stands there itself.
+    pub fn parts(&self) -> &[Tensor] {
+        match self.computed() {
+            Some(computed) => computed.parts(),
+            None => &[],
+        }
+    }
+
+    /// The same tensor, of a file that says this of its modules.
+    pub(super) fn said(self, facts: &Arc<Facts>) -> Tensor {
+        Tensor(Arc::new(Info {
+            facts: (!facts.is_empty()).then(|| facts.clone()),
+            ..Arc::unwrap_or_clone(self.0)
+        }))
+    }
+
+    /// What its file says of modules; none for a state dict, which says nothing.
+    pub fn facts(&self) -> Option<&Facts> {
+        self.0.facts.as_deref()
+    }
+
+    /// What its file says of the module that it is a parameter of.
+    pub fn module(&self) -> Option<&Module> {
+        let (path, _) = self.name().rsplit_once('.').unwrap_or_default();
+        self.facts()?.module(path)
+    }
+
+    /// The dimensions in the file, which are those of an index that a user can look up.
+    pub fn stored_shape(&self) -> &[usize] {
+        self.0.stored.as_ref().unwrap_or(&self.0.shape)
+    }
+
+    /// The number of bytes.
+    pub fn byte_len(&self) -> u64 {
+        self.0.byte_len
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+
+    /// Whether the tensor has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Display for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&quoted(self.name()))
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} {} {:?}", self.dtype(), self.shape())
+    }
+}

@@ -1,0 +1,268 @@
+//! Blocks that do not fit stop themselves and nothing else; weights in parts and quantizers are refused by name.
+
+use safetensors::Dtype;
+
+use crate::support::forge::{File, Held};
+use crate::support::tiny::{Ran, Tiny};
+
+/// What a test does to a file.
+type Change<'a> = &'a dyn Fn(&mut File);
+
+/// A network of which something is changed.
+fn changed(change: impl Fn(&mut File)) -> Tiny {
+    let mut tiny = Tiny::network();
+    change(&mut tiny.file);
+    tiny.write();
+    tiny
+}
+
+fn fuse(tiny: &Tiny, more: &[&str]) -> Ran {
+    let args = [
+        "fuse",
+        "train.safetensors",
+        "out.safetensors",
+        "--force",
+        "--verify",
+    ];
+    tiny.run(&[&args, more].concat())
+}
+
+/// Nothing fits of the block, `--skip` leaves it as it is, and the rest is folded.
+#[test]
+fn a_block_that_does_not_fit_is_skipped() {
+    let without = |names: &'static [&'static str]| {
+        move |file: &mut File| {
+            names
+                .iter()
+                .for_each(|name| drop(file.tensors.remove(*name)))
+        }
+    };
+    let integer = |file: &mut File| {
+        let weight = file.at("stage1.1.rbr_dense.conv.weight");
+        let shape = weight.shape.clone();
+        weight.bytes = vec![1; shape.iter().product()];
+        weight.dtype = Dtype::I8;
+    };
+    let eight_bits = |file: &mut File| {
+        let weight = file.at("stage1.1.rbr_1x1.conv.weight");
+        let shape = weight.shape.clone();
+        weight.bytes = vec![0x38; shape.iter().product()];
+        weight.dtype = Dtype::F8_E4M3;
+    };
+    let deep = |file: &mut File| {
+        let weight = file.at("stage1.1.rbr_1x1.conv.weight");
+        weight.shape = vec![4, 4, 1, 1, 1, 1];
+    };
+    let cases: [(Change<'_>, &str); 5] = [
+        (
+            &without(&[
+                "stage1.1.rbr_dense.bn.running_mean",
+                "stage1.1.rbr_dense.bn.running_var",
+            ]),
+            "the norm `stage1.1.rbr_dense.bn` keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it \
+             cannot be folded",
+        ),
+        (
+            &without(&["stage1.1.rbr_dense.bn.bias"]),
+            "`stage1.1.rbr_dense.bn` has 3 of the 4 batch-norm tensors; `bias` is missing",
+        ),
+        (
+            &integer,
+            "`stage1.1.rbr_dense.conv.weight` has dtype I8, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
+        ),
+        (
+            &eight_bits,
+            "`stage1.1.rbr_1x1.conv.weight` has dtype F8_E4M3, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
+        ),
+        (
+            &deep,
+            "shapes do not fit: `stage1.1.rbr_1x1.conv.weight` has shape [4, 4, 1, 1, 1, 1]; expected a conv weight with 2 to 5 \
+             dimensions and no zero",
+        ),
+    ];
+    for (change, why) in cases {
+        let tiny = changed(change);
+        let refused = fuse(&tiny, &[]);
+        let why = why
+            .strip_prefix("shapes")
+            .map_or(format!(" {why}"), |rest| format!(" shapes{rest}"));
+        assert_eq!(refused.status, 2, "{why}");
+        assert!(
+            refused.stderr.contains("block `stage1.1`:"),
+            "{}",
+            refused.stderr
+        );
+        let offered = "; `--skip 'stage1.1'` leaves the block as it is\n";
+        assert!(refused.stderr.ends_with(offered), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains(why.trim_end()),
+            "{}\n{why}",
+            refused.stderr
+        );
+        for args in [
+            vec!["--skip", "stage1.1"],
+            vec!["--only", "stage[02]*", "--only", "stage1.[02]"],
+        ] {
+            let ran = fuse(&tiny, &args);
+            assert_eq!(ran.status, 0, "{}", ran.stderr);
+            assert!(ran.stdout.starts_with("fused 4 blocks"), "{}", ran.stdout);
+            let out = File::read(&tiny.path("out.safetensors"));
+            assert!(out.tensors.contains_key("stage1.1.rbr_1x1.conv.weight"));
+            assert!(out.tensors.contains_key("stage1.0.rbr_reparam.weight"));
+        }
+    }
+    // As it should be, nothing is left.
+    let ran = fuse(&Tiny::network(), &[]);
+    assert!(ran.stdout.starts_with("fused 5 blocks"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("left  "), "{}", ran.stdout);
+}
+
+#[test]
+fn what_is_left_is_counted() {
+    let ran = fuse(&Tiny::network(), &["--skip", "stage1.1"]);
+    let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let left = "left 10 of 13 norms folded; as they were: stage1.1.rbr_1x1.bn (skipped), stage1.1.rbr_dense.bn (skipped), \
+                stage1.1.rbr_identity (skipped)";
+    assert!(words.contains(left), "{}", ran.stdout);
+    let json = fuse(&Tiny::network(), &["--skip", "stage1.1", "--json"]);
+    assert!(json.stdout.contains("\"norms\": 13"), "{}", json.stdout);
+    assert!(
+        json.stdout.contains("\"stage1.1.rbr_identity\""),
+        "{}",
+        json.stdout
+    );
+}
+
+#[test]
+fn a_selection_that_names_nothing_is_a_mistake() {
+    let tiny = Tiny::network();
+    for args in [
+        &["--skip", "stage9"][..],
+        &["--only", "stage1*", "--only", "stage9"],
+    ] {
+        let ran = fuse(&tiny, args);
+        let said =
+            "repfuse: no block is named like `stage9`; `repfuse inspect` shows their names\n";
+        assert_eq!((ran.status, ran.stderr.as_str()), (2, said), "{args:?}");
+    }
+    let ran = fuse(&tiny, &["--drop", "head.*"]);
+    let said = "repfuse: no tensor is named like `head.*`, which is to be dropped\n";
+    assert_eq!((ran.status, ran.stderr.as_str()), (2, said));
+    assert_eq!(fuse(&tiny, &["--skip", "stage2*"]).status, 0);
+}
+
+fn put(file: &mut File, name: &str, shape: &[usize]) {
+    let values = vec![0.5; shape.iter().product()];
+    file.tensors
+        .insert(name.to_owned(), Held::f32(shape, &values));
+}
+
+#[test]
+fn weights_in_parts_are_refused_by_name() {
+    let lora = |file: &mut File| {
+        let weight = file
+            .tensors
+            .remove("stage1.1.rbr_dense.conv.weight")
+            .unwrap();
+        file.tensors.insert(
+            "stage1.1.rbr_dense.conv.base_layer.weight".to_owned(),
+            weight,
+        );
+        put(
+            file,
+            "stage1.1.rbr_dense.conv.lora_A.default.weight",
+            &[2, 4, 3, 3],
+        );
+        put(
+            file,
+            "stage1.1.rbr_dense.conv.lora_B.default.weight",
+            &[4, 2, 1, 1],
+        );
+    };
+    let spectral = |file: &mut File| {
+        let weight = file
+            .tensors
+            .remove("stage1.1.rbr_dense.conv.weight")
+            .unwrap();
+        file.tensors
+            .insert("stage1.1.rbr_dense.conv.weight_orig".to_owned(), weight);
+        put(file, "stage1.1.rbr_dense.conv.weight_u", &[4]);
+        put(file, "stage1.1.rbr_dense.conv.weight_v", &[36]);
+    };
+    let parametrized = |file: &mut File| {
+        let weight = file
+            .tensors
+            .remove("stage1.1.rbr_dense.conv.weight")
+            .unwrap();
+        let at = "stage1.1.rbr_dense.conv.parametrizations.weight";
+        file.tensors.insert(format!("{at}.original"), weight);
+        put(file, &format!("{at}.0._u"), &[4]);
+        put(file, &format!("{at}.0._v"), &[36]);
+    };
+    let remove = "has a weight under spectral norm: `stage1.1.rbr_dense.conv.weight_orig` is there; remove it first, as \
+                  `torch.nn.utils.remove_spectral_norm` or `parametrize.remove_parametrizations` does";
+    let cases: [(Change<'_>, String); 3] = [
+        (
+            &lora,
+            "is stored as a base weight and LoRA parts: `stage1.1.rbr_dense.conv.base_layer.weight` is there; merge them first, as \
+             `merge_and_unload()` of peft does"
+                .to_owned(),
+        ),
+        (&spectral, remove.to_owned()),
+        (&parametrized, remove.replace("weight_orig", "parametrizations.weight.original")),
+    ];
+    for (change, why) in cases {
+        let tiny = changed(change);
+        let refused = fuse(&tiny, &[]);
+        let expected = format!(
+            "repfuse: `stage1.1.rbr_dense.conv` {why}; `--skip 'stage1.1.rbr_dense.conv'` leaves it as it is\n"
+        );
+        assert_eq!((refused.status, refused.stderr), (2, expected));
+        let ran = fuse(&tiny, &["--skip", "stage1.1"]);
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        assert!(
+            ran.stdout
+                .contains("10 of 13 norms folded; as they were: stage1.1."),
+            "{}",
+            ran.stdout
+        );
+    }
+}
+
+#[test]
+fn the_state_of_quantizers_is_refused_or_dropped() {
+    for (name, end) in [
+        ("stage1.1.rbr_dense.conv._weight_quantizer._amax", "_amax"),
+        (
+            "stage1.1.rbr_dense.conv.weight_fake_quant.fake_quant_enabled",
+            "fake_quant_enabled",
+        ),
+        (
+            "stage1.1.rbr_dense.conv.activation_post_process.min_val",
+            "min_val",
+        ),
+        ("linear._input_quantizer._amax", "_amax"),
+    ] {
+        let tiny = changed(|file| put(file, name, &[1]));
+        let refused = fuse(&tiny, &[]);
+        let module = name
+            .split("._")
+            .next()
+            .unwrap()
+            .split(".weight_fake")
+            .next()
+            .unwrap();
+        let module = module.split(".activation").next().unwrap();
+        let expected = format!(
+            "repfuse: `{module}` has the state of a quantizer, which fits the weights before folding and not those after: `{name}` is \
+             there; remove the quantizers, or drop their state, and quantize the folded network; `--drop '*.{end}'` leaves it out\n"
+        );
+        assert_eq!((refused.status, refused.stderr), (2, expected));
+        let glob = format!("*.{end}");
+        let ran = fuse(&tiny, &["--drop", &glob]);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        let out = File::read(&tiny.path("out.safetensors"));
+        assert!(!out.tensors.contains_key(name), "{name}");
+        assert_eq!(out.tensors.len(), 12);
+    }
+}
