@@ -25,11 +25,11 @@ pub fn level(tap: f64, largest: f64, shades: usize) -> usize {
 /// Side of a square and the gap between two, in pixels, for a kernel of this extent.
 fn cell(extent: [usize; 2]) -> [usize; 2] {
     match extent[0].max(extent[1]) {
-        0..=3 => [18, 1],
-        4..=5 => [13, 1],
-        6..=7 => [10, 1],
-        8..=11 => [8, 1],
-        12..=17 => [6, 1],
+        0..=3 => [34, 1],
+        4..=5 => [22, 1],
+        6..=7 => [16, 1],
+        8..=11 => [10, 1],
+        12..=17 => [7, 1],
         18..=31 => [4, 0],
         _ => [2, 0],
     }
