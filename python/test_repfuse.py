@@ -1,15 +1,22 @@
-"""What the package promises, checked on the installed one: `python test_repfuse.py FIXTURES`."""
+"""What the package promises, checked on the installed one: `python test_repfuse.py FIXTURES PAGE...`.
+
+The pages are Markdown; what they show of it must run.
+"""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
+import typing
 from pathlib import Path
 
 import repfuse
 from repfuse import _command, _documents
 
-FIXTURES = Path(sys.argv[1])
+FIXTURES = Path(sys.argv[1]).resolve()
+PAGES = [Path(page).resolve() for page in sys.argv[2:]]
 TRAIN = FIXTURES / "plain.train.safetensors"
 assert "torch" not in sys.modules and "safetensors" not in sys.modules, "importing the package imports neither"
 
@@ -54,13 +61,26 @@ def test_errors(folder):
         repfuse.inspect(TRAIN, no_such_option=True)
 
 
+def same_fields(of, schema, defs, where):
+    """Whether a typed dict, and those in it, have the fields of a schema."""
+    if "$ref" in schema:
+        schema = defs[schema["$ref"].rsplit("/", 1)[-1]]
+    fields = typing.get_type_hints(of)
+    assert set(fields) == set(schema["properties"]), (where, set(fields) ^ set(schema["properties"]))
+    for name, field in fields.items():
+        inner = schema["properties"][name]
+        inner = next((x for x in inner.get("anyOf", []) if x != {"type": "null"}), inner)
+        inner = inner.get("items", inner)
+        while getattr(field, "__args__", None):
+            field = field.__args__[0]
+        if isinstance(field, type) and hasattr(field, "__total__"):
+            same_fields(field, inner, defs, f"{where}.{name}")
+
+
 def test_documents(folder):
-    """The typed dicts have the fields of the schemas."""
     for name, of in [("fuse", _documents.FuseSummary), ("verify", _documents.Verdict), ("inspect", _documents.Inspection)]:
         schema = json.loads(subprocess.run([_command.find(), "schema", name], capture_output=True, check=True).stdout)
-        missing = set(schema["required"]) - set(of.__annotations__)
-        unknown = set(of.__annotations__) - set(schema["properties"])
-        assert not missing and not unknown, (name, missing, unknown)
+        same_fields(of, schema, schema.get("$defs", {}), name)
 
 
 def test_command(folder):
@@ -144,6 +164,38 @@ def test_record(folder):
     assert repfuse.record(model, (x,), folder / "found.safetensors") == ["1", "2"]
     with fails("no module `9`"):
         repfuse.record(model, (x,), folder / "none.safetensors", blocks=["9"])
+
+
+def test_pages(folder):
+    """Each page from top to bottom, in a folder with the files that it names."""
+    try:
+        import torch
+    except ImportError:
+        print("python: pages not tested, there is no PyTorch")
+        return
+    for page in PAGES:
+        here = folder / page.stem
+        here.mkdir()
+        names = {"model": network(torch), "x": torch.randn(1, 3, 16, 16)}
+        (here / "train.safetensors").write_bytes(TRAIN.read_bytes())
+        torch.export.save(torch.export.export(names["model"], (names["x"],)), str(here / "model.pt2"))
+        from repfuse import _record
+
+        _record.save(names["model"].state_dict(), here / "trained.safetensors")
+        before = os.getcwd()
+        os.chdir(here)
+        examples = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        # Others show what to do with the file in other libraries.
+        examples = [example for example in examples if "repfuse" in example]
+        assert examples, f"{page.name} shows nothing of repfuse"
+        for example in examples:
+            exec(compile(example, f"{page.name}: {example.splitlines()[0]}", "exec"), names)
+        os.chdir(before)
+        if "fast" in names:
+            with torch.no_grad():
+                assert torch.allclose(names["fast"](names["x"]), names["model"](names["x"]), rtol=1e-4, atol=1e-5)
+            convs = sum("conv" in str(node.target) for node in names["fast"].graph.nodes)
+            print(f"   {page.name}: {len(examples)} examples, {convs} convs are left")
 
 
 def main():

@@ -13,8 +13,8 @@ PyTorch is imported only where a module is given.
 """
 
 from ._command import Error
-from ._documents import FuseSummary, Inspection, Verdict
+from ._documents import Agreement, FuseSummary, Inspection, Verdict
 from ._files import fuse, inspect, verify
 from ._record import record
 
-__all__ = ["Error", "FuseSummary", "Inspection", "Verdict", "fuse", "inspect", "record", "verify"]
+__all__ = ["Agreement", "Error", "FuseSummary", "Inspection", "Verdict", "fuse", "inspect", "record", "verify"]

@@ -3,7 +3,61 @@
 Within a version of a schema, fields are added and never removed or given another meaning.
 """
 
-from typing import Any, Dict, List, Optional, TypedDict
+from typing import Dict, List, Optional, TypedDict
+
+
+class Instead(TypedDict):
+    """A recipe and an eps."""
+
+    recipe: str
+    bn_eps: Optional[float]
+
+
+class Record(TypedDict):
+    """A recorded block."""
+
+    name: str
+    module: str
+    accepted: bool
+    dtype: str
+    activation: str
+    stride: List[int]
+    padding: List[List[int]]
+    compared: int
+    recorded: int
+    ratio: Optional[float]
+    absolute: Optional[float]
+    index: List[int]
+    why: Optional[str]
+
+
+class Ignored(TypedDict):
+    """A recorded module that was not compared."""
+
+    name: str
+    reason: str
+
+
+class Evidence(TypedDict):
+    """What `--sample` said."""
+
+    file: str
+    accepted: bool
+    recipe_decided: bool
+    bn_eps_decided: bool
+    bn_eps_also: List[float]
+    instead: Optional[Instead]
+    worst_ratio: Optional[float]
+    records: List[Record]
+    ignored: List[Ignored]
+
+
+class Agreement(TypedDict):
+    """A built-in recipe beside a graph."""
+
+    recipe: str
+    blocks: int
+    differences: List[str]
 
 
 class FusedConv(TypedDict):
@@ -31,6 +85,7 @@ class FuseSummary(TypedDict):
     schema: str
     input: str
     output: str
+    shards: List[str]
     dry_run: bool
     recipe: str
     bn_eps: Optional[float]
@@ -48,14 +103,16 @@ class FuseSummary(TypedDict):
     bytes_after: int
     seconds: float
     verified: Optional[bool]
+    sample: Optional[Evidence]
     became_zero: Optional[int]
+    agreement: Optional[Agreement]
     load: str
     blocks: List[FusedBlock]
     dropped: List[str]
 
 
 class BlockVerdict(TypedDict):
-    """The verdict on one fused conv."""
+    """The verdict on one fused conv. Numbers that are infinite or not numbers are null."""
 
     name: str
     module: str
@@ -72,6 +129,30 @@ class BlockVerdict(TypedDict):
     impulses: int
     input_channels_per_group: int
     failure: Optional[str]
+
+
+class MapFinding(TypedDict):
+    """A fused conv and its branches on whole feature maps."""
+
+    module: str
+    shape: List[int]
+    accepted: bool
+    ratio: Optional[float]
+    absolute: Optional[float]
+    at: List[int]
+
+
+class EndToEnd(TypedDict):
+    """Whole networks on the same images."""
+
+    images: int
+    precision: str
+    top1_agreement: float
+    largest_logit_difference: float
+    largest_logit: float
+    bidirectional_kl: float
+    dropout: float
+    dropout_kl: float
 
 
 class Verdict(TypedDict):
@@ -91,7 +172,47 @@ class Verdict(TypedDict):
     copied: int
     failures: List[str]
     blocks: List[BlockVerdict]
+    maps: List[MapFinding]
+    end_to_end: Optional[EndToEnd]
+    sample: Optional[Evidence]
     seconds: float
+
+
+class Change(TypedDict):
+    """A number before and after fusing."""
+
+    before: int
+    after: int
+
+
+class Branch(TypedDict):
+    """A conv of a branch."""
+
+    weight: str
+    shape: List[int]
+    groups: int
+    dilation: List[int]
+
+
+class Kernel(TypedDict):
+    """A kernel seen from above."""
+
+    label: str
+    extent: List[int]
+    taps: List[float]
+
+
+class InspectedConv(TypedDict):
+    """A conv that a block becomes."""
+
+    module: str
+    weight_shape: List[int]
+    dtype: str
+    groups: Optional[int]
+    expression: str
+    macs_per_pixel: Change
+    convs: List[Branch]
+    kernels: Optional[List[Kernel]]
 
 
 class InspectedBlock(TypedDict):
@@ -99,8 +220,26 @@ class InspectedBlock(TypedDict):
 
     name: str
     assumes_identity: bool
-    parameters: Dict[str, int]
-    outputs: List[Dict[str, Any]]
+    parameters: Change
+    outputs: List[InspectedConv]
+
+
+# A conv outside blocks. (`class` is a word of Python.)
+OtherConv = TypedDict("OtherConv", {"weight": str, "shape": List[int], "class": str})
+
+
+class Macs(TypedDict):
+    """Multiply-adds of the fused convs of the whole network."""
+
+    input_size: int
+    total: Optional[Change]
+
+
+class Left(TypedDict):
+    """A node that stays."""
+
+    node: str
+    why: str
 
 
 class Inspection(TypedDict):
@@ -113,10 +252,11 @@ class Inspection(TypedDict):
     bn_eps: Optional[float]
     trouble: Optional[str]
     blocks: List[InspectedBlock]
-    convs: List[Dict[str, Any]]
+    convs: List[OtherConv]
     tensors: int
     parameters: int
-    macs: Optional[Dict[str, Any]]
+    macs: Optional[Macs]
     bytes: int
     elements: Dict[str, int]
     metadata: Dict[str, str]
+    left: List[Left]

@@ -19,7 +19,7 @@ use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight};
-use crate::graph::Folded;
+use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
@@ -155,11 +155,23 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
+    agreement: Option<Agreed<'a>>,
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
     load: String,
     blocks: Vec<BlockSummary<'a>>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
+}
+
+/// A built-in recipe beside a graph.
+#[derive(Serialize, JsonSchema)]
+struct Agreed<'a> {
+    recipe: &'a str,
+    /// How many of the blocks it knows.
+    blocks: usize,
+    /// What the two say differently, a sentence each. The graph is believed.
+    differences: &'a [String],
 }
 
 /// One block.
@@ -210,6 +222,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             checkpoint: file.constants(),
             plan: folded.plan(),
             weight: None,
+            agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
         };
@@ -238,6 +251,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         checkpoint: &checkpoint,
         plan: &plan,
         weight: weight.as_ref(),
+        agreement: None,
         graph: None,
     };
     fuse_it(args, &input, sample, begin)
@@ -249,6 +263,8 @@ struct Input<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
     weight: Option<&'a EpsWeight>,
+    /// What a recipe says of the graph.
+    agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
     graph: Option<&'a Folded<'a>>,
 }
@@ -264,6 +280,7 @@ fn fuse_it(
         plan,
         weight,
         graph,
+        ..
     } = *input;
     let options = fuse::Options {
         replace: args.force,
@@ -438,8 +455,16 @@ fn summary<'a>(
         checkpoint,
         plan,
         weight,
+        agreement,
         graph,
     } = *input;
+    let agreed = agreement.and_then(|of| {
+        Some(Agreed {
+            recipe: of.recipe.as_deref()?,
+            blocks: of.blocks,
+            differences: &of.differences,
+        })
+    });
     let shown = |path: &PathBuf| path.display().to_string();
     let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
@@ -469,6 +494,7 @@ fn summary<'a>(
         verified: written.verified,
         sample,
         became_zero: written.vanished,
+        agreement: agreed,
         load: load::load(plan, &output, graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
@@ -542,7 +568,18 @@ fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -
         let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
         lines += &output::line("shards", &shards);
     }
-    lines += &output::line("recipe", s.recipe);
+    let knows = |of: &Agreed<'_>| {
+        let says = match of.differences {
+            [] => "agrees",
+            _ => "differs",
+        };
+        format!(
+            "{}; {} knows {} of the blocks and {says}",
+            s.recipe, of.recipe, of.blocks
+        )
+    };
+    let recipe = s.agreement.as_ref().map_or(s.recipe.to_owned(), knows);
+    lines += &output::line("recipe", &recipe);
     lines += &select::eps_line(plan, weight).unwrap_or_default();
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();

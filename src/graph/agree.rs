@@ -50,6 +50,7 @@ pub(super) fn agree(
         .map(|block| block.fused[0].module.clone())
         .collect();
     let mut agreed: HashSet<String> = HashSet::new();
+    let mut structure = false;
     for block in blocks.iter_mut() {
         let conv = &block.fused[0];
         let leaves = names(conv.expr.root());
@@ -58,19 +59,32 @@ pub(super) fn agree(
         };
         found.blocks += 1;
         agreed.insert(by_recipe.module.clone());
-        if let Some(difference) = difference(checkpoint, &plan.recipe, conv, by_recipe) {
+        let difference = difference(checkpoint, &plan.recipe, conv, by_recipe);
+        let is_free = |module: &String| {
+            !modules.contains(module)
+                && !["weight", "bias"]
+                    .iter()
+                    .any(|end| taken.contains(&format!("{module}.{end}")))
+        };
+        structure |= matches!(difference, Some(Difference::Structure(_)));
+        let module = match difference {
+            // What computes something else than the author's deploy form must not be loaded into it.
+            Some(Difference::Structure(_)) => (1..)
+                .map(|n| match n {
+                    1 => format!("{}.fused", by_recipe.module),
+                    n => format!("{}.fused{n}", by_recipe.module),
+                })
+                .find(is_free),
+            _ => Some(by_recipe.module.clone()).filter(is_free),
+        };
+        if let Some(Difference::Eps(said) | Difference::Structure(said)) = difference {
             found
                 .differences
-                .push(format!("block {}: {difference}", quoted(&block.name)));
+                .push(format!("block {}: {said}", quoted(&block.name)));
         }
-        let module = &by_recipe.module;
-        let is_free = !modules.contains(module)
-            && !["weight", "bias"]
-                .iter()
-                .any(|end| taken.contains(&format!("{module}.{end}")));
-        if is_free {
+        if let Some(module) = module {
             modules.insert(module.clone());
-            block.fused[0].module = module.clone();
+            block.fused[0].module = module;
         }
     }
     let missed: Vec<&str> = plan
@@ -80,6 +94,10 @@ pub(super) fn agree(
         .filter(|conv| !agreed.contains(&conv.module))
         .map(|conv| &*conv.module)
         .collect();
+    // The author's deploy form loads what it has, all of it and nothing else.
+    if structure || !missed.is_empty() || found.blocks < blocks.len() {
+        found.load = None;
+    }
     if let ([first, others @ ..], 1..) = (&missed[..], found.blocks) {
         let more = match others.len() {
             0 => String::new(),
@@ -108,13 +126,21 @@ fn names(expr: &Part<Tensor>) -> BTreeSet<&str> {
     expr.leaves().into_iter().map(Tensor::name).collect()
 }
 
+/// What graph and recipe say differently of the same tensors, in words.
+enum Difference {
+    /// The eps of a norm.
+    Eps(String),
+    /// What is computed.
+    Structure(String),
+}
+
 /// What two expressions over the same tensors say differently.
 fn difference(
     checkpoint: &Checkpoint,
     recipe: &str,
     graph: &PlannedConv,
     by_recipe: &PlannedConv,
-) -> Option<String> {
+) -> Option<Difference> {
     let [a, b] = [graph, by_recipe].map(|conv| conv.expr.root());
     if same(&graph.expr, &by_recipe.expr) {
         return None;
@@ -124,18 +150,18 @@ fn difference(
         (other != eps).then_some((other, eps))
     });
     if let Some((says, eps)) = differing {
-        return Some(format!(
+        return Some(Difference::Eps(format!(
             "recipe {recipe} says eps {says:e}, the graph {eps:e}"
-        ));
+        )));
     }
     // Two trees can say the same in other words: then they fold to the same numbers.
     match same_numbers(checkpoint, graph, by_recipe) {
         true => None,
-        false => Some(format!(
+        false => Some(Difference::Structure(format!(
             "recipe {recipe} says {}, the graph {}",
             crate::algebra::describe::expression(b),
             crate::algebra::describe::expression(a)
-        )),
+        ))),
     }
 }
 

@@ -32,11 +32,7 @@ impl Region {
         captures: &Captures,
         tensors: impl Iterator<Item = &'n str> + Clone,
     ) -> Region {
-        let path = tensors
-            .clone()
-            .map(above)
-            .reduce(common)
-            .unwrap_or_default();
+        let path = region_of(tensors.clone());
         let mut modules: Vec<String> = tensors
             .map(parent)
             .filter(|module| module.len() > path.len())
@@ -158,8 +154,13 @@ impl Regions {
     }
 }
 
+/// The path of what is the own of a block that has these tensors; empty for the whole file.
+pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
+    tensors.map(above).reduce(common).unwrap_or("")
+}
+
 /// The module that a tensor is a parameter of.
-fn parent(name: &str) -> &str {
+pub(crate) fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
@@ -183,12 +184,12 @@ fn common<'n>(a: &'n str, b: &'n str) -> &'n str {
 }
 
 /// Whether a name stands below a module.
-pub(super) fn is_below(name: &str, module: &str) -> bool {
+pub(crate) fn is_below(name: &str, module: &str) -> bool {
     name.strip_prefix(module)
         .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Every module above a tensor, the outermost first.
-fn modules_above(name: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn modules_above(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(at, _)| &name[..at])
 }

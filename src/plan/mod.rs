@@ -3,7 +3,7 @@
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
 mod agree;
-mod closed;
+pub(crate) mod closed;
 mod idle;
 mod leftover;
 pub(crate) mod select;
@@ -481,6 +481,7 @@ impl<'a> Ledger<'a> {
                     if let Some((_, missing)) = owner.filter(|_| !self.kept.contains(name)) {
                         return Err(Error::Orphan {
                             tensor: tensor.to_string(),
+                            name: name.to_owned(),
                             recipe: self.recipe.name.clone(),
                             missing,
                         });
@@ -577,6 +578,7 @@ impl<'a> Ledger<'a> {
             if let Some(missing) = left {
                 return Err(Error::Orphan {
                     tensor: tensor.to_string(),
+                    name: name.to_owned(),
                     recipe: recipe.clone(),
                     missing,
                 });

@@ -47,6 +47,7 @@ pub enum Error {
     #[error("{tensor} belongs to a block of recipe `{recipe}` that is not whole{}", if missing.is_empty() { String::new() } else { format!(": {missing} is missing") })]
     Orphan {
         tensor: String,
+        name: String,
         recipe: String,
         missing: String,
     },

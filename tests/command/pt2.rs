@@ -2,6 +2,7 @@
 
 mod archives;
 mod interpreter;
+mod messages;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -78,7 +79,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 20] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -86,6 +87,8 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 20] = [
     ("levit", [0, 4, 4], [0, 4, 0]),
     ("yolov10", [5, 0, 6], [3, 0, 0]),
     ("dbb", [10, 0, 8], [2, 0, 0]),
+    ("gated", [9, 0, 2], [5, 0, 0]),
+    ("residual", [2, 0, 3], [1, 0, 0]),
     ("scaled", [1, 0, 0], [1, 0, 0]),
     ("concat", [3, 0, 0], [3, 0, 0]),
     ("read-twice", [2, 0, 1], [2, 0, 1]),
@@ -113,8 +116,8 @@ fn what_is_folded_and_what_comes_out() {
         } else {
             1e-5
         };
-        // Values that are changed in place and read again are told apart by no name; attention is not run here.
-        let runs = !["read-twice", "levit"].contains(&name);
+        // Values that are changed in place and read again are told apart by no name; attention and gates are not run here.
+        let runs = !["read-twice", "levit", "gated"].contains(&name);
         if runs && largest_difference(&expected, &run(&pt2, &input)) > allowed {
             wrong.push(format!(
                 "{name}: the program read is not the one that PyTorch ran"
@@ -268,6 +271,21 @@ fn another_eps_is_told_and_the_graph_is_believed() {
 }
 
 #[test]
+fn what_the_deploy_form_does_not_compute_gets_none_of_its_names() {
+    let edit = planned(&open("residual"));
+    let told = &edit.agreement.differences[..];
+    assert!(
+        matches!(told, [one] if one.contains("recipe timm-repvgg says ") && one.contains(", the graph ")),
+        "{told:?}"
+    );
+    assert_eq!(
+        edit.plan.blocks[0].fused[0].module,
+        "block.reparam_conv.fused"
+    );
+    assert_eq!(edit.agreement.load, None);
+}
+
+#[test]
 fn every_change_of_the_fused_program_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let [to, other] = ["out.pt2", "other.pt2"].map(|name| directory.path().join(name));
@@ -353,7 +371,17 @@ fn the_command_takes_a_program_for_a_checkpoint() {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let from = fixture("repvgg.pt2").to_str().unwrap().to_owned();
     let (code, said) = command(&["fuse", &from, &path("out.pt2"), "--verify"]);
+    assert!(
+        code == 0 && said.contains("graph; timm-repvgg knows 2 of the blocks and agrees"),
+        "{said}"
+    );
+    let (code, said) = command(&["fuse", &from, &path("json.pt2"), "--json"]);
+    let agreement: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(code, 0, "{said}");
+    assert_eq!(
+        agreement["agreement"],
+        serde_json::json!({"recipe": "timm-repvgg", "blocks": 2, "differences": []})
+    );
     let (code, said) = command(&["verify", &from, &path("out.pt2")]);
     assert!(code == 0 && said.contains("equivalent: 2 convs"), "{said}");
     let (code, said) = command(&["inspect", &from]);
@@ -461,8 +489,16 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
 fn a_recipe_is_learned_from_a_graph() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    // dbb is a network that no recipe knows.
-    for name in ["repvgg", "mobileone", "fastvit", "repvit", "yolov10", "dbb"] {
+    // No recipe knows the last two.
+    for name in [
+        "repvgg",
+        "mobileone",
+        "fastvit",
+        "repvit",
+        "yolov10",
+        "dbb",
+        "gated",
+    ] {
         let graph = fixture(&format!("{name}.pt2")).to_str().unwrap().to_owned();
         let [recipe, train] = [
             path(&format!("{name}.json")),
@@ -493,6 +529,8 @@ fn a_recipe_is_learned_from_a_graph() {
             all
         };
         assert_eq!(tensors(&by_recipe), tensors(&by_graph), "{name}");
+        let text = fs::read_to_string(&recipe).unwrap();
+        assert_eq!(text.contains("beside"), name == "gated", "{name}: {text}");
         let again = command(&["recipes", "learn", &graph, "-o", &recipe]);
         assert!(again.0 == 2 && again.1.contains("exists"), "{}", again.1);
     }

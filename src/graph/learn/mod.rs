@@ -4,6 +4,7 @@
 //! left open that vary among blocks of a kind, this is a recipe. It is applied to the same weights, and where it says more or
 //! less than the graph its rules are made narrower, until both say the same or what is left has no words.
 
+mod beside;
 mod rules;
 mod words;
 
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
+use self::beside::{add_beside, with_captures};
 use self::rules::{Merging, Path, Rule, rules};
 use self::words::{Groups, words};
 use super::agree::Index;
@@ -103,11 +105,18 @@ impl Known<'_> {
                 Err(why) => unsaid.push(format!("block {}: {why}", quoted(&block.name))),
             }
         }
+        add_beside(self.state, &mut said);
         let eps = usual(said.iter().flat_map(|words| &words.eps));
         let mut rules = rules(said, merging);
         let mut attempt = Attempt::default();
+        // What looks like a part of a block that is none, wherever it is.
+        let mut beside: Vec<String> = Vec::new();
         for _ in 0..ATTEMPTS {
-            attempt = self.attempt(&rules, eps);
+            attempt = self.attempt(&rules, eps, &beside);
+            if let Some(name) = attempt.stray.take().filter(|name| !beside.contains(name)) {
+                beside.push(name);
+                continue;
+            }
             let narrower = attempt
                 .wrong
                 .iter()
@@ -126,15 +135,9 @@ impl Known<'_> {
         }
     }
 
-    fn attempt(&self, rules: &[Rule], eps: Option<f64>) -> Attempt {
-        attempted(
-            self.state,
-            rules,
-            eps,
-            self.name,
-            self.about,
-            &self.expected,
-        )
+    fn attempt(&self, rules: &[Rule], eps: Option<f64>, beside: &[String]) -> Attempt {
+        let recipe = recipe_of(self, rules, eps, beside);
+        attempted(self, recipe, rules)
     }
 }
 
@@ -157,22 +160,23 @@ struct Attempt {
     /// The rules that say too much or too little.
     wrong: Vec<usize>,
     failures: Vec<String>,
+    /// A name that looks like a part of a block and is none, as a pattern.
+    stray: Option<String>,
 }
 
-fn attempted(
-    state: &Index,
-    rules: &[Rule],
-    eps: Option<f64>,
-    name: &str,
-    about: &str,
-    expected: &HashMap<String, &Block>,
-) -> Attempt {
-    let recipe = recipe_of(state, rules, eps, name, about);
+fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
+    let Known {
+        state,
+        name,
+        expected,
+        ..
+    } = known;
     let everything = |failure: String| Attempt {
         recipe: recipe.clone(),
         right: 0,
         wrong: (0..rules.len()).collect(),
         failures: vec![failure],
+        stray: None,
     };
     let parsed: Recipe = match recipe::parse(&recipe.to_string(), name) {
         Ok(parsed) => parsed,
@@ -180,7 +184,19 @@ fn attempted(
     };
     let plan: Plan = match plan::plan(state, &parsed, &Options::default()) {
         Ok(plan) => plan,
-        Err(error) => return everything(error.to_string()),
+        Err(error) => {
+            let stray = match &error {
+                recipe::Error::Orphan { name, .. } => Some(with_captures(
+                    name.rsplit_once('.').map_or(&**name, |(module, _)| module),
+                )),
+                recipe::Error::Stranger { name, .. } => Some(name.clone()),
+                _ => None,
+            };
+            return Attempt {
+                stray,
+                ..everything(error.to_string())
+            };
+        }
     };
     let mut attempt = Attempt {
         recipe: recipe.clone(),
@@ -261,7 +277,10 @@ fn matches(rule: &Rule, tensors: &[String]) -> bool {
         .any(|name| name.ends_with(end) || format!(".{name}") == end)
 }
 
-fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about: &str) -> Value {
+fn recipe_of(known: &Known<'_>, rules: &[Rule], eps: Option<f64>, beside: &[String]) -> Value {
+    let Known {
+        state, name, about, ..
+    } = *known;
     let shape = |tensor: &str| state.get(tensor).map(|tensor| tensor.shape().to_vec());
     let mut blocks = Vec::new();
     let mut when = Vec::new();
@@ -287,6 +306,9 @@ fn recipe_of(state: &Index, rules: &[Rule], eps: Option<f64>, name: &str, about:
     when.dedup();
     if !when.is_empty() {
         recipe.insert("when".to_owned(), when.into());
+    }
+    if !beside.is_empty() {
+        recipe.insert("beside".to_owned(), json!(beside));
     }
     recipe.insert("blocks".to_owned(), blocks.into());
     Value::Object(recipe)

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use super::beside::with_captures;
 use super::words::Words;
 
 /// How much of a block's path a rule leaves open.
@@ -349,6 +350,15 @@ impl Rule {
             rule.insert("where".to_owned(), json!({below(&anchor): dims}));
         }
         rule.insert("fuse".to_owned(), json!({below(&module): expr}));
+        let beside: BTreeSet<String> = self
+            .blocks
+            .iter()
+            .flat_map(|block| &block.beside)
+            .map(|name| below(name))
+            .collect();
+        if !beside.is_empty() {
+            rule.insert("beside".to_owned(), beside.into_iter().collect());
+        }
         if !first.bias {
             rule.insert("bias".to_owned(), false.into());
         }
@@ -382,20 +392,6 @@ impl Rule {
         }
         term
     }
-}
-
-/// The digits of a path as captures: `stages.{a}.{b}`.
-fn with_captures(path: &str) -> String {
-    let mut letters = ('a'..='f').map(|letter| format!("{{{letter}}}"));
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    let parts: Vec<String> = path
-        .split('.')
-        .map(|part| match is_number(part) {
-            true => letters.next().unwrap_or_else(|| part.to_owned()),
-            false => part.to_owned(),
-        })
-        .collect();
-    parts.join(".")
 }
 
 /// Norms that have the recipe's eps do not state their own.

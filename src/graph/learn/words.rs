@@ -26,6 +26,8 @@ pub(super) struct Words {
     pub eps: Vec<f64>,
     /// The tensors that go into it.
     pub consumed: Vec<String>,
+    /// What stands among them and has no part in what they compute, as patterns below the path.
+    pub beside: Vec<String>,
 }
 
 /// Which convs say how many groups they have.
@@ -96,6 +98,7 @@ pub(super) fn words(
             .iter()
             .map(|tensor| tensor.name().to_owned())
             .collect(),
+        beside: Vec::new(),
         path,
     })
 }

@@ -14,7 +14,7 @@ use super::weights::{self, Stored};
 use super::write::VERSION;
 use super::{ops, views};
 use crate::fuse::METADATA_PREFIX;
-use crate::graph::model::{Graph, Node, Op, Value, ValueId};
+use crate::graph::model::{Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
 use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
@@ -512,7 +512,6 @@ fn stored(
 
 /// Whether the graph says the same of a tensor as the weights do.
 fn check(value: &str, tensor: &Tensor, context: &Context<'_>) -> Result<(), String> {
-    use crate::graph::model::Dim;
     let (Some(shape), Some(dtype)) = (context.shape(value), context.dtype(value)) else {
         return Err(format!("it says nothing of the shape of {}", quoted(value)));
     };
@@ -525,10 +524,19 @@ fn check(value: &str, tensor: &Tensor, context: &Context<'_>) -> Result<(), Stri
     match same && dtype == *tensor.dtype() {
         true => Ok(()),
         false => Err(format!(
-            "it says that {tensor} is {dtype} {shape:?}; the weights say {} {:?}",
+            "it says that {tensor} is {dtype} [{}]; the weights say {} {:?}",
+            shape.iter().map(shown).collect::<Vec<_>>().join(", "),
             tensor.dtype(),
             tensor.shape()
         )),
+    }
+}
+
+fn shown(dim: &Dim) -> String {
+    match dim {
+        Dim::Known(n) => n.to_string(),
+        Dim::Named(name) => name.to_string(),
+        Dim::Any => "?".to_owned(),
     }
 }
 
@@ -587,12 +595,15 @@ impl Builder<'_> {
             return;
         }
         let (op, reads) = match ops::operator(&call) {
-            _ if is_stale => (
-                Op::Opaque(Some(
-                    "what it reads or computes is changed in place and read again".to_owned(),
-                )),
-                None,
-            ),
+            _ if is_stale => {
+                let weight = step
+                    .reads
+                    .iter()
+                    .find_map(|name| call.context.unread.get(name));
+                let again = "what it reads or computes is changed in place and read again";
+                let why = weight.map_or(again, String::as_str).to_owned();
+                (Op::Opaque(Some(why)), None)
+            }
             Ok((op, reads)) => (op, Some(reads)),
             Err(why) => (Op::Opaque(why), None),
         };

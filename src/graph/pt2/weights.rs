@@ -35,6 +35,8 @@ pub(super) enum Stored {
     Unread(String),
 }
 
+const UNKNOWN: &str = "has an element type that is not read";
+
 /// The tensor that a payload describes. `range` is where its entry lies in the file, of which it may take a part.
 ///
 /// # Errors
@@ -55,7 +57,7 @@ pub(super) fn stored(
         return unread("is sparse");
     }
     let Some(dtype) = dtype(meta.dtype) else {
-        return unread("has an element type that is not read");
+        return unread(UNKNOWN);
     };
     let numbers = |list: &[Tagged<'_>]| list.iter().map(known).collect::<Option<Vec<u64>>>();
     let (Some(sizes), Some(strides)) = (numbers(&meta.sizes), numbers(&meta.strides)) else {
@@ -72,7 +74,7 @@ pub(super) fn stored(
     };
     let bits = dtype.bits().filter(|bits| bits % 8 == 0);
     let Some(size) = bits.map(|bits| bits as u64 / 8) else {
-        return unread("has elements that are no whole bytes");
+        return unread(UNKNOWN);
     };
     let view = View::new(range.clone(), size, offset, &sizes, &strides)
         .map_err(|why| format!("{} {why}", quoted(name)))?;
