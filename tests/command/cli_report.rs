@@ -62,7 +62,10 @@ fn the_page_draws_what_the_numbers_say() {
     let middle = |shade: usize| format!("<path class=\"q{shade}\" d=\"M34 34h33v33h-33z\"/>");
     // √(2/4) and √(1/4) of twelve shades.
     assert!(page.contains(&map("1×1+b", "2.00", &middle(9))), "{page}");
-    assert!(page.contains(&map("identity", "1.00", &middle(6))), "{page}");
+    assert!(
+        page.contains(&map("identity", "1.00", &middle(6))),
+        "{page}"
+    );
     assert!(page.contains("<span>3×3+b</span>"));
     assert!(page.contains("<span class=\"shape\">1×1×3×3 f32</span>"));
     assert!(page.contains("a bare identity assumed"));
