@@ -115,8 +115,8 @@ mod tests {
         let drawn = svg(&taps, [3, 3], [1, 1], 2.0, "bn");
         assert_eq!(
             drawn,
-            "<svg class=\"heat\" viewBox=\"0 0 53 53\" width=\"53\" height=\"53\" role=\"img\" aria-label=\"bn\">\
-             <path class=\"q12\" d=\"M18 18h17v17h-17z\"/></svg>"
+            "<svg class=\"heat\" viewBox=\"0 0 101 101\" width=\"101\" height=\"101\" role=\"img\" aria-label=\"bn\">\
+             <path class=\"q12\" d=\"M34 34h33v33h-33z\"/></svg>"
         );
     }
 
