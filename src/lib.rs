@@ -12,7 +12,7 @@
 //! fn deploy(from: &Path, to: &Path) -> Result<bool, Box<dyn Error>> {
 //!     let train = Checkpoint::open(from)?;
 //!     let recipes = recipe::builtin()?;
-//!     let family = recipe::detect(train.tensors(), &recipes)?;
+//!     let family = recipe::detect_one(train.tensors(), &recipes)?;
 //!     let plan = plan::plan(train.tensors(), family, &plan::Options::default())?;
 //!     let go_on = |_bytes| ControlFlow::Continue(());
 //!     fuse::fuse(&train, &plan, to, &fuse::Options::default(), &go_on)?.finish()?;

@@ -9,19 +9,22 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::families;
 use super::graph;
 use super::load;
 use super::output::{self, Cut, bytes, count, plural};
 use super::progress;
 use super::sample::{Evidence, Sampled};
-use super::select::{self, Key, Select};
+use super::select::{Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
-use crate::fuse::diagnose::{self, EpsWeight};
+use crate::fuse::diagnose::{self, EpsWeight, heaviest};
 use crate::graph::{Agreement, Folded};
 use crate::plan::{Plan, Source};
 use crate::summary::cost;
+use crate::summary::leftover::branches_left;
+use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{self, Checkpoint, Destination, Float, plain, quoted};
 use crate::verify;
 
@@ -131,7 +134,7 @@ pub(super) struct Summary<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe`, `user` or `sample`.
+    /// `recipe`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// Who else uses these names with another eps.
     bn_eps_note: Option<&'a str>,
@@ -155,6 +158,10 @@ pub(super) struct Summary<'a> {
     sample: Option<Evidence>,
     /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
     became_zero: Option<u64>,
+    /// The recipes, each with its eps and its part of the file; none for a graph.
+    families: Vec<families::Document>,
+    /// What rests on names alone, with its size for this file.
+    warnings: Vec<families::Warned>,
     /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
     agreement: Option<Agreed<'a>>,
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
@@ -221,7 +228,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let input = Input {
             checkpoint: file.constants(),
             plan: folded.plan(),
-            weight: None,
+            weights: &[],
             agreement: folded.agreement(),
             // Its weights alone can be written, too.
             graph: (!graph::names_weights(&args.output)).then_some(&folded),
@@ -246,11 +253,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
         return not_supported(args, &plan, evidence);
     }
-    let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
         checkpoint: &checkpoint,
         plan: &plan,
-        weight: weight.as_ref(),
+        weights: &weights,
         agreement: None,
         graph: None,
     };
@@ -262,7 +269,8 @@ struct Input<'a> {
     /// Its tensors.
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
-    weight: Option<&'a EpsWeight>,
+    /// How much its eps matters.
+    weights: &'a [EpsWeight],
     /// What a recipe says of the graph.
     agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
@@ -278,10 +286,18 @@ fn fuse_it(
     let Input {
         checkpoint,
         plan,
-        weight,
+        weights,
         graph,
         ..
     } = *input;
+    let warnings = match sample {
+        Some(_) => Vec::new(),
+        None => warnings(plan, weights),
+    };
+    if !args.quiet && !args.json {
+        families::warn(&warnings);
+        families::mention(&branches_left(plan));
+    }
     let options = fuse::Options {
         replace: args.force,
         threads: args.threads.map(usize::from),
@@ -321,14 +337,21 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(args, input, sample, &written, begin.elapsed().as_secs_f64());
+    let summary = summary(
+        args,
+        input,
+        sample,
+        &warnings,
+        &written,
+        begin.elapsed().as_secs_f64(),
+    );
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
             output::result(&plan_table(plan))?;
         }
-        output::result(&text(args, &summary, plan, weight))?;
+        output::result(&text(args, &summary, plan, weights))?;
     }
     Ok(Answer::Yes)
 }
@@ -448,16 +471,18 @@ fn summary<'a>(
     args: &Args,
     input: &Input<'a>,
     sample: Option<Evidence>,
+    warnings: &[Warning],
     written: &Written,
     seconds: f64,
 ) -> Summary<'a> {
     let Input {
         checkpoint,
         plan,
-        weight,
+        weights,
         agreement,
         graph,
     } = *input;
+    let weight = heaviest(weights);
     let agreed = agreement.and_then(|of| {
         Some(Agreed {
             recipe: of.recipe.as_deref()?,
@@ -472,6 +497,8 @@ fn summary<'a>(
     };
     Summary {
         schema: "repfuse.fuse/1",
+        families: families::documents(plan, weights),
+        warnings: families::warned(warnings),
         input: args.input.display().to_string(),
         output: output.clone(),
         shards,
@@ -523,7 +550,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -> String {
+fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weights: &[EpsWeight]) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",
@@ -578,9 +605,11 @@ fn text(args: &Args, s: &Summary<'_>, plan: &Plan, weight: Option<&EpsWeight>) -
             s.recipe, of.recipe, of.blocks
         )
     };
-    let recipe = s.agreement.as_ref().map_or(s.recipe.to_owned(), knows);
-    lines += &output::line("recipe", &recipe);
-    lines += &select::eps_line(plan, weight).unwrap_or_default();
+    lines += &match &s.agreement {
+        Some(agreed) => output::line("recipe", &knows(agreed)),
+        None => families::lines(plan),
+    };
+    lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();
     lines += &half_types(args, plan).unwrap_or_default();

@@ -32,17 +32,16 @@ pub(super) fn names_weights(path: &Path) -> bool {
 }
 
 /// What was made of a graph.
-#[allow(clippy::large_enum_variant, reason = "there is one of them")]
 pub(super) enum Made {
     Graph(Box<GraphFile>),
-    Weights(Checkpoint),
+    Weights(Box<Checkpoint>),
 }
 
 /// Opens what was made of a graph.
 pub(super) fn made(path: &Path) -> anyhow::Result<Made> {
     Ok(match open(path)? {
         Some(file) => Made::Graph(Box::new(file)),
-        None => Made::Weights(select::deployed(path)?),
+        None => Made::Weights(Box::new(select::deployed(path)?)),
     })
 }
 

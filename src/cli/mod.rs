@@ -1,5 +1,6 @@
 //! The command: the only place that prints, shows progress, or decides an exit code.
 
+mod families;
 mod fuse;
 mod graph;
 mod inspect;

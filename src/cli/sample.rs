@@ -66,6 +66,8 @@ struct Record {
     dtype: String,
     /// What stood between the block and the place where its output was recorded.
     activation: String,
+    /// The norm beside the block that its output went through, too.
+    after: Option<String>,
     stride: [usize; 2],
     /// Rows above and below, columns left and right.
     padding: [[usize; 2]; 2],
@@ -106,7 +108,6 @@ impl Sampled {
             recipe: select.recipe.as_deref().map(named).transpose()?,
             plan: select.options(dtype),
         };
-        #[allow(clippy::result_large_err, reason = "it is made once")]
         let choice = with_workers(|| sample::choose(checkpoint, &sample, &options))??;
         let evidence = evidence(path.display().to_string(), &choice);
         Ok(Some((choice.plan, evidence)))
@@ -138,6 +139,7 @@ fn evidence(file: String, choice: &Choice) -> Evidence {
                 accepted: r.accepted,
                 dtype: r.float.to_string(),
                 activation: r.activation.to_string(),
+                after: r.after.clone(),
                 stride: r.stride,
                 padding: r.padding,
                 compared: r.compared,
@@ -220,6 +222,20 @@ impl Evidence {
             false => format!("{fit} of {blocks} as the network computed them"),
         };
         text += &format!(", activation {}", activations.join(", "));
+        let mut after: Vec<String> = self
+            .records
+            .iter()
+            .filter_map(|r| r.after.as_deref().map(plain))
+            .collect();
+        after.sort_unstable();
+        after.dedup();
+        if let Some(first) = after.first() {
+            let more = match after.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            };
+            text += &format!(", behind the norm {first}{more}");
+        }
         let inside = self
             .records
             .iter()

@@ -4,10 +4,9 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::{graph, output};
-use crate::fuse::diagnose::EpsWeight;
 use crate::graph::{Folded, GraphFile};
-use crate::plan::{self, EpsSource, Options, Plan};
-use crate::recipe::{self, Index, Recipe};
+use crate::plan::{self, Options, Plan};
+use crate::recipe::{self, Family, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
 
 /// Which blocks of which recipe.
@@ -16,9 +15,9 @@ pub(super) struct Select {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     pub(super) recipe: Option<String>,
-    /// The eps of every batch norm, instead of the recipe's
+    /// The eps of every batch norm, instead of the recipe's; as in `repvgg=1e-5` for the blocks of one recipe of several
     #[arg(long, value_name = "E", value_parser = eps)]
-    pub(super) bn_eps: Option<f64>,
+    pub(super) bn_eps: Vec<(Option<String>, f64)>,
     /// Take the structure from this program of torch.export, and the numbers from the checkpoint
     #[arg(long, value_name = "MODEL.pt2", conflicts_with_all = ["recipe", "bn_eps"])]
     pub(super) graph: Option<PathBuf>,
@@ -43,9 +42,14 @@ pub(super) struct Beside {
     pub(super) beside: Vec<String>,
 }
 
-fn eps(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(eps) if eps > 0.0 && eps < 1.0 => Ok(eps),
+/// An eps, and the recipe that it is for.
+fn eps(text: &str) -> Result<(Option<String>, f64), String> {
+    let (recipe, number) = match text.split_once('=') {
+        Some((recipe, number)) => (Some(recipe.to_owned()), number),
+        None => (None, text),
+    };
+    match number.parse::<f64>() {
+        Ok(eps) if eps > 0.0 && eps < 1.0 => Ok((recipe, eps)),
         _ => Err("expected a small positive number such as 1e-5".to_owned()),
     }
 }
@@ -59,7 +63,7 @@ impl Select {
     ) -> anyhow::Result<Folded<'a>> {
         for (flag, given) in [
             ("--recipe", self.recipe.is_some()),
-            ("--bn-eps", self.bn_eps.is_some()),
+            ("--bn-eps", !self.bn_eps.is_empty()),
             ("--beside", !self.beside.beside.is_empty()),
             ("--graph", self.graph.is_some()),
         ] {
@@ -86,22 +90,28 @@ impl Select {
         let index = checkpoint.tensors();
         match &self.recipe {
             Some(name) => {
-                let planned = plan::plan(index, &named(name)?, &options);
+                let recipe = named(name)?;
+                let planned = plan::plan_families(index, &[Family::whole(&recipe)], &options);
                 planned.map_err(|e| advised(e.into(), index, &options))
             }
             None => {
                 let near = recipe::builtin_near(index)?;
-                let detected = recipe::detect_builtin(index, &near)?;
-                let planned = plan::plan(index, detected, &options);
-                planned.map_err(|e| advised(detected_as(&detected.name, e), index, &options))
+                let found = recipe::detect_builtin(index, &near)?;
+                let names: Vec<&str> = found.iter().map(|f| f.recipe.name.as_str()).collect();
+                let planned = plan::plan_families(index, &found, &options);
+                planned
+                    .map_err(|e| advised(detected_as(&names.join("` and `"), e), index, &options))
             }
         }
     }
 
     /// What the user decided about a plan.
     pub(super) fn options(&self, dtype: Option<Float>) -> Options {
+        let of_all = self.bn_eps.iter().rfind(|(recipe, _)| recipe.is_none());
+        let of_one = |(recipe, eps): &(Option<String>, f64)| Some((recipe.clone()?, *eps));
         Options {
-            bn_eps: self.bn_eps,
+            bn_eps: of_all.map(|(_, eps)| *eps),
+            bn_eps_of: self.bn_eps.iter().filter_map(of_one).collect(),
             only: self.only.clone(),
             skip: self.skip.clone(),
             beside: self.beside.beside.clone(),
@@ -179,11 +189,29 @@ pub(super) fn named(name: &str) -> anyhow::Result<Recipe> {
     if !is_path(name) {
         return Ok(recipe::source(name)?.0);
     }
+    if is_named_pipe(name) {
+        anyhow::bail!(
+            "{} is a named pipe, which may wait for ever; pass a file, or `/dev/stdin`",
+            quoted(name)
+        );
+    }
     let text = read_text(name).map_err(|source| recipe::Error::Unreadable {
         path: name.to_owned(),
         source,
     })?;
     Ok(recipe::parse(&text, name)?)
+}
+
+/// Whether opening a path may wait for a writer that never comes.
+#[cfg(unix)]
+fn is_named_pipe(path: &str) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_named_pipe(_: &str) -> bool {
+    false
 }
 
 /// A recipe has some dozen lines; what is longer than this is something else, or has no end.
@@ -244,33 +272,6 @@ pub(super) fn deployed(path: &Path) -> anyhow::Result<Checkpoint> {
         ),
         other => other.into(),
     })
-}
-
-/// The eps, where it comes from, and how much it matters for this file; in lines for the end of a text.
-pub(super) fn eps_line(plan: &Plan, weight: Option<&EpsWeight>) -> Option<String> {
-    let weight = weight?;
-    let eps = plan.eps.map(output::small).unwrap_or_default();
-    let source = match plan.eps_source {
-        EpsSource::Recipe => format!("recipe {}", plan.recipe),
-        EpsSource::User => "--bn-eps".to_owned(),
-        EpsSource::Sample => "the sample".to_owned(),
-    };
-    let mut line = output::line(
-        "bn eps",
-        &format!(
-            "{eps} from {source}; {} would change a scale by up to {}",
-            output::small(weight.other),
-            crate::summary::units::share(weight.largest)
-        ),
-    );
-    if let Some(note) = plan
-        .eps_note
-        .as_ref()
-        .filter(|_| plan.eps_source == EpsSource::Recipe)
-    {
-        line += &output::line("", &plain(note));
-    }
-    Some(line)
 }
 
 /// If a deploy form says that it was made by another recipe or eps than it is verified with: how to verify it with those.

@@ -9,16 +9,18 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::families;
 use super::graph;
 use super::output::{self, Cut, plural};
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::whole;
 use super::workers::with_workers;
-use crate::fuse::diagnose::{self, EpsWeight};
+use crate::fuse::diagnose::{self, EpsWeight, heaviest};
 use crate::graph::GraphFile;
 use crate::plan::Plan;
 use crate::summary::units;
+use crate::summary::warnings::warnings;
 use crate::tensor::{Checkpoint, plain, quoted};
 use crate::verify::{self, Allowance, Deployed, Verdict};
 
@@ -110,7 +112,7 @@ pub(super) struct Report<'a> {
     recipe: &'a str,
     /// The eps of the batch norms, if there are any.
     bn_eps: Option<f64>,
-    /// `recipe`, `user` or `sample`.
+    /// `recipe`, `user`, `sample` or `host`; see `families` where they are several.
     bn_eps_source: &'static str,
     /// The largest relative change of a batch norm's scale if the eps were 1e-3 instead of 1e-5, or the reverse.
     bn_eps_weight: Option<f64>,
@@ -130,6 +132,10 @@ pub(super) struct Report<'a> {
     findings: whole::Findings,
     /// What the maps of `--sample` said.
     sample: Option<Evidence>,
+    /// The recipes, each with its eps and its part of the file; none for a graph.
+    families: Vec<families::Document>,
+    /// What rests on names alone, with its size for this file.
+    warnings: Vec<families::Warned>,
     seconds: f64,
 }
 
@@ -185,7 +191,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             None,
         ),
     };
-    let weight = diagnose::check_norms(&checkpoint, &plan)?;
+    let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let options = options(args);
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
@@ -200,15 +206,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
-    let answer = tell(
-        args,
-        begin,
-        &plan,
-        weight.as_ref(),
-        &verdict,
-        findings,
-        sample,
-    )?;
+    let answer = tell(args, begin, &plan, &weights, &verdict, findings, sample)?;
     let accepted = matches!(answer, Answer::Yes);
     let otherwise = deployed
         .as_ref()
@@ -250,7 +248,7 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
         args,
         begin,
         folded.plan(),
-        None,
+        &[],
         &verdict,
         whole::Findings::default(),
         None,
@@ -262,14 +260,20 @@ fn tell(
     args: &Args,
     begin: Instant,
     plan: &Plan,
-    weight: Option<&EpsWeight>,
+    weights: &[EpsWeight],
     verdict: &Verdict,
     findings: whole::Findings,
     sample: Option<Evidence>,
 ) -> anyhow::Result<Answer> {
+    let warnings = match sample {
+        Some(_) => Vec::new(),
+        None => warnings(plan, weights),
+    };
     if !args.quiet && !args.json {
+        families::warn(&warnings);
         sampled(verdict);
     }
+    let weight = heaviest(weights);
     let supported = sample.as_ref().is_none_or(|evidence| evidence.accepted);
     let accepted = verdict.accepted() && findings.accepted() && supported;
     if args.json {
@@ -314,6 +318,8 @@ fn tell(
                 .collect(),
             findings,
             sample,
+            families: families::documents(plan, weights),
+            warnings: families::warned(&warnings),
             seconds: begin.elapsed().as_secs_f64(),
         })?;
     } else if !args.quiet {
@@ -351,11 +357,11 @@ fn tell(
             plural(verdict.copied, "tensor")
         );
         text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
-        text += &output::line("recipe", &plan.recipe);
+        text += &families::lines(plan);
         if let Some(types) = other_types(verdict) {
             text += &output::line("types", &types);
         }
-        text += &select::eps_line(plan, weight).unwrap_or_default();
+        text += &families::eps_lines(plan, weights);
         let sample = sample.as_ref().map(|evidence| evidence.line(plan));
         text += &sample.unwrap_or_default();
         output::result(&text)?;
@@ -376,7 +382,7 @@ fn other_types(verdict: &Verdict) -> Option<String> {
 
 /// One line per fused conv.
 fn blocks(verdict: &Verdict) -> String {
-    let header = ["", "conv", "ratio", "worst", "dB", "expression"];
+    let header = ["", "conv", "ratio", "worst", "expression"];
     let mut rows = vec![header.map(output::soft).to_vec()];
     let mut blocks: Vec<_> = verdict.blocks.iter().collect();
     blocks.sort_by(|a, b| units::natural_order(&a.module, &b.module));
@@ -394,12 +400,11 @@ fn blocks(verdict: &Verdict) -> String {
             plain(&b.module),
             measured(units::ratio(b.ratio)),
             measured(format!("{:.1e}", b.absolute)),
-            measured(format!("{:.0}", b.snr_db)),
             b.expression.clone(),
         ]);
     }
-    let cut = [(1, Cut::Middle), (5, Cut::End)];
-    output::table(&rows, &[2, 3, 4], &cut, output::table_width(false))
+    let cut = [(1, Cut::Middle), (4, Cut::End)];
+    output::table(&rows, &[2, 3], &cut, output::table_width(false))
 }
 
 /// What is wrong, a line each; nothing for a verdict that accepts.

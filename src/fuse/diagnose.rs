@@ -1,8 +1,8 @@
 //! Numbers that cannot be folded or stored: found, named, and placed.
 
 use crate::algebra::forward;
-use crate::algebra::{GeometryError, Values};
-use crate::plan::{Plan, PlannedConv};
+use crate::algebra::{Bn, GeometryError, Values};
+use crate::plan::{Block, Plan, PlannedConv};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
@@ -78,23 +78,68 @@ pub struct EpsWeight {
     pub var: f64,
     /// The batch norm's `running_var`.
     pub tensor: String,
+    /// The number of the recipe among those of the plan.
+    pub family: usize,
 }
 
-/// Checks every variance of the plan and weighs its eps. Nothing but `running_var` is read.
+/// That of the recipe for which it matters most.
+pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
+    weights
+        .iter()
+        .max_by(|a, b| a.largest.total_cmp(&b.largest))
+}
+
+/// Checks every variance of the plan and weighs the eps of each recipe that has norms. Nothing but `running_var` is read.
 ///
 /// # Errors
 /// When a variance makes its square root meaningless, or cannot be read.
-pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWeight>, Error> {
+pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight>, Error> {
+    let mut weights: Vec<EpsWeight> = Vec::new();
+    let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
+    for_each_variance(checkpoint, &plan.blocks, |block, bn, var| {
+        // A graph has no recipes: it is one of its own.
+        let family = of(block).unwrap_or(0);
+        let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
+        let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
+        let found = || EpsWeight {
+            other,
+            largest: change,
+            var,
+            tensor: bn.var.name().to_owned(),
+            family,
+        };
+        match weights.iter_mut().find(|weight| weight.family == family) {
+            Some(heaviest) if change > heaviest.largest => *heaviest = found(),
+            Some(_) => {}
+            None => weights.push(found()),
+        }
+    })?;
+    Ok(weights)
+}
+
+/// Checks every variance of some blocks.
+///
+/// # Errors
+/// As for [`check_norms`].
+pub(crate) fn check_variances(checkpoint: &Checkpoint, blocks: &[Block]) -> Result<(), Error> {
+    for_each_variance(checkpoint, blocks, |_, _, _| ())
+}
+
+/// Calls `f` with the number of the block, the norm and a variance that can be one.
+fn for_each_variance(
+    checkpoint: &Checkpoint,
+    blocks: &[Block],
+    mut f: impl FnMut(usize, &Bn<Tensor>, f64),
+) -> Result<(), Error> {
     let mut reader = Reader::new(checkpoint, 1 << 16);
-    let mut heaviest: Option<EpsWeight> = None;
-    for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        for bn in fused.expr.root().norms() {
-            let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
-            for (i, var) in reader
-                .vector(&bn.var, 0, bn.var.len())?
-                .into_iter()
-                .enumerate()
-            {
+    for (number, block) in blocks.iter().enumerate() {
+        for bn in block
+            .fused
+            .iter()
+            .flat_map(|fused| fused.expr.root().norms())
+        {
+            let vars = reader.vector(&bn.var, 0, bn.var.len())?;
+            for (i, var) in vars.into_iter().enumerate() {
                 if !(var >= 0.0 && var.is_finite() && var + bn.eps > 0.0) {
                     return Err(Error::Variance {
                         tensor: bn.var.to_string(),
@@ -102,20 +147,12 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<EpsWei
                         value: var,
                     });
                 }
-                let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
-                if heaviest.as_ref().is_none_or(|h| change > h.largest) {
-                    heaviest = Some(EpsWeight {
-                        other,
-                        largest: change,
-                        var,
-                        tensor: bn.var.name().to_owned(),
-                    });
-                }
+                f(number, bn, var);
             }
         }
         reader.forget();
     }
-    Ok(heaviest)
+    Ok(())
 }
 
 /// Says why channel `o` of a fused conv has no finite value in its type.

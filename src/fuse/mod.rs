@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::algebra::fold::{Folded, Scratch};
-use crate::plan::{Block, Plan, Planned, PlannedConv, Source};
+use crate::plan::{Applied, Block, Plan, Planned, PlannedConv, Source};
 use crate::tensor::Reader;
 use crate::tensor::write::Layout;
 use crate::tensor::{
@@ -172,6 +172,7 @@ fn write_with(
     sums: Option<&Sums>,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    diagnose::check_variances(checkpoint, contents.blocks)?;
     let layout = contents.layout;
     let paths = places.paths().map(Path::to_owned).collect();
     let writer = Writer::create(places, layout)?;
@@ -340,8 +341,12 @@ fn metadata(checkpoint: &Checkpoint, plan: &Plan) -> Vec<(String, String)> {
         |key: &str, value: String| metadata.push((format!("{METADATA_PREFIX}{key}"), value));
     add("version", env!("CARGO_PKG_VERSION").to_owned());
     add("recipe", plan.recipe.clone());
-    if let Some(eps) = plan.eps {
-        add("eps", format!("{eps:e}"));
+    let eps = |family: &Applied| Some(format!("{}={:e}", family.recipe, family.eps?));
+    let of_each: Vec<String> = plan.families.iter().filter_map(eps).collect();
+    match plan.eps {
+        Some(eps) => add("eps", format!("{eps:e}")),
+        None if !of_each.is_empty() => add("eps", of_each.join(", ")),
+        None => {}
     }
     metadata
 }

@@ -118,8 +118,8 @@ pub(super) fn agree(
 /// What a built-in recipe would do, if one fits.
 fn planned(state: &Index) -> Option<Plan> {
     let near = recipe::builtin_near(state).ok()?;
-    let recipe = recipe::detect_builtin(state, &near).ok()?;
-    plan::plan(state, recipe, &Options::default()).ok()
+    let families = recipe::detect_builtin(state, &near).ok()?;
+    plan::plan_families(state, &families, &Options::default()).ok()
 }
 
 fn names(expr: &Part<Tensor>) -> BTreeSet<&str> {

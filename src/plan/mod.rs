@@ -4,10 +4,12 @@
 
 mod agree;
 pub(crate) mod closed;
+mod families;
 mod idle;
 mod leftover;
 pub(crate) mod select;
 
+pub use families::{Applied, plan_families};
 pub use idle::idle;
 pub use select::glob;
 
@@ -33,6 +35,8 @@ use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 pub struct Options {
     /// The eps of every batch norm, instead of the recipe's.
     pub bn_eps: Option<f64>,
+    /// The eps of the batch norms in blocks of these recipes, instead of that.
+    pub bn_eps_of: Vec<(String, f64)>,
     /// Globs on block names: only these are fused. Empty means all.
     pub only: Vec<String>,
     /// Globs on block names: these are not fused.
@@ -52,6 +56,8 @@ pub enum EpsSource {
     User,
     /// Feature maps of the author's network decided it.
     Sample,
+    /// The recipe of the network that holds the blocks states it.
+    Host,
 }
 
 impl EpsSource {
@@ -61,6 +67,7 @@ impl EpsSource {
             EpsSource::Recipe => "recipe",
             EpsSource::User => "user",
             EpsSource::Sample => "sample",
+            EpsSource::Host => "host",
         }
     }
 }
@@ -68,14 +75,16 @@ impl EpsSource {
 /// What becomes of every tensor.
 #[derive(Debug)]
 pub struct Plan {
-    /// The name of the recipe.
+    /// The name of the recipe; of several, all names with ` + ` between them.
     pub recipe: String,
-    /// The eps of the batch norms, if the recipe has any.
+    /// The eps of the batch norms, if there are any and it is one for all of them.
     pub eps: Option<f64>,
     /// Who decided it.
     pub eps_source: EpsSource,
     /// Who else uses these names with another eps.
     pub eps_note: Option<String>,
+    /// The recipes, each with its eps and its blocks. (A graph needs none.)
+    pub families: Vec<Applied>,
     /// How to load the deploy form in Python, if the recipe says so.
     pub load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
@@ -159,19 +168,7 @@ impl PlannedConv {
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
-    let mut ledger = Ledger::new(index, recipe, options, &looks);
-    for start in starts(recipe, index, &looks) {
-        let name = start.anchor.name();
-        if !ledger.taken.contains_key(name)
-            && !recipe.drop.iter().any(|p| covers(p, name).is_some())
-        {
-            ledger.block(&start, &select)?;
-        }
-    }
-    looks.may_go_on().map_err(|message| Error::Block {
-        block: recipe.name.clone(),
-        message,
-    })?;
+    let ledger = ledger_of(index, recipe, options, &select, &looks)?;
     if ledger.blocks.is_empty() {
         return Err(match ledger.skipped.len() {
             0 => match nothing(index, std::slice::from_ref(recipe)) {
@@ -184,7 +181,67 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
             blocks => Error::NoneSelected { blocks },
         });
     }
-    ledger.finish()
+    ledger.finish()?.without_clashes()
+}
+
+/// Enters every block of a recipe.
+fn ledger_of<'a>(
+    index: &'a Index,
+    recipe: &'a Recipe,
+    options: &'a Options,
+    select: &Select,
+    looks: &'a Looks,
+) -> Result<Ledger<'a>, Error> {
+    let mut ledger = Ledger::new(index, recipe, options, looks);
+    for start in starts(recipe, index, looks) {
+        let name = start.anchor.name();
+        if !ledger.taken.contains_key(name)
+            && !recipe.drop.iter().any(|p| covers(p, name).is_some())
+        {
+            ledger.block(&start, select)?;
+        }
+    }
+    looks.may_go_on().map_err(|message| Error::Block {
+        block: recipe.name.clone(),
+        message,
+    })?;
+    Ok(ledger)
+}
+
+impl Plan {
+    /// Takes in the plan of another part of the file.
+    fn append(&mut self, other: Plan) {
+        let offset = self.blocks.len();
+        let moved = |what| match what {
+            Source::Weight(b, f) => Source::Weight(b + offset, f),
+            Source::Bias(b, f) => Source::Bias(b + offset, f),
+            other => other,
+        };
+        self.recipe += &format!(" + {}", other.recipe);
+        self.eps = self.eps.filter(|eps| other.eps == Some(*eps));
+        self.eps_note = None;
+        self.load = None;
+        self.network = None;
+        self.families
+            .extend(other.families.into_iter().map(|applied| Applied {
+                blocks: applied.blocks.start + offset..applied.blocks.end + offset,
+                ..applied
+            }));
+        self.blocks.extend(other.blocks);
+        self.skipped.extend(other.skipped);
+        self.outputs
+            .extend(other.outputs.into_iter().map(|planned| Planned {
+                what: moved(planned.what),
+                ..planned
+            }));
+        self.dropped.extend(other.dropped);
+    }
+
+    /// The plan itself, if no two outputs share a name.
+    fn without_clashes(self) -> Result<Plan, Error> {
+        refuse_clashes(&self.outputs, &self.blocks)?;
+        Ok(self)
+    }
 }
 
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
@@ -388,13 +445,9 @@ impl<'a> Ledger<'a> {
             block: block.to_owned(),
             message,
         };
-        let eps = |own: Option<f64>| {
-            self.options
-                .bn_eps
-                .or(own)
-                .or(self.recipe.eps)
-                .unwrap_or(f64::NAN)
-        };
+        let given = self.bn_eps();
+        // A recipe with norms has an eps; without one, no number is made of it.
+        let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps).unwrap_or(f64::NAN);
         let (expr, expanded) =
             expand(template, captures, self.index, &eps, self.looked_at).map_err(fail)?;
         self.operators += expanded.operators;
@@ -537,16 +590,26 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        self.refuse_clashes(&outputs)?;
+        let eps = self.bn_eps().or(self.recipe.eps);
+        let eps_source = match self.bn_eps() {
+            Some(_) => EpsSource::User,
+            None => EpsSource::Recipe,
+        };
         Ok(Plan {
             recipe: self.recipe.name.clone(),
-            eps: self.options.bn_eps.or(self.recipe.eps),
-            eps_source: if self.options.bn_eps.is_some() {
-                EpsSource::User
-            } else {
-                EpsSource::Recipe
-            },
+            eps,
+            eps_source,
             eps_note: self.recipe.eps_note.clone(),
+            families: vec![Applied {
+                recipe: self.recipe.name.clone(),
+                eps,
+                eps_source,
+                eps_note: self.recipe.eps_note.clone(),
+                identity_note: self.recipe.identity_note.clone(),
+                host: None,
+                at: vec![String::new()],
+                blocks: 0..self.blocks.len(),
+            }],
             load: self.recipe.load.clone(),
             network: self.recipe.network.clone(),
             blocks: self.blocks,
@@ -587,32 +650,40 @@ impl<'a> Ledger<'a> {
         around.regions.check(tensor, recipe, &around.beside, &tried)
     }
 
-    fn refuse_clashes(&self, outputs: &[Planned]) -> Result<(), Error> {
-        let mut seen: HashMap<&str, &Planned> = HashMap::new();
-        for planned in outputs {
-            if let (RESERVED, Source::Copy(tensor)) = (&*planned.output.name, &planned.what) {
-                return Err(Error::Reserved {
-                    name: RESERVED,
-                    tensor: tensor.to_string(),
-                });
-            }
-            if let Some(other) = seen.insert(&planned.output.name, planned) {
-                let [first, second] = [other, planned].map(|p| match &p.what {
-                    Source::Copy(tensor) => format!("a copy of {tensor}"),
-                    Source::Weight(b, _) | Source::Bias(b, _) => {
-                        format!("a fused tensor of block {}", quoted(&self.blocks[*b].name))
-                    }
-                    Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
-                });
-                return Err(Error::Clash {
-                    name: planned.output.name.clone(),
-                    first,
-                    second,
-                });
-            }
-        }
-        Ok(())
+    /// The eps that the user gave.
+    fn bn_eps(&self) -> Option<f64> {
+        let mut of = self.options.bn_eps_of.iter();
+        let own = of.find(|(recipe, _)| *recipe == self.recipe.name);
+        own.map(|(_, eps)| *eps).or(self.options.bn_eps)
     }
+}
+
+/// Checks that no two outputs share a name.
+fn refuse_clashes(outputs: &[Planned], blocks: &[Block]) -> Result<(), Error> {
+    let mut seen: HashMap<&str, &Planned> = HashMap::new();
+    for planned in outputs {
+        if let (RESERVED, Source::Copy(tensor)) = (&*planned.output.name, &planned.what) {
+            return Err(Error::Reserved {
+                name: RESERVED,
+                tensor: tensor.to_string(),
+            });
+        }
+        if let Some(other) = seen.insert(&planned.output.name, planned) {
+            let [first, second] = [other, planned].map(|p| match &p.what {
+                Source::Copy(tensor) => format!("a copy of {tensor}"),
+                Source::Weight(b, _) | Source::Bias(b, _) => {
+                    format!("a fused tensor of block {}", quoted(&blocks[*b].name))
+                }
+                Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
+            });
+            return Err(Error::Clash {
+                name: planned.output.name.clone(),
+                first,
+                second,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.

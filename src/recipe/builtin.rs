@@ -8,6 +8,7 @@ use super::error::Error;
 use super::expand::Index;
 use super::model::Recipe;
 use super::parse;
+use super::regions::Family;
 
 /// Every `src/recipes/*.json`, in the order of the file names.
 const SOURCES: &[&str] = &include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
@@ -35,11 +36,11 @@ pub fn builtin_near(index: &Index) -> Result<Vec<Recipe>, Error> {
         .collect()
 }
 
-/// Finds the one built-in recipe, of those [near](builtin_near), whose blocks are in the file.
+/// Finds the built-in recipes, of those [near](builtin_near), whose blocks are in the file.
 ///
 /// # Errors
 /// As for [`detect`](super::detect) with every built-in recipe.
-pub fn detect_builtin<'a>(index: &Index, near: &'a [Recipe]) -> Result<&'a Recipe, Error> {
+pub fn detect_builtin<'a>(index: &Index, near: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
     detect(index, near).map_err(|error| match (error, builtin()) {
         // Why it is none of them can lie with any of them.
         (Error::NoBlock { .. } | Error::Deployed { .. }, Ok(all)) => nothing(index, &all),

@@ -7,6 +7,7 @@ use super::expand::{Index, Looks, anywhere};
 use super::model::{BATCH_COUNT, BlockRule, Dim, NORM, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern, told_segments};
+use super::regions::{Family, families};
 use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
@@ -28,32 +29,45 @@ impl<'a> Start<'a> {
     }
 }
 
-/// Finds the one recipe whose blocks are in the file.
+/// Finds the recipes whose blocks are in the file, each with its part of it.
 ///
 /// A recipe whose `when` holds fits better than one that asks for no evidence.
 ///
 /// # Errors
-/// When no recipe fits, naming the near misses; when several do, naming them; when the file is in deploy form.
-pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<&'a Recipe, Error> {
+/// When no recipe fits, naming the near misses; when several do equally well, naming them; when the file is in deploy form.
+pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
+    let found = families(index, possible(index, recipes))?;
+    match found.is_empty() {
+        true => Err(nothing(index, recipes)),
+        false => Ok(found),
+    }
+}
+
+/// The recipes that the segments of the file's names do not rule out.
+fn possible<'a>(index: &Index, recipes: &'a [Recipe]) -> Vec<&'a Recipe> {
     let segments = Segments::of(index);
     let allowed = |pattern: &Pattern| segments.allow(pattern);
     let possible = |recipe: &&Recipe| {
         let mut anchors = recipe.blocks.iter().flat_map(|rule| &rule.at);
         anchors.any(allowed) && recipe.when.iter().all(|any| any.iter().any(allowed))
     };
-    let mut fits: Vec<&Recipe> = recipes
-        .iter()
-        .filter(possible)
-        .filter(|recipe| found_in(recipe, index))
-        .collect();
-    if fits.iter().any(|recipe| !recipe.when.is_empty()) {
-        fits.retain(|recipe| !recipe.when.is_empty());
-    }
-    match fits[..] {
-        [recipe] => Ok(recipe),
-        [] => Err(nothing(index, recipes)),
-        _ => Err(Error::Ambiguous {
-            recipes: fits.iter().map(|r| r.name.clone()).collect(),
+    recipes.iter().filter(possible).collect()
+}
+
+/// Finds the one recipe whose blocks are in the file.
+///
+/// # Errors
+/// As for [`detect`], and when the file holds several families.
+pub fn detect_one<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<&'a Recipe, Error> {
+    one(detect(index, recipes)?)
+}
+
+/// The one recipe of a file.
+pub(super) fn one(families: Vec<Family<'_>>) -> Result<&Recipe, Error> {
+    match families[..] {
+        [Family { recipe, .. }] => Ok(recipe),
+        _ => Err(Error::Several {
+            recipes: families.iter().map(|f| f.recipe.name.clone()).collect(),
         }),
     }
 }

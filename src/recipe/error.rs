@@ -28,6 +28,10 @@ pub enum Error {
     Deployed { tensor: String },
     #[error("the recipes `{}` fit equally well; choose one with --recipe", recipes.join("` and `"))]
     Ambiguous { recipes: Vec<String> },
+    #[error("the file holds blocks of the recipes `{}`; one is expected", recipes.join("` and `"))]
+    Several { recipes: Vec<String> },
+    #[error("an eps is given for recipe {}, which is none of this file's: `{}`", quoted(recipe), known.join("`, `"))]
+    EpsOfNone { recipe: String, known: Vec<String> },
     #[error(
         "none of the {blocks} blocks is selected by --only and --skip; `repfuse inspect` shows their names"
     )]

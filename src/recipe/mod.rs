@@ -13,14 +13,17 @@ mod models;
 pub(crate) mod near;
 mod parse;
 pub(crate) mod pattern;
+mod regions;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
-pub use detect::{deployed, detect, found_in};
+pub use detect::{deployed, detect, detect_one, found_in};
 pub use error::Error;
 pub use expand::Index;
 pub use model::{Network, Recipe};
 pub use models::for_model;
 pub use parse::recipe as parse;
+pub use regions::Family;
+pub(crate) use regions::split;
 
 /// The candidate that `word` is probably a slip for: at most one letter and a quarter of the word away.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {

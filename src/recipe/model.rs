@@ -23,6 +23,8 @@ pub struct Recipe {
     pub eps: Option<f64>,
     /// Who else uses the same names with another eps.
     pub eps_note: Option<String>,
+    /// Who else uses the same names with or without a bare identity.
+    pub identity_note: Option<String>,
     /// Detection: of each list, one must match some tensor.
     pub when: Vec<Vec<Pattern>>,
     /// Detection: none may match a tensor.
@@ -41,6 +43,8 @@ pub struct Recipe {
     pub blocks: Vec<BlockRule>,
     /// How the blocks make up a whole network, where they follow one another and nothing else does.
     pub network: Option<Network>,
+    /// Whether its network may hold blocks of other recipes; its initializer then sets the eps of all norms.
+    pub host: bool,
 }
 
 /// A network of blocks one after the other: each is a conv with "same" padding (stride 2 where it is larger than

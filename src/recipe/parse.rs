@@ -216,8 +216,24 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
     at.object_of(
         "an object with `name`, `about`, `cite` and `blocks`",
         &[
-            "name", "about", "cite", "models", "load", "eps", "eps_note", "when", "unless", "owns",
-            "deploy", "drop", "rename", "beside", "blocks", "network",
+            "name",
+            "about",
+            "cite",
+            "models",
+            "load",
+            "eps",
+            "eps_note",
+            "identity_note",
+            "when",
+            "unless",
+            "owns",
+            "deploy",
+            "drop",
+            "rename",
+            "beside",
+            "blocks",
+            "network",
+            "host",
         ],
     )?;
     let recipe = Recipe {
@@ -234,6 +250,10 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         eps: at.get("eps").map(|at| at.eps()).transpose()?,
         eps_note: at
             .get("eps_note")
+            .map(|at| at.string().map(str::to_owned))
+            .transpose()?,
+        identity_note: at
+            .get("identity_note")
             .map(|at| at.string().map(str::to_owned))
             .transpose()?,
         when: list(at, "when", parse_evidence)?,
@@ -255,6 +275,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             .map(parse_block)
             .collect::<Parsed<_>>()?,
         network: at.get("network").map(|at| parse_network(&at)).transpose()?,
+        host: at.flag("host")?,
     };
     let name = at.need("name")?;
     if recipe.name.is_empty()

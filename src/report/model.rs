@@ -211,7 +211,8 @@ pub fn report(
         })
         .collect();
     blocks.sort_by(|a, b| units::natural_order(&a.name, &b.name));
-    let weight = diagnose::check_norms(checkpoint, plan)?;
+    let weights = diagnose::check_norms(checkpoint, plan)?;
+    let weight = diagnose::heaviest(&weights).cloned();
     let file = match deployed {
         Deployed::File(file) => Some(file),
         Deployed::InMemory => None,

@@ -66,7 +66,7 @@ pub fn inspect(
     let planned = match recipe {
         Some(recipe) => plan::plan(index, recipe, options),
         None => recipe::detect_builtin(index, &recipes)
-            .and_then(|found| plan::plan(index, found, options)),
+            .and_then(|found| plan::plan_families(index, &found, options)),
     };
     let deployed = recipe::deployed(&recipes, index).is_some()
         || checkpoint

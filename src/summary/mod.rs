@@ -4,4 +4,6 @@ pub mod cost;
 pub mod inspect;
 pub mod int8;
 pub mod kernels;
+pub mod leftover;
 pub mod units;
+pub mod warnings;

@@ -201,6 +201,7 @@ pub fn verify_blocks(
     deployed: Deployed<'_>,
     options: &Options,
 ) -> Result<Vec<BlockVerdict>, diagnose::Error> {
+    diagnose::check_variances(checkpoint, &plan.blocks)?;
     let allowance = allowance_of(deployed);
     let convs: Vec<_> = plan
         .blocks

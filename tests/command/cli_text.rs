@@ -86,19 +86,17 @@ fn verify_prints_a_line_for_each_conv_and_a_sentence() {
     assert_eq!(
         tiny.prints(&["verify", "train.safetensors"]),
         "\
-\x20   conv                  ratio   worst   dB  expression
-ok  stage0.rbr_reparam     0.84  2.7e-8  152  bn(3×3) + bn(1×1)
-ok  stage1.0.rbr_reparam   0.84  5.7e-8  151  bn(3×3) + bn(1×1) + bn
-ok  stage1.1.rbr_reparam   0.95  5.4e-8  151  bn(3×3) + bn(1×1) + bn
-ok  stage1.2.rbr_reparam   0.92  5.4e-8  152  bn(3×3) + bn(1×1) + bn
-ok  stage2.0.rbr_reparam   0.92  4.7e-8  152  bn(3×3) + bn(1×1)
+\x20   conv                  ratio   worst  expression
+ok  stage0.rbr_reparam     0.84  2.7e-8  bn(3×3) + bn(1×1)
+ok  stage1.0.rbr_reparam   0.84  5.7e-8  bn(3×3) + bn(1×1) + bn
+ok  stage1.1.rbr_reparam   0.95  5.4e-8  bn(3×3) + bn(1×1) + bn
+ok  stage1.2.rbr_reparam   0.92  5.4e-8  bn(3×3) + bn(1×1) + bn
+ok  stage2.0.rbr_reparam   0.92  4.7e-8  bn(3×3) + bn(1×1)
 
 equivalent: 5 convs, worst difference 0.95 of what rounding once allows, 2
 tensors copied
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
-              some projects use these names with 1e-3; if this file is of one
-              that is not told apart, pass --bn-eps 1e-3
 "
     );
 }
@@ -125,8 +123,6 @@ fn fuse_prints_what_became_less() {
   bytes       10.4 kB  →  4.68 kB
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
-              some projects use these names with 1e-3; if this file is of one
-              that is not told apart, pass --bn-eps 1e-3
   load        model = create_RepVGG_A0(deploy=True); model.load_state_dict(safetensors.torch.load_file(\"deploy.safetensors\"))
 "
     );

@@ -10,6 +10,7 @@ mod cli_json;
 mod cli_report;
 mod cli_text;
 mod documents;
+mod families;
 mod hints;
 mod hostile;
 mod hostile_others;

@@ -744,13 +744,13 @@ fn files_that_several_recipes_fit() {
     let mut other = one.clone();
     other.name = "other".to_owned();
     let recipes = [one, other];
-    let error = recipe::detect(checkpoint.tensors(), &recipes).expect_err("two");
+    let error = recipe::detect_one(checkpoint.tensors(), &recipes).expect_err("two");
     assert_eq!(
         error.to_string(),
         "the recipes `own` and `other` fit equally well; choose one with --recipe"
     );
     assert_eq!(
-        recipe::detect(checkpoint.tensors(), &recipes[..1])
+        recipe::detect_one(checkpoint.tensors(), &recipes[..1])
             .expect("one")
             .name,
         "own"

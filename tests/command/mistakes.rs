@@ -84,8 +84,8 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `when`, `unless`, `owns`, `deploy`, \
-             `drop`, `rename`, `beside`, `blocks`, `network`",
+            "unknown key `zzzzzzzz`; expected one of `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `unless`, `owns`, `deploy`, \
+             `drop`, `rename`, `beside`, `blocks`, `network`, `host`",
             top(r#""eps_note": "1""#),
         ),
         (

@@ -33,7 +33,7 @@ fn open(case: &str) -> (Checkpoint, Plan) {
     let checkpoint =
         Checkpoint::open(fixture(&format!("{case}.safetensors"))).expect("a checkpoint");
     let recipes = recipe::builtin().expect("built-in recipes");
-    let found = recipe::detect(checkpoint.tensors(), &recipes).expect("one recipe");
+    let found = recipe::detect_one(checkpoint.tensors(), &recipes).expect("one recipe");
     let plan = plan::plan(checkpoint.tensors(), found, &Options::default()).expect("a plan");
     (checkpoint, plan)
 }

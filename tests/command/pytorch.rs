@@ -99,10 +99,9 @@ fn fuse_verify_and_inspect_take_them() {
         "{}",
         String::from_utf8_lossy(&fused.stderr)
     );
-    assert_eq!(
-        String::from_utf8_lossy(&fused.stderr),
-        "repfuse: reading the state dict under `model`\n"
-    );
+    let said = String::from_utf8_lossy(&fused.stderr);
+    assert!(said.starts_with("repfuse: reading the state dict under `model`\n"));
+    assert!(said.lines().all(|line| !line.contains("error")), "{said}");
     let written = File::read(&directory.path().join("out.safetensors"));
     let names: Vec<_> = written.tensors.keys().map(String::as_str).collect();
     assert_eq!(

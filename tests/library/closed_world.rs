@@ -41,7 +41,7 @@ const MAY_BE_LESS: &[(&str, &str)] = &[
 fn planned(index: &Checkpoint, case: &Case, recipes: &[Recipe]) -> Result<Plan, String> {
     let by_name = || recipes.iter().find(|r| r.name == case.recipe);
     let chosen = match case.detect {
-        true => recipe::detect(index.tensors(), recipes).map_err(|e| e.to_string())?,
+        true => recipe::detect_one(index.tensors(), recipes).map_err(|e| e.to_string())?,
         false => by_name().ok_or("there is no such recipe")?,
     };
     plan::plan(index.tensors(), chosen, &Options::default()).map_err(|e| e.to_string())

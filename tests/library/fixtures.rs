@@ -27,7 +27,10 @@ fn plan_of(case: &Case, checkpoint: &Checkpoint) -> Result<Plan, String> {
         .iter()
         .find(|r| r.name == case.recipe)
         .ok_or("there is no such recipe")?;
-    let chosen = match (case.detect, recipe::detect(checkpoint.tensors(), &recipes)) {
+    let chosen = match (
+        case.detect,
+        recipe::detect_one(checkpoint.tensors(), &recipes),
+    ) {
         (true, Ok(found)) if found.name == case.recipe => found,
         (true, Ok(found)) => return Err(format!("detected as `{}`", found.name)),
         (true, Err(e)) => return Err(format!("not detected: {e}")),
@@ -183,7 +186,7 @@ fn what_names_leave_open_is_asked() {
     assert!(ambiguous.len() > 6);
     for case in ambiguous {
         let train = open(&case.train).expect("a checkpoint");
-        let said = recipe::detect(train.tensors(), &recipes).map(|found| found.name.clone());
+        let said = recipe::detect_one(train.tensors(), &recipes).map(|found| found.name.clone());
         let asked = said.expect_err(&case.name).to_string();
         let named = format!("`{}`", case.recipe);
         assert!(
@@ -204,7 +207,7 @@ fn look_alikes_are_left_alone() {
         .iter()
         .filter_map(|(path, _)| {
             let file = Checkpoint::open(path.with_extension("safetensors")).expect("a checkpoint");
-            let found = recipe::detect(file.tensors(), &recipes).ok()?;
+            let found = recipe::detect_one(file.tensors(), &recipes).ok()?;
             Some(format!("{} as `{}`", path.display(), found.name))
         })
         .collect();
@@ -226,7 +229,7 @@ fn nothing_is_folded_twice() {
             ("our", ours),
             ("the authors'", open(&case.deploy).expect("a checkpoint")),
         ] {
-            let Ok(found) = recipe::detect(deploy.tensors(), &recipes) else {
+            let Ok(found) = recipe::detect_one(deploy.tensors(), &recipes) else {
                 continue;
             };
             let again =

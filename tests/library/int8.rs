@@ -22,7 +22,7 @@ fn rounding_is_that_of_the_observers() {
         let (train, deploy) = (open("train"), open("deploy"));
         let near = recipe::builtin_near(train.tensors()).unwrap();
         let found = recipe::detect_builtin(train.tensors(), &near).unwrap();
-        let plan = plan::plan(train.tensors(), found, &Options::default()).unwrap();
+        let plan = plan::plan_families(train.tensors(), &found, &Options::default()).unwrap();
         for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
             let Some(expected) = convs[&fused.module].as_array() else {
                 continue;

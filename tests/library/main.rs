@@ -8,6 +8,7 @@ mod architecture;
 mod closed_world;
 mod conv2d_laws;
 mod documents;
+mod families;
 mod fixtures;
 mod formats;
 mod int8;

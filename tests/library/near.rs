@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use crate::support::file::files_below;
-use repfuse::recipe::{self, Recipe};
+use repfuse::recipe::{self, Family, Recipe};
 use repfuse::tensor::Checkpoint;
 
-fn outcome(found: Result<&Recipe, recipe::Error>) -> Result<String, String> {
+fn outcome(found: Result<Vec<Family<'_>>, recipe::Error>) -> Result<Vec<String>, String> {
     found
-        .map(|found| found.name.clone())
+        .map(|found| found.iter().map(|f| f.recipe.name.clone()).collect())
         .map_err(|e| e.to_string())
 }
 

@@ -119,7 +119,9 @@ impl Tiny {
     /// Runs the command, which must succeed, and gives what it printed.
     pub fn prints(&self, args: &[&str]) -> String {
         let ran = self.run(args);
-        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{args:?}");
+        let open = "repfuse: warning: the names alone do not tell the eps";
+        let settled = ran.stderr.is_empty() || ran.stderr.starts_with(open);
+        assert!(ran.status == 0 && settled, "{args:?}: {}", ran.stderr);
         ran.stdout
     }
 }

@@ -85,6 +85,7 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         eps: None,
         eps_source: EpsSource::Recipe,
         eps_note: None,
+        families: Vec::new(),
         load: None,
         network: None,
         blocks,

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{Error, Sample, Support, check};
-use crate::plan::{self, Block, EpsSource, Plan, plan};
-use crate::recipe::{self, Recipe};
+use crate::plan::{self, Block, EpsSource, Plan, plan, plan_families};
+use crate::recipe::{self, Family, Recipe};
 use crate::tensor::{Checkpoint, quoted};
 
 /// What is tried.
@@ -75,7 +75,23 @@ pub fn choose(
     let first: Vec<&Recipe> = match &options.recipe {
         Some(recipe) => vec![recipe],
         None => match recipe::detect_builtin(index, &all) {
-            Ok(recipe) => vec![recipe],
+            Ok(families) => match families[..] {
+                [Family { recipe, .. }] => vec![recipe],
+                // Each has its part of the file; what the sample says is said of all of them.
+                _ => {
+                    let plan = plan_families(index, &families, &options.plan)?;
+                    let support = check(checkpoint, &plan, sample)?;
+                    let decided = Decided {
+                        tried: vec![(plan.recipe.clone(), plan.eps)],
+                        ..Decided::default()
+                    };
+                    return Ok(Choice {
+                        plan,
+                        support,
+                        decided,
+                    });
+                }
+            },
             Err(recipe::Error::Ambiguous { recipes }) => {
                 all.iter().filter(|r| recipes.contains(&r.name)).collect()
             }
@@ -145,6 +161,9 @@ impl Tries<'_> {
         let tried = planned.and_then(|mut plan| {
             if !own_eps {
                 plan.eps_source = EpsSource::Sample;
+                for family in &mut plan.families {
+                    family.eps_source = EpsSource::Sample;
+                }
             }
             let support = check(self.checkpoint, &plan, self.sample)?;
             Ok((plan, support))

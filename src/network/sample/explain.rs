@@ -6,11 +6,12 @@
 use ndarray::{Array4, ArrayView4};
 
 use super::activation::{Activation, TRIED};
+use super::after::After;
 use super::fit::Tried;
 use crate::algebra::branches::branches;
 use crate::algebra::describe;
 use crate::algebra::forward::Reading;
-use crate::algebra::{Part, Resolved};
+use crate::algebra::{Op, Part, Resolved};
 use crate::conv2d::block::{self, pad, run_part};
 use crate::tensor::{Checkpoint, Float, Reader, Tensor};
 
@@ -20,6 +21,8 @@ pub(super) struct Seen<'a> {
     pub block: &'a Resolved<Tensor>,
     pub x: ArrayView4<'a, f64>,
     pub y: ArrayView4<'a, f64>,
+    /// The norm that the output went through, too.
+    pub after: Option<&'a After>,
 }
 
 /// A part that may be missing or superfluous, with what it adds to every output.
@@ -75,7 +78,10 @@ fn branches_of(seen: &Seen<'_>, tried: &Tried) -> Result<Vec<Suspect>, block::Er
     let branch = |branch: Part<Tensor>| {
         Ok(Suspect {
             adds: run(&branch)?,
-            kind: Kind::Branch(describe::expression(&branch)),
+            kind: match branch.op() {
+                Op::Identity => Kind::Bare("a bare identity"),
+                _ => Kind::Branch(describe::expression(&branch)),
+            },
         })
     };
     branches(seen.block).into_iter().map(branch).collect()
@@ -111,8 +117,8 @@ fn bare(seen: &Seen<'_>, tried: &Tried) -> Vec<Suspect> {
         kind: Kind::Bare(name),
     };
     vec![
-        suspect(identity, "bare identity"),
-        suspect(mean, "average pooling over 3×3"),
+        suspect(identity, "a bare identity"),
+        suspect(mean, "an average pooling over 3×3"),
     ]
 }
 
@@ -156,7 +162,11 @@ impl Left {
                 let z = tried.value[place];
                 let allowed =
                     tried.bound[place] + activation.rounding(input, unit) + unit * input.abs();
-                channels[c].push((place, input - z, SLACK * allowed));
+                // Led back through the norm, too.
+                let scale = seen.after.map_or(1.0, |after| after.scale[c]);
+                if scale != 0.0 {
+                    channels[c].push((place, (input - z) / scale, SLACK * allowed / scale.abs()));
+                }
             }
         }
         channels.retain(|channel| channel.len() >= LEAST);
@@ -188,11 +198,11 @@ impl Left {
             return None;
         }
         Some(match &suspect.kind {
-            Kind::Bare(name) if all(1.0) => format!("a {name} that the recipe lacks explains it"),
+            Kind::Bare(name) if all(1.0) => format!("{name} that the recipe lacks explains it"),
             Kind::Bare(name) if all(-1.0) => {
-                format!("it has no {name}, which the recipe assumes")
+                format!("it lacks {name}, which the recipe assumes")
             }
-            Kind::Bare(name) => format!("a {name} times a factor explains it"),
+            Kind::Bare(name) => format!("{name} times a factor explains it"),
             Kind::Branch(branch) if all(-1.0) => format!("it has no branch {branch}"),
             Kind::Branch(branch) => format!(
                 "{:.4} times the branch {branch} explains it: a factor such as `alpha`",

@@ -5,13 +5,14 @@ use std::ops::Range;
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 
 use super::activation::{Activation, TRIED};
+use super::after::{After, norms_after};
 use super::explain::{Seen, explain};
 use super::lie::{inside, placements};
 use super::{Error, RecordVerdict, in_four_dims};
 use crate::algebra::Resolved;
 use crate::algebra::forward::Reading;
 use crate::conv2d::block::{self, Placement, pad, run_part};
-use crate::plan::PlannedConv;
+use crate::plan::{Block, Plan, PlannedConv};
 use crate::tensor::{Checkpoint, Float, Reader, Tensor};
 use crate::verify::{is_worse, ratio, while_running, worse};
 
@@ -38,13 +39,14 @@ const MOST_WORK: f64 = 1e13;
 /// When a value cannot be read.
 pub(super) fn record(
     checkpoint: &Checkpoint,
+    plan: &Plan,
     name: &str,
-    convs: &[&PlannedConv],
+    convs: &[(&Block, &PlannedConv)],
     maps: &Maps<'_>,
 ) -> Result<Result<RecordVerdict, String>, Error> {
     let mut reason = String::new();
-    for fused in convs {
-        match one(checkpoint, name, fused, maps)? {
+    for conv in convs {
+        match one(checkpoint, plan, name, *conv, maps)? {
             Ok(verdict) if verdict.accepted || convs.len() == 1 => return Ok(Ok(verdict)),
             Ok(_) => {}
             Err(why) => reason = why,
@@ -58,8 +60,9 @@ pub(super) fn record(
 
 fn one(
     checkpoint: &Checkpoint,
+    plan: &Plan,
     name: &str,
-    fused: &PlannedConv,
+    (of, fused): (&Block, &PlannedConv),
     maps: &Maps<'_>,
 ) -> Result<Result<RecordVerdict, String>, Error> {
     let g = fused.geometry();
@@ -98,12 +101,16 @@ fn one(
     let placements = placements([h, w], [g.extent()[1], g.extent()[2]], [oh, ow]);
     let failed = |source| Error::Run {
         block: fused.module.clone(),
-        source,
+        source: Box::new(source),
+    };
+    let run = |placement: &Placement| {
+        let tried = Tried::run(checkpoint, &block, x.view(), placement, maps.float);
+        tried.map_err(failed)
     };
     let mut best: Option<Fit> = None;
+    let mut after = None;
     for placement in &placements {
-        let tried = Tried::run(checkpoint, &block, x.view(), placement, maps.float);
-        let fit = tried.map_err(failed)?.compare(y.view());
+        let fit = run(placement)?.compare(y.view());
         let accepted = fit.found.accepted();
         let better = |best: &Fit| is_worse(best.found.ratio, fit.found.ratio);
         if accepted || best.as_ref().is_none_or(better) {
@@ -111,6 +118,18 @@ fn one(
         }
         if accepted {
             break;
+        }
+    }
+    if best.as_ref().is_some_and(|best| !best.found.accepted()) {
+        // The block may be recorded behind a norm that is left where it is.
+        'tried: for norm in norms_after(checkpoint, plan, of, out)? {
+            for placement in &placements {
+                let fit = run(placement)?.behind(&norm).compare(y.view());
+                if fit.found.accepted() {
+                    (best, after) = (Some(fit), Some(norm.module));
+                    break 'tried;
+                }
+            }
         }
     }
     let Some(Fit { tried, found }) = best else {
@@ -126,23 +145,33 @@ fn one(
         ));
     }
     let accepted = found.accepted();
-    let why = match accepted {
-        true => None,
-        false => {
-            let seen = Seen {
-                checkpoint,
-                block: &block,
-                x: x.view(),
-                y: y.view(),
-            };
-            explain(&seen, &tried).map_err(failed)?
+    let mut why = None;
+    if !accepted {
+        let seen = Seen {
+            checkpoint,
+            block: &block,
+            x: x.view(),
+            y: y.view(),
+            after: None,
+        };
+        why = explain(&seen, &tried).map_err(failed)?;
+        for norm in norms_after(checkpoint, plan, of, out)? {
+            if why.is_none() {
+                let tried = run(&tried.placement)?.behind(&norm);
+                let seen = Seen {
+                    after: Some(&norm),
+                    ..seen
+                };
+                why = explain(&seen, &tried).map_err(failed)?;
+            }
         }
-    };
+    }
     Ok(Ok(RecordVerdict {
         name: name.to_owned(),
         module: fused.module.clone(),
         float: maps.float,
         activation: found.activation,
+        after,
         stride: tried.placement.stride,
         padding: tried.placement.padding,
         compared: found.compared,
@@ -218,6 +247,16 @@ impl Tried {
             bound,
             float,
         })
+    }
+
+    /// The same behind a norm.
+    fn behind(self, norm: &After) -> Tried {
+        let unit = self.float.unit_roundoff();
+        Tried {
+            bound: norm.off(&self.value, &self.bound, unit),
+            value: norm.of(&self.value),
+            ..self
+        }
     }
 
     /// The activation that fits best, over all outputs if these fit, else over those that see no padding.

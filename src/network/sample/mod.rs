@@ -5,6 +5,7 @@
 //! branch by branch in f64 and compared, by what the arithmetic of the recorded type may be expected to be off by.
 
 mod activation;
+mod after;
 mod choose;
 mod explain;
 mod fit;
@@ -38,7 +39,10 @@ pub enum Error {
     #[error("{} is no sample: {reason}", quoted(&path.display().to_string()))]
     NoSample { path: PathBuf, reason: String },
     #[error("block {}", quoted(block))]
-    Run { block: String, source: block::Error },
+    Run {
+        block: String,
+        source: Box<block::Error>,
+    },
     #[error(
         "no recorded block can be compared: {}; the blocks of recipe `{recipe}` are {known}",
         reasons.join(", ")
@@ -69,6 +73,8 @@ pub struct RecordVerdict {
     pub float: Float,
     /// What stood between the block and the place where its output was recorded.
     pub activation: Activation,
+    /// The norm beside the block that its output went through, too.
+    pub after: Option<String>,
     /// `[height, width]`.
     pub stride: [usize; 2],
     /// Rows above and below, columns left and right.
@@ -231,7 +237,7 @@ pub fn check(checkpoint: &Checkpoint, plan: &Plan, sample: &Sample) -> Result<Su
                 _ => Float::F32,
             },
         };
-        match fit::record(checkpoint, name, &convs, &maps)? {
+        match fit::record(checkpoint, plan, name, &convs, &maps)? {
             Ok(verdict) => records.push(verdict),
             Err(reason) => ignored.push((name.clone(), reason)),
         }
@@ -256,13 +262,12 @@ pub fn check(checkpoint: &Checkpoint, plan: &Plan, sample: &Sample) -> Result<Su
 
 /// The convs that a recorded module may be: those of the block of this name, the one of this output module, else those below
 /// it, else those of the one block whose name ends so, or that the name ends with: hooks may have been put on a part of the network, or around it.
-fn convs_of<'a>(plan: &'a Plan, name: &str) -> Vec<&'a PlannedConv> {
-    let of = |is: &dyn Fn(&Block, &PlannedConv) -> bool| -> Vec<&'a PlannedConv> {
+fn convs_of<'a>(plan: &'a Plan, name: &str) -> Vec<(&'a Block, &'a PlannedConv)> {
+    let of = |is: &dyn Fn(&Block, &PlannedConv) -> bool| -> Vec<(&'a Block, &'a PlannedConv)> {
         let blocks = plan.blocks.iter();
         blocks
             .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
             .filter(|(block, fused)| is(block, fused))
-            .map(|(_, fused)| fused)
             .collect()
     };
     let below = |of: &str, above: &str| {
@@ -285,7 +290,7 @@ fn convs_of<'a>(plan: &'a Plan, name: &str) -> Vec<&'a PlannedConv> {
         .iter()
         .filter(|block| below(&block.name, name) || below(name, &block.name));
     match (ends.next(), ends.next()) {
-        (Some(block), None) => block.fused.iter().collect(),
+        (Some(block), None) => block.fused.iter().map(|fused| (block, fused)).collect(),
         _ => Vec::new(),
     }
 }

@@ -1,0 +1,99 @@
+//! One plan for a file of several families: each has its own part of the file.
+
+use std::ops::Range;
+
+use super::select::Select;
+use super::{EpsSource, Options, Plan, copy, ledger_of};
+use crate::recipe::expand::{Index, Looks};
+use crate::recipe::{Error, Family, Recipe, split};
+
+/// A recipe that a plan is made by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// Its name.
+    pub recipe: String,
+    /// The eps of its batch norms, if it has any.
+    pub eps: Option<f64>,
+    /// Who decided it.
+    pub eps_source: EpsSource,
+    /// Who else uses these names with another eps.
+    pub eps_note: Option<String>,
+    /// Who else uses these names with another bare identity.
+    pub identity_note: Option<String>,
+    /// The recipe of the network that its blocks are guests in.
+    pub host: Option<String>,
+    /// The paths that its part of the file is below; an empty one is the whole file.
+    pub at: Vec<String>,
+    /// The numbers of its blocks in the plan.
+    pub blocks: Range<usize>,
+}
+
+/// Plans a file by the recipes of its families. Blocks of a guest have the eps of their host.
+///
+/// # Errors
+/// As for [`plan`](super::plan), and when an eps is given for a recipe that is none of these.
+pub fn plan_families(
+    index: &Index,
+    families: &[Family<'_>],
+    options: &Options,
+) -> Result<Plan, Error> {
+    let names = || families.iter().map(|family| family.recipe.name.clone());
+    let of_none = options
+        .bn_eps_of
+        .iter()
+        .find(|(of, _)| !names().any(|name| name == *of));
+    if let Some((recipe, _)) = of_none {
+        return Err(Error::EpsOfNone {
+            recipe: recipe.clone(),
+            known: names().collect(),
+        });
+    }
+    if let [family] = families {
+        return super::plan(index, family.recipe, options);
+    }
+    let select = Select::new(&options.only, &options.skip)?;
+    let mut whole: Option<Plan> = None;
+    let (parts, rest) = split(index, families);
+    for (family, part) in families.iter().zip(parts) {
+        let own = eps_of(family.recipe, options);
+        let host = family.host.filter(|_| own.is_none());
+        let options = Options {
+            bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options).or(host.eps))),
+            ..options.clone()
+        };
+        let looks = Looks::default();
+        let ledger = ledger_of(&part, family.recipe, &options, &select, &looks)?;
+        let mut plan = ledger.finish()?;
+        let applied = plan.families.iter_mut();
+        for applied in applied {
+            applied.at = family.at.clone();
+            applied.host = family.host.map(|host| host.name.clone());
+            if host.is_some() && applied.eps.is_some() {
+                applied.eps_source = EpsSource::Host;
+            }
+        }
+        match &mut whole {
+            None => whole = Some(plan),
+            Some(whole) => whole.append(plan),
+        }
+    }
+    let Some(mut plan) = whole else {
+        return Err(Error::NoBlock { near: Vec::new() });
+    };
+    if plan.blocks.is_empty() {
+        return Err(Error::NoneSelected {
+            blocks: plan.skipped.len(),
+        });
+    }
+    let copies = rest
+        .iter()
+        .map(|tensor| copy(tensor, tensor.name().to_owned()));
+    plan.outputs.extend(copies);
+    plan.without_clashes()
+}
+
+/// The eps that a user gave for a recipe.
+fn eps_of(recipe: &Recipe, options: &Options) -> Option<f64> {
+    let own = options.bn_eps_of.iter().find(|(of, _)| *of == recipe.name);
+    own.map(|(_, eps)| *eps).or(options.bn_eps)
+}

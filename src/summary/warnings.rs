@@ -1,0 +1,64 @@
+//! What names leave open: sentences, each with its size for the file and the tensors that it is about.
+
+use super::units;
+use crate::fuse::diagnose::EpsWeight;
+use crate::plan::{Applied, EpsSource, Plan};
+use crate::tensor::quoted;
+
+/// Something that the names of a file do not tell, and that the recipe was believed about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Warning {
+    /// What it is, and how much it matters for this file.
+    pub sentence: String,
+    /// The tensors that it is about.
+    pub tensors: Vec<String>,
+}
+
+/// What of a plan rests on names alone. `weights` are those of [`check_norms`](crate::fuse::diagnose::check_norms).
+pub fn warnings(plan: &Plan, weights: &[EpsWeight]) -> Vec<Warning> {
+    let mut found = Vec::new();
+    for (number, family) in plan.families.iter().enumerate() {
+        let weight = weights.iter().find(|weight| weight.family == number);
+        found.extend(weight.and_then(|weight| about_eps(family, weight)));
+        found.extend(about_identities(plan, family));
+    }
+    found
+}
+
+fn about_eps(family: &Applied, weight: &EpsWeight) -> Option<Warning> {
+    let note = family.eps_note.as_ref()?;
+    if family.eps_source != EpsSource::Recipe {
+        return None;
+    }
+    Some(Warning {
+        sentence: format!(
+            "the names alone do not tell the eps; recipe {} has {:e}, and {:e} would change a scale by up to {}: {note}",
+            quoted(&family.recipe),
+            family.eps?,
+            weight.other,
+            units::share(weight.largest)
+        ),
+        tensors: vec![weight.tensor.clone()],
+    })
+}
+
+fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
+    let note = family.identity_note.as_ref()?;
+    let blocks = plan.blocks.get(family.blocks.clone())?;
+    let convs = blocks.iter().flat_map(|block| &block.fused);
+    let keeps = convs.filter(|conv| conv.geometry().inputs() == conv.geometry().out());
+    let tensors: Vec<String> = keeps
+        .map(|conv| format!("{}.weight", conv.module))
+        .collect();
+    (!tensors.is_empty()).then(|| Warning {
+        sentence: format!(
+            "the names alone do not tell whether {} a bare identity, which adds 1 to the middle tap of each channel; recipe {} was believed: {note}",
+            match tensors.len() {
+                1 => "1 block that keeps its width holds".to_owned(),
+                n => format!("{n} blocks that keep their width hold"),
+            },
+            quoted(&family.recipe)
+        ),
+        tensors,
+    })
+}

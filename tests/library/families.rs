@@ -1,0 +1,139 @@
+//! Several families in one file: each recipe has its part, with its own eps, and nothing is silent.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use crate::support::fixtures::{Case, cases};
+use repfuse::plan::{self, Options, Plan};
+use repfuse::recipe::{self, Index, Recipe};
+use repfuse::tensor::{Checkpoint, Part, Place, Tensor};
+
+/// Pairs that names cannot tell from one network: the blocks of the first are taken for those of the second, whose evidence is the
+/// first one's with something more, or vouches for names that ask for none.
+const ONE_NETWORK: &[(&str, &str)] = &[
+    ("rtdetr", "dfine"),
+    ("repvgg", "easycv"),
+    ("repvgg", "mmyolo"),
+    ("repvgg", "yolov5-lite"),
+    ("repvgg", "yolov6"),
+    ("ultralytics-cls", "yolov5-lite"),
+    ("yolo-nas", "yolo-nas-pose"),
+];
+
+/// One file of each recipe that is detected, and its plan.
+fn one_of_each(recipes: &[Recipe]) -> Vec<(Case, Index, Plan)> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for case in cases() {
+        if !case.detect || !seen.insert(case.recipe.clone()) {
+            continue;
+        }
+        let file = Checkpoint::open(&case.train).expect("a checkpoint");
+        let recipe = recipe::detect_one(file.tensors(), recipes).expect("one recipe");
+        let plan = plan::plan(file.tensors(), recipe, &Options::default()).expect("a plan");
+        found.push((case, file.tensors().clone(), plan));
+    }
+    found
+}
+
+/// The tensors of a file under a path of their own.
+fn under(path: &str, index: &Index) -> Index {
+    let tensor = |tensor: &Tensor| {
+        let part = Part {
+            name: format!("{path}.{}", tensor.name()),
+            dtype: tensor.dtype().clone(),
+            shape: tensor.shape().to_vec(),
+            place: Place::InFile { file: 0, offset: 0 },
+        };
+        Tensor::new(part).expect("a tensor")
+    };
+    let tensors = index.values().map(tensor);
+    tensors.map(|t| (t.name().to_owned(), t)).collect()
+}
+
+/// Every conv of a plan with the eps of its norms, and every other output.
+fn says(path: &str, plan: &Plan) -> BTreeSet<String> {
+    let convs = plan
+        .blocks
+        .iter()
+        .flat_map(|block| &block.fused)
+        .map(|conv| {
+            let norms = conv.expr.root().norms();
+            let eps: Vec<String> = norms.iter().map(|norm| format!("{:e}", norm.eps)).collect();
+            format!("{path}{} by {}", conv.module, eps.join(" "))
+        });
+    let outputs = plan
+        .outputs
+        .iter()
+        .map(|o| format!("{path}{}", o.output.name));
+    convs.chain(outputs).collect()
+}
+
+/// What is wrong with two families in one file.
+fn trouble([a, b]: [&(Case, Index, Plan); 2], recipes: &[Recipe]) -> Option<String> {
+    let pair = [&*a.0.recipe, &*b.0.recipe];
+    let mut index = under("one", &a.1);
+    index.extend(under("two", &b.1));
+    let planned = recipe::detect(&index, recipes)
+        .and_then(|families| plan::plan_families(&index, &families, &Options::default()));
+    let same = |(x, y): &(&str, &str)| pair == [*x, *y] || pair == [*y, *x];
+    if ONE_NETWORK.iter().any(same) {
+        return None;
+    }
+    match planned {
+        Err(e) => Some(format!("{pair:?}: {e}")),
+        Ok(plan) => {
+            let found = says("", &plan);
+            let mut expected = says("one.", &a.2);
+            expected.extend(says("two.", &b.2));
+            (found != expected).then(|| {
+                let differing = found.symmetric_difference(&expected).next();
+                format!(
+                    "{pair:?} as {}: {}",
+                    plan.recipe,
+                    differing.expect("a difference")
+                )
+            })
+        }
+    }
+}
+
+#[test]
+fn two_families_in_one_file_are_both_fused() {
+    let recipes = recipe::builtin().expect("the built-in recipes");
+    let all = one_of_each(&recipes);
+    let mut pairs = Vec::new();
+    for (i, a) in all.iter().enumerate() {
+        pairs.extend(all[i + 1..].iter().map(|b| [a, b]));
+    }
+    assert!(pairs.len() > 1000, "{}", pairs.len());
+    // All of them take a minute; which ones are tried is no matter of chance.
+    let step = match std::env::var_os("REPFUSE_ALL_PAIRS") {
+        Some(_) => 1,
+        None => 7,
+    };
+    let tried: Vec<_> = pairs.into_iter().step_by(step).collect();
+    let halves: Vec<_> = tried.chunks(tried.len().div_ceil(2)).collect();
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let work = |half: &'_ [[&(Case, Index, Plan); 2]]| -> Vec<String> {
+            half.iter()
+                .filter_map(|pair| trouble(*pair, &recipes))
+                .collect()
+        };
+        let threads: Vec<_> = halves
+            .iter()
+            .map(|half| scope.spawn(move || work(half)))
+            .collect();
+        let done = threads
+            .into_iter()
+            .flat_map(|t| t.join().expect("no panic"));
+        done.collect()
+    });
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        tried.len(),
+        wrong.join("\n")
+    );
+}
