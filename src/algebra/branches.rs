@@ -39,10 +39,10 @@ fn summands<T: Clone>(part: &Part<T>) -> Vec<Part<T>> {
     }
 }
 
-/// A sum that stands directly in a sum is part of it; one behind an operator is the branch's own affair.
+/// A sum in a sum is part of it, also where a norm or a factor follows.
 fn summands_of_summand<T: Clone>(part: &Part<T>) -> Vec<Part<T>> {
     match part.op() {
-        Op::Sum(_) => summands(part),
+        Op::Sum(_) | Op::Seq(_) => summands(part),
         _ => vec![part.clone()],
     }
 }

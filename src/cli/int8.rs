@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::output::{self, Cut};
 use super::workers::with_workers;
 use crate::plan::{Block, PlannedConv};
-use crate::summary::int8::{self, Int8, MUCH, Noise};
+use crate::summary::int8::{self, Int8, Noise};
 use crate::tensor::{Checkpoint, plain};
 use crate::verify::Deployed;
 
@@ -58,7 +58,7 @@ pub(super) fn text(found: &[(&PlannedConv, Int8)], all: bool) -> String {
     let cut = [(4, Cut::End), (0, Cut::Middle)];
     let mut out = output::table(&rows, &[1, 2, 3, 5, 6], &cut, output::table_width(all));
     out.push('\n');
-    out += &output::line("int8", &sentence(found.iter().map(|(_, int8)| int8)));
+    out += &output::line("int8", &int8::sentence(found.iter().map(|(_, int8)| int8)));
     out += &output::line(
         "tensor",
         "signal to noise in dB of the weights, rounded to int8 with one step for the whole tensor",
@@ -76,27 +76,4 @@ fn pair(noise: &Noise) -> [String; 2] {
         Some(value) => format!("{value:.1}"),
         None => "exact".to_owned(),
     })
-}
-
-/// One sentence on a whole file.
-pub(super) fn sentence<'a>(convs: impl Iterator<Item = &'a Int8>) -> String {
-    let (mut much, mut all) = (0, 0);
-    for conv in convs {
-        all += 1;
-        much += usize::from(conv.loses_much());
-    }
-    match much {
-        0 => format!(
-            "none of {} loses more than {MUCH} dB in an output channel per tensor",
-            output::plural(all, "conv")
-        ),
-        1 => format!(
-            "1 of {} loses more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
-            output::plural(all, "conv")
-        ),
-        _ => format!(
-            "{much} of {} lose more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
-            output::plural(all, "conv")
-        ),
-    }
 }

@@ -25,11 +25,11 @@ pub fn level(tap: f64, largest: f64, shades: usize) -> usize {
 /// Side of a square and the gap between two, in pixels, for a kernel of this extent.
 fn cell(extent: [usize; 2]) -> [usize; 2] {
     match extent[0].max(extent[1]) {
-        0..=3 => [18, 1],
-        4..=5 => [13, 1],
-        6..=7 => [10, 1],
-        8..=11 => [8, 1],
-        12..=17 => [6, 1],
+        0..=3 => [34, 1],
+        4..=5 => [22, 1],
+        6..=7 => [16, 1],
+        8..=11 => [10, 1],
+        12..=17 => [7, 1],
         18..=31 => [4, 0],
         _ => [2, 0],
     }
@@ -115,8 +115,8 @@ mod tests {
         let drawn = svg(&taps, [3, 3], [1, 1], 2.0, "bn");
         assert_eq!(
             drawn,
-            "<svg class=\"heat\" viewBox=\"0 0 53 53\" width=\"53\" height=\"53\" role=\"img\" aria-label=\"bn\">\
-             <path class=\"q12\" d=\"M18 18h17v17h-17z\"/></svg>"
+            "<svg class=\"heat\" viewBox=\"0 0 101 101\" width=\"101\" height=\"101\" role=\"img\" aria-label=\"bn\">\
+             <path class=\"q12\" d=\"M34 34h33v33h-33z\"/></svg>"
         );
     }
 

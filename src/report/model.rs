@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::fuse::diagnose;
 use crate::plan::{EpsSource, Plan, PlannedConv};
 use crate::summary::cost::{self, Change, macs_per_pixel};
+use crate::summary::int8::{Int8, int8};
 use crate::summary::kernels::{Kernel, KernelMaps, kernel_maps};
 use crate::summary::units;
 use crate::tensor::Checkpoint;
@@ -17,8 +18,6 @@ use crate::verify::{Allowance, BlockVerdict, Deployed, Verdict};
 pub enum Error {
     #[error(transparent)]
     Numbers(#[from] diagnose::Error),
-    #[error("the chart of the ratios: {0}")]
-    Chart(String),
     #[error("the page: {0}")]
     Page(String),
 }
@@ -145,6 +144,8 @@ pub struct Conv {
     pub branches: Vec<Kernel>,
     /// The fused kernel; null where the deploy form has none of this shape.
     pub fused: Option<Kernel>,
+    /// What is left of its weights when they are rounded to eight bits; null where the deploy form has none of this shape.
+    pub int8: Option<Int8>,
     /// Whether it passes.
     pub accepted: bool,
     /// The worst difference in units of the rounding bound; null if it is not a number.
@@ -174,13 +175,20 @@ pub fn report(
     let convs: Vec<&PlannedConv> = plan.blocks.iter().flat_map(|block| &block.fused).collect();
     let maps = convs
         .par_iter()
-        .map(|fused| kernel_maps(checkpoint, fused, deployed))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|fused| {
+            let maps = kernel_maps(checkpoint, fused, deployed)?;
+            let rounded = match maps.fused {
+                Some(_) => Some(int8(checkpoint, fused, deployed)?),
+                None => None,
+            };
+            Ok((maps, rounded))
+        })
+        .collect::<Result<Vec<_>, diagnose::Error>>()?;
     let mut drawn = convs
         .into_iter()
         .zip(&verdict.blocks)
         .zip(maps)
-        .map(|((fused, verdict), maps)| conv(fused, verdict, maps));
+        .map(|((fused, verdict), (maps, int8))| conv(fused, verdict, maps, int8));
     let mut blocks: Vec<Block> = plan
         .blocks
         .iter()
@@ -263,7 +271,7 @@ pub fn report(
     })
 }
 
-fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
+fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps, int8: Option<Int8>) -> Conv {
     Conv {
         module: fused.module.clone(),
         expression: verdict.expression.clone(),
@@ -272,6 +280,7 @@ fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps) -> Conv {
         macs_per_pixel: macs_per_pixel(fused, 1),
         branches: maps.branches,
         fused: maps.fused,
+        int8,
         accepted: verdict.accepted,
         ratio: verdict.ratio.is_finite().then_some(verdict.ratio),
         failure: verdict.why_not(),

@@ -1,10 +1,14 @@
 //! The report as one HTML page that needs no network.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use askama::Template;
 
 use super::model::{Block, Conv, Error, Report};
 use super::{chart, heat};
 use crate::summary::cost::Change;
+use crate::summary::int8;
 use crate::summary::kernels::Kernel;
 use crate::summary::units;
 use crate::tensor::plain;
@@ -19,11 +23,14 @@ struct Page<'a> {
     to: Option<String>,
     totals: Vec<Row>,
     eps: Option<[String; 2]>,
-    wide: String,
-    narrow: String,
+    /// The chart, wide and narrow, where a conv fails.
+    chart: Option<[String; 2]>,
     ramp: String,
     cut: bool,
-    blocks: Vec<Section<'a>>,
+    /// The parts of the network, where there are many blocks: a name, and the block that is the first.
+    stages: Vec<(String, usize)>,
+    failed: Vec<(usize, String, String)>,
+    groups: Vec<Group<'a>>,
     version: &'static str,
 }
 
@@ -35,7 +42,17 @@ struct Row {
     change: String,
 }
 
+/// Equal blocks: the first is shown, the others unfold.
+struct Group<'a> {
+    first: Section<'a>,
+    others: Vec<Section<'a>>,
+    /// Their names, in a line.
+    names: String,
+}
+
 struct Section<'a> {
+    /// Its place in the report, which links lead to.
+    id: usize,
     name: String,
     block: &'a Block,
     convs: Vec<Drawn<'a>>,
@@ -55,6 +72,8 @@ struct Drawn<'a> {
     /// How much of the bar's width is filled, in per cent; the bound is at 100.
     filled: f64,
     largest: String,
+    /// Signal to noise of its weights in int8: per tensor, per channel, and whether an output channel loses much.
+    int8: Option<(String, String, bool)>,
     failure: Option<String>,
 }
 
@@ -68,39 +87,150 @@ struct Tile {
 /// # Errors
 /// When the plotting or the template library refuses, which they have no reason to.
 pub fn page(report: &Report) -> Result<String, Error> {
+    let failed = report.blocks.iter().enumerate().flat_map(|(id, block)| {
+        block
+            .convs
+            .iter()
+            .filter(|conv| !conv.accepted)
+            .map(move |conv| {
+                let why = conv.failure.as_deref().unwrap_or("it differs");
+                (id, plain(&block.name), plain(why))
+            })
+    });
+    let failed: Vec<_> = failed.collect();
     let page = Page {
         title: file_name(&report.input),
         from: plain(&report.input),
         to: report.output.as_deref().map(plain),
         totals: totals(report),
         eps: eps(report),
-        wide: chart::ratios(report, [880, 190])?,
-        narrow: chart::ratios(report, [360, 170])?,
-        ramp: ramp(),
-        cut: report
+        chart: report
             .convs()
-            .any(|c| c.ratio.is_none_or(|r| r > 2.0 * report.verified.tolerance)),
-        blocks: report
-            .blocks
-            .iter()
-            .map(|block| section(block, report))
-            .collect(),
+            .any(|conv| !conv.accepted)
+            .then(|| [[880, 190], [360, 170]].map(|size| chart::ratios(report, size))),
+        ramp: ramp(),
+        cut: report.convs().any(|c| {
+            c.ratio
+                .is_none_or(|r| r > chart::HIGHEST * report.verified.tolerance)
+        }),
+        stages: stages(report),
+        failed,
+        groups: groups(report),
         version: env!("CARGO_PKG_VERSION"),
         report,
     };
     page.render().map_err(|e| Error::Page(e.to_string()))
 }
 
+/// Blocks that are looked for rather than seen at once.
+const MANY: usize = 12;
+
+/// The parts of a network by the beginnings of names: `stages.2` of `stages.2.blocks.1`, `stem` of `stem.0`.
+fn stages(report: &Report) -> Vec<(String, usize)> {
+    let mut found: Vec<(String, usize)> = Vec::new();
+    if report.blocks.len() <= MANY {
+        return found;
+    }
+    for (id, block) in report.blocks.iter().enumerate() {
+        let segments: Vec<&str> = block.name.split('.').collect();
+        let is_number = |s: &&str| s.bytes().all(|b| b.is_ascii_digit());
+        let inner = &segments[..segments.len() - 1];
+        let end = match inner.iter().position(is_number) {
+            Some(at) => at + 1,
+            None => 1,
+        };
+        let stage = plain(&segments[..end].join("."));
+        if found.iter().all(|(name, _)| *name != stage) {
+            found.push((stage, id));
+        }
+    }
+    found
+}
+
+/// Blocks that fail come first, each by itself; those that pass stand with their equals, in the order of the first.
+fn groups(report: &Report) -> Vec<Group<'_>> {
+    let key = |block: &Block| {
+        let convs = block.convs.iter();
+        let convs: Vec<_> = convs
+            .map(|c| {
+                (
+                    c.expression.clone(),
+                    c.weight_shape.clone(),
+                    c.dtype.clone(),
+                )
+            })
+            .collect();
+        (convs, block.assumes_identity)
+    };
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let mut by_key = HashMap::new();
+    let (passing, failing): (Vec<_>, Vec<_>) = report
+        .blocks
+        .iter()
+        .enumerate()
+        .partition(|(_, block)| block.convs.iter().all(|conv| conv.accepted));
+    let first = |section| Group {
+        first: section,
+        others: Vec::new(),
+        names: String::new(),
+    };
+    for (id, block) in failing {
+        groups.push(first(section(id, block, report)));
+    }
+    for (id, block) in passing {
+        match by_key.entry(key(block)) {
+            Entry::Vacant(place) => {
+                place.insert(groups.len());
+                groups.push(first(section(id, block, report)));
+            }
+            Entry::Occupied(place) => {
+                let group = &mut groups[*place.get()];
+                group.others.push(section(id, block, report));
+            }
+        }
+    }
+    for group in &mut groups {
+        let names = group.others.iter().map(|section| section.name.as_str());
+        group.names = names.take(NAMED).collect::<Vec<_>>().join(", ");
+        if group.others.len() > NAMED {
+            group.names += ", …";
+        }
+    }
+    groups
+}
+
+/// Names of equal blocks that are shown before they are unfolded.
+const NAMED: usize = 4;
+
 impl Page<'_> {
     fn verdict(&self) -> String {
-        let Some(worst) = self.report.verified.worst_ratio.map(units::ratio) else {
-            return "there is a conv that cannot be compared".to_owned();
+        let convs = units::plural(self.report.convs().count(), "conv");
+        let limit = match self.report.verified.allowance.as_str() {
+            "one-rounding" => "the rounding bound",
+            _ => "the bound for arithmetic in the stored type",
         };
-        let against = match self.report.verified.allowance.as_str() {
-            "one-rounding" => "rounding once allows",
-            _ => "arithmetic in the stored type allows",
-        };
-        format!("worst difference {worst} of what {against}")
+        let failing = self.report.convs().filter(|conv| !conv.accepted).count();
+        let worst = self.report.verified.worst_ratio.map(units::ratio);
+        match (failing, worst) {
+            (0, Some(worst)) => {
+                format!("all of {convs} pass; worst error: {worst} × {limit} (limit 1)")
+            }
+            (0, None) => format!("no error can be given for {convs}"),
+            (_, Some(worst)) => {
+                format!("{failing} of {convs} fail; worst error: {worst} × {limit} (limit 1)")
+            }
+            (_, None) => format!("{failing} of {convs} fail, and one of them cannot be compared"),
+        }
+    }
+
+    /// What int8 would cost, in a sentence.
+    fn int8(&self) -> String {
+        let rounded: Vec<_> = self
+            .report
+            .convs()
+            .filter_map(|conv| conv.int8.as_ref())
+            .collect();
+        int8::sentence(rounded.into_iter())
     }
 
     /// What the line in the chart stands for.
@@ -180,8 +310,9 @@ fn eps(report: &Report) -> Option<[String; 2]> {
     Some([format!("{} {source}", units::small(eps.value)), weight])
 }
 
-fn section<'a>(block: &'a Block, report: &Report) -> Section<'a> {
+fn section<'a>(id: usize, block: &'a Block, report: &Report) -> Section<'a> {
     Section {
+        id,
         name: plain(&block.name),
         parameters: row("parameters", block.parameters, units::count),
         convs: block
@@ -193,6 +324,26 @@ fn section<'a>(block: &'a Block, report: &Report) -> Section<'a> {
     }
 }
 
+/// A branch without a conv is one on the identity: `x` is `identity`, and `bn` is `bn(identity)`.
+fn named(label: &str) -> String {
+    if label.contains('×') {
+        return label.to_owned();
+    }
+    let open = label.trim_end_matches(')');
+    let closed = &label[open.len()..];
+    match open.strip_suffix('x') {
+        Some(before) => format!("{before}identity{closed}"),
+        None => format!("{open}(identity){closed}"),
+    }
+}
+
+fn decibels(ratio: Option<f64>) -> String {
+    match ratio {
+        Some(ratio) => format!("{ratio:.0}"),
+        None => "exact".to_owned(),
+    }
+}
+
 fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
     let all = || conv.branches.iter().chain(&conv.fused);
     let largest = all().flat_map(|k| &k.taps).copied().fold(0.0, f64::max);
@@ -201,7 +352,7 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
         .reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
     let tile = |kernel: &Kernel| {
         let most = kernel.taps.iter().copied().fold(0.0, f64::max);
-        let label = plain(&kernel.label);
+        let label = named(&plain(&kernel.label));
         let described = format!("{label}: mean |w| up to {}", units::magnitude(most));
         let frame = frame.unwrap_or(kernel.extent);
         Tile {
@@ -228,6 +379,10 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
         ratio: units::ratio(ratio),
         filled: (100.0 * (ratio / report.verified.tolerance).clamp(0.0, 1.25)).round(),
         largest: units::magnitude(largest),
+        int8: conv.int8.as_ref().map(|int8| {
+            let [tensor, channel] = [int8.fused.per_tensor, int8.fused.per_channel];
+            (decibels(tensor), decibels(channel), int8.loses_much())
+        }),
         failure: conv.failure.as_deref().map(plain),
         conv,
     }

@@ -13,6 +13,7 @@ use crate::algebra::describe;
 use crate::algebra::fold::{Folded, Scratch};
 use crate::fuse::diagnose;
 use crate::plan::PlannedConv;
+use crate::summary::units::plural;
 use crate::tensor::{Checkpoint, Reader};
 use crate::verify::{Deployed, deployed_rows};
 
@@ -105,6 +106,29 @@ pub fn int8(
         fused: whole,
         branch,
     })
+}
+
+/// One sentence on a whole file.
+pub fn sentence<'a>(convs: impl Iterator<Item = &'a Int8>) -> String {
+    let (mut much, mut all) = (0, 0);
+    for conv in convs {
+        all += 1;
+        much += usize::from(conv.loses_much());
+    }
+    match much {
+        0 => format!(
+            "none of {} loses more than {MUCH} dB in an output channel per tensor",
+            plural(all, "conv")
+        ),
+        1 => format!(
+            "1 of {} loses more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
+            plural(all, "conv")
+        ),
+        _ => format!(
+            "{much} of {} lose more than {MUCH} dB in an output channel per tensor; quantize weights per channel",
+            plural(all, "conv")
+        ),
+    }
 }
 
 /// Reads every row twice: the step of the whole tensor needs all of them.
