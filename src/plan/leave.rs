@@ -39,7 +39,7 @@ impl Ledger<'_> {
         let mut own = vec![start.anchor.name().to_owned()];
         for (_, template) in &rule.fuse {
             for pattern in template.tensors() {
-                let found = self.looked_at.names(self.index, &pattern, captures);
+                let found = self.looked_at.names(self.index, pattern, captures);
                 own.extend(found.map(|(tensor, _)| tensor.name().to_owned()));
             }
         }
