@@ -545,12 +545,12 @@ fn the_odd_block_is_named() {
     bench.tensor("net.1.c.bias", &[4]);
     assert_eq!(
         bench.refused(&own),
-        "repfuse: block `net.1`: `net.1.c.bias` is there, and the 2 other blocks of its kind have none\n"
+        "repfuse: block `net.1`: `net.1.c.bias` is there, and the 2 other blocks of its kind have none; `--skip 'net.1'` leaves the block as it is\n"
     );
     bench.tensor("net.2.c.bias", &[4]);
     assert_eq!(
         bench.refused(&own),
-        "repfuse: block `net.0`: `net.0.c.bias` is missing, and the 2 other blocks of its kind have one\n"
+        "repfuse: block `net.0`: `net.0.c.bias` is missing, and the 2 other blocks of its kind have one; `--skip 'net.0'` leaves the block as it is\n"
     );
 }
 

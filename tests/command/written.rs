@@ -119,6 +119,8 @@ fn a_name_that_promises_another_format_is_refused() {
         "out.pth",
         "--shard-size",
         "1KB",
+        "--bn-eps",
+        "1e-5",
     ]);
     let expected = "repfuse: `out.pth` is the name of a PyTorch file, and shards are written as safetensors; choose a name that ends in \
                     `.safetensors`\n";
@@ -128,7 +130,7 @@ fn a_name_that_promises_another_format_is_refused() {
     let linear = tiny.file.at("linear.weight");
     (linear.dtype, linear.shape) = (Dtype::F4, vec![10, 32]);
     tiny.write();
-    let ran = tiny.run(&["fuse", "train.safetensors", "out.pth"]);
+    let ran = tiny.run(&["fuse", "train.safetensors", "out.pth", "--bn-eps", "1e-5"]);
     let expected = "repfuse: `out.pth` cannot be written as a PyTorch file: `linear.weight` is F4, a type that PyTorch's files do not \
                     have; choose a name that ends in `.safetensors`\n";
     assert_eq!((ran.status, ran.stderr.as_str()), (2, expected));
@@ -193,6 +195,8 @@ fn a_whole_file_in_half() {
         "out.safetensors",
         "--dtype-all",
         "f16",
+        "--bn-eps",
+        "1e-5",
     ]);
     let expected = "repfuse: `linear.bias` is 1.0000e5 at [3], beyond the largest f16, 6.5504e4; store only the fused tensors in f16\n";
     assert_eq!((ran.status, ran.stderr.as_str()), (2, expected));
