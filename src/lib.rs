@@ -5,7 +5,7 @@
 //! result: branch by branch on one side, one conv on the other.
 //!
 //! ```
-//! # let directory = tempfile::tempdir()?;
+//! # let directory = tempfile::tempdir().expect("a directory");
 //! # let from = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/repvgg/plain.train.safetensors");
 //! # let to = directory.path().join("deploy.safetensors");
 //! let verdict = repfuse::deploy(from, &to, &repfuse::Options::default())?;

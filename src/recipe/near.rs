@@ -14,9 +14,6 @@ const SHOWN: usize = 3;
 /// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
 pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     let mut lines = Vec::new();
-    if let [recipe] = recipes {
-        lines.extend(modules_for_tensors(recipe, index));
-    }
     let evident = |recipe: &&Recipe| {
         let there = |pattern| anywhere(index, pattern).next().is_some();
         recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
@@ -81,20 +78,6 @@ pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
     lines.retain(|line| seen.insert(line.clone()));
     lines.truncate(SHOWN);
     lines
-}
-
-/// Of a recipe whose `at` names modules: that it takes tensors.
-fn modules_for_tensors(recipe: &Recipe, index: &Index) -> Vec<String> {
-    let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
-    let one = |at: &Pattern| {
-        let weight = at.with_end(".weight");
-        (!there(at) && there(&weight))
-            .then(|| format!("`at` names a module, {at}; it takes a tensor, such as {weight}"))
-    };
-    let rules = recipe.blocks.iter();
-    rules
-        .flat_map(|rule| rule.at.iter().filter_map(one))
-        .collect()
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).

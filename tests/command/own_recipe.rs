@@ -888,7 +888,7 @@ fn names_that_are_written_can_count() {
     bench.tensor("net.stage0.conv.weight", &[4, 4, 1, 1]);
     let said = bench.refused(&own);
     assert!(
-        said.ends_with("`{p}.stages.{i-1}` has no name here: a number in it is below 0\n"),
+        said.contains("`{p}.stages.{i-1}` has no name here: a number in it is below 0"),
         "{said}"
     );
 }

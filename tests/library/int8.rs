@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::fixtures::fixtures;
 use repfuse::plan::{self, Options};
 use repfuse::recipe;
-use repfuse::summary::int8::int8;
+use repfuse::summary::int8::{Int8, Noise, int8, sentence};
 use repfuse::tensor::Checkpoint;
 use repfuse::verify::Deployed;
 
@@ -38,4 +38,38 @@ fn rounding_is_that_of_the_observers() {
         }
     }
     assert!(compared > 20, "{compared}");
+}
+
+#[test]
+fn one_sentence_counts_what_loses_much() {
+    let conv = |worst_loss| Int8 {
+        fused: Noise {
+            per_tensor: Some(40.0),
+            per_channel: Some(40.0),
+            worst_loss,
+        },
+        branch: None,
+    };
+    let said = |losses: &[f64]| {
+        let convs: Vec<Int8> = losses.iter().copied().map(conv).collect();
+        sentence(convs.iter())
+    };
+    // The test of messages looks for `{MUCH} dB`.
+    const MUCH: f64 = 20.0;
+    assert_eq!(
+        said(&[1.0, 20.0]),
+        format!("none of 2 convs loses more than {MUCH} dB in an output channel per tensor")
+    );
+    assert_eq!(
+        said(&[21.0, 1.0]),
+        format!(
+            "1 of 2 convs loses more than {MUCH} dB in an output channel per tensor; quantize weights per channel"
+        )
+    );
+    assert_eq!(
+        said(&[21.0, 1.0, 30.0]),
+        format!(
+            "2 of 3 convs lose more than {MUCH} dB in an output channel per tensor; quantize weights per channel"
+        )
+    );
 }
