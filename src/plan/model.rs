@@ -1,0 +1,177 @@
+//! A plan as data: blocks, what each becomes, and what is written in which order.
+
+use super::Applied;
+use crate::algebra::{Geometry, Resolved};
+use crate::recipe::model::Network;
+use crate::tensor::{Dtype, Float, Output, Tensor};
+
+/// What a user may decide about a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The eps of every batch norm, instead of the recipe's.
+    pub bn_eps: Option<f64>,
+    /// The eps of the batch norms in blocks of these recipes, instead of that.
+    pub bn_eps_of: Vec<(String, f64)>,
+    /// Globs on block names: only these are fused. Empty means all.
+    pub only: Vec<String>,
+    /// Globs on block names: these are not fused.
+    pub skip: Vec<String>,
+    /// Globs on names: these tensors and modules stand beside the blocks, and have no part in what they compute.
+    pub beside: Vec<String>,
+    /// Globs on names: these tensors and modules are left out, as if the file did not have them.
+    pub drop: Vec<String>,
+    /// The element type of fused tensors, instead of that of the block's conv weights.
+    pub dtype: Option<Float>,
+    /// Whether the recipe is the user's choice: names then tell the blocks, whatever classes the file says.
+    pub by_names: bool,
+}
+
+/// Where the eps of the batch norms comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EpsSource {
+    /// The recipe states it.
+    Recipe,
+    /// The file says it of every norm, as a pickled module does.
+    File,
+    /// The user does.
+    User,
+    /// Feature maps of the author's network decided it.
+    Sample,
+    /// The recipe of the network that holds the blocks states it.
+    Host,
+}
+
+impl EpsSource {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EpsSource::Recipe => "recipe",
+            EpsSource::File => "file",
+            EpsSource::User => "user",
+            EpsSource::Sample => "sample",
+            EpsSource::Host => "host",
+        }
+    }
+}
+
+/// What becomes of every tensor.
+#[derive(Debug)]
+pub struct Plan {
+    /// The name of the recipe; of several, all names with ` + ` between them.
+    pub recipe: String,
+    /// The eps of the batch norms, if there are any and it is one for all of them.
+    pub eps: Option<f64>,
+    /// Who decided it.
+    pub eps_source: EpsSource,
+    /// Who else uses these names with another eps.
+    pub eps_note: Option<String>,
+    /// The recipes, each with its eps and its blocks. (A graph needs none.)
+    pub families: Vec<Applied>,
+    /// How to load the deploy form in Python, if the recipe says so.
+    pub load: Option<String>,
+    /// How the blocks make up a whole network, if the recipe says so.
+    pub network: Option<Network>,
+    /// The blocks that are fused.
+    pub blocks: Vec<Block>,
+    /// The names of the blocks that are left as they are, by the user's wish.
+    pub skipped: Vec<String>,
+    /// Modules that nearly were folded, and why they are left as they are.
+    pub left: Vec<Left>,
+    /// Every tensor of the output.
+    pub outputs: Vec<Planned>,
+    /// Tensors that are dropped by name, without a part in any fused tensor.
+    pub dropped: Vec<Tensor>,
+}
+
+/// A module that is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its path.
+    pub module: String,
+    /// Why, in a few words.
+    pub why: String,
+}
+
+/// One block.
+#[derive(Debug)]
+pub struct Block {
+    /// The path that its names share, or the output's name if there is none.
+    pub name: String,
+    /// What it writes.
+    pub fused: Vec<PlannedConv>,
+    /// The tensors that went into it, or that it makes superfluous.
+    pub consumed: Vec<Tensor>,
+    /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
+    pub assumes_identity: bool,
+}
+
+/// One fused conv.
+#[derive(Debug)]
+pub struct PlannedConv {
+    /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
+    pub module: String,
+    /// What it is fused from.
+    pub expr: Resolved<Tensor>,
+    /// Whether a bias is written; where none is, nothing adds a constant.
+    pub bias: bool,
+    /// The element type in which it is stored.
+    pub dtype: Float,
+}
+
+/// A tensor of the output and where its bytes come from.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What is written.
+    pub output: Output,
+    /// Where it comes from.
+    pub what: Source,
+}
+
+/// Where the bytes of an output tensor come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A tensor of the input, byte for byte.
+    Copy(Tensor),
+    /// A tensor of the input, each number rounded once to the output's type.
+    Round(Tensor),
+    /// The weight of a fused conv: the numbers of block and conv in the plan.
+    Weight(usize, usize),
+    /// Its bias.
+    Bias(usize, usize),
+    /// One number everywhere.
+    Fill(f64),
+}
+
+impl Plan {
+    /// Stores all floating-point tensors in one type: copied ones are rounded, too.
+    pub fn store_all(&mut self, float: Float) {
+        let blocks = self.blocks.iter_mut();
+        for fused in blocks.flat_map(|block| &mut block.fused) {
+            fused.dtype = float;
+        }
+        for Planned { output, what } in &mut self.outputs {
+            let Some(of) = output.dtype.float().filter(|of| *of != float) else {
+                continue;
+            };
+            output.byte_len = output.byte_len / of.size() as u64 * float.size() as u64;
+            output.dtype = Dtype::from(float);
+            if let Source::Copy(tensor) = what {
+                *what = Source::Round(tensor.clone());
+            }
+        }
+    }
+}
+
+impl PlannedConv {
+    /// The shapes of the fused conv.
+    pub fn geometry(&self) -> &Geometry {
+        self.expr.geometry()
+    }
+
+    /// How many numbers its tensors hold.
+    pub fn numbers(&self) -> u64 {
+        let g = self.geometry();
+        let bias = if self.bias { g.out() } else { 0 };
+        (g.out() * g.row_len() + bias) as u64
+    }
+}
