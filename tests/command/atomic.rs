@@ -10,7 +10,7 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use crate::support::Random;
-use crate::support::file::{self, Place, checkpoint, end, skipped, start};
+use crate::support::file::{self, Place, Ran, checkpoint, end, skipped, start};
 use crate::support::forge::{File, Held};
 use repfuse::fuse::{Options, fuse};
 use repfuse::plan;
@@ -69,6 +69,27 @@ fn send(signal: &str, to: u32) {
         .args(["-c", &format!("kill -{signal} {to}")])
         .status();
     assert!(sent.expect("a shell").success());
+}
+
+/// A run that a signal reached at work. On a busy machine the run may be done before the signal comes: then again, from `old`.
+fn stopped(place: &Place, args: &[&str], signal: &str, old: Option<&str>) -> Ran {
+    for _ in 0..100 {
+        match old {
+            Some(old) => place.write("out.safetensors", old),
+            None => drop(fs::remove_file(place.path("out.safetensors"))),
+        }
+        let mut child = start(place.command(args));
+        await_scratch(place, &mut child);
+        // The process may have ended; its number is not given anew before it is waited for.
+        if child.try_wait().expect("a child").is_none() {
+            send(signal, child.id());
+        }
+        let ran = end(child);
+        if ran.status.code() != Some(0) {
+            return ran;
+        }
+    }
+    panic!("a hundred runs were done before {signal} came");
 }
 
 /// What is left after a run that failed or was stopped: what was there before.
@@ -147,21 +168,15 @@ fn signals_leave_nothing() {
     let place = slow();
     let before = place.names();
     for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1)] {
-        let mut child = start(place.command(SLOW));
-        await_scratch(&place, &mut child);
-        send(signal, child.id());
-        let ran = end(child);
+        let ran = stopped(&place, SLOW, signal, None);
         assert_eq!(ran.status.signal(), Some(number), "{ran:?}");
         assert_eq!(ran.stdout, "");
         assert_eq!(ran.stderr, "repfuse: interrupted; nothing was written\n");
         untouched(&place, &before);
     }
     // An old file stays.
-    place.write("out.safetensors", "old");
-    let mut child = start(place.command(&[SLOW, &["--force"]].concat()));
-    await_scratch(&place, &mut child);
-    send("INT", child.id());
-    assert_eq!(end(child).status.signal(), Some(2));
+    let ran = stopped(&place, &[SLOW, &["--force"]].concat(), "INT", Some("old"));
+    assert_eq!(ran.status.signal(), Some(2), "{ran:?}");
     assert_eq!(place.read("out.safetensors"), b"old");
     // The twin: undisturbed, the same command writes the file.
     let ran = place.run("fuse in.safetensors new.safetensors --recipe own.json --quiet");
@@ -186,7 +201,9 @@ fn an_ignored_signal_stays_ignored() {
         "trap '' HUP; exec \"$REPFUSE\" fuse in.safetensors out.safetensors --recipe own.json -q",
     ));
     await_scratch(&place, &mut child);
-    send("HUP", child.id());
+    if child.try_wait().expect("a child").is_none() {
+        send("HUP", child.id());
+    }
     assert_eq!(end(child).all(), (Some(0), "", ""));
     assert_eq!(
         place.names(),
