@@ -11,12 +11,10 @@ use super::error::Error;
 use super::open::Onnx;
 use super::proto::Data;
 use super::wire::Wire;
-use crate::fuse::{self, Contents, Options, Unfinished, diagnose};
+use crate::fuse::{self, Contents, Options, Unfinished, archive, diagnose};
 use crate::plan::{Planned, PlannedConv, Source, planned};
 use crate::tensor::write::Layout;
-use crate::tensor::{
-    Checkpoint, Destinations, Dtype, Error as TensorError, Output, Part, Place, Tensor,
-};
+use crate::tensor::{Checkpoint, Destinations, Error as TensorError, Place};
 
 /// A model that is complete, and has not become its destination.
 #[derive(Debug)]
@@ -434,27 +432,7 @@ impl Items {
     }
 
     fn copy(&mut self, byte_len: u64, place: Place) {
-        let dtype = Dtype::Known(safetensors::Dtype::U8);
-        let shape = vec![byte_len as usize];
-        let output = Output {
-            name: String::new(),
-            dtype: dtype.clone(),
-            shape: shape.clone(),
-            byte_len,
-        };
-        let part = Part {
-            name: String::new(),
-            dtype,
-            shape,
-            place,
-        };
-        // As many bytes as its place has.
-        if let Ok(tensor) = Tensor::new(part) {
-            self.items.push(Planned {
-                output,
-                what: Source::Copy(tensor),
-            });
-        }
+        self.items.push(archive::bytes(byte_len, place));
     }
 
     fn finish(mut self) -> Vec<Planned> {
