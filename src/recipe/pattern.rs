@@ -455,13 +455,13 @@ mod tests {
             Some(name),
             "fill inverts matches"
         );
-        Some(
-            captures
-                .iter()
-                .map(|(k, v)| format!("{k}={v}"))
-                .collect::<Vec<_>>()
-                .join(" "),
-        )
+        let mut names: Vec<&str> = pattern.captures().collect();
+        names.sort_unstable();
+        names.dedup();
+        let shown = names
+            .iter()
+            .filter_map(|k| Some(format!("{k}={}", captures.get(k)?)));
+        Some(shown.collect::<Vec<_>>().join(" "))
     }
 
     #[test]
