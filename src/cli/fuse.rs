@@ -30,17 +30,18 @@ use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{self, Checkpoint, Destination, Float, Format, plain, quoted};
 use crate::verify;
 
-/// Fold every block of a checkpoint into one conv and write a deployable file
+/// Fold every block of a checkpoint or a graph into one conv, and write a deployable file
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   repfuse fuse train.safetensors deploy.safetensors
   repfuse fuse train.safetensors deploy.safetensors --verify --dtype f16
+  repfuse fuse model.onnx fast.onnx --verify
   repfuse fuse yolo.safetensors fused.safetensors --recipe my-block.json --bn-eps 1e-3")]
 pub(super) struct Args {
-    /// The checkpoint in training form
+    /// The training form: a checkpoint (safetensors or PyTorch, or an index of shards), an ONNX model, or a `.pt2`
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The file to write
+    /// The file to write. Its ending is its format: `.safetensors`, `.pt`, `.pth`, `.bin`, or that of a graph
     #[arg(value_name = "OUT")]
     output: PathBuf,
     #[command(flatten)]
@@ -58,7 +59,7 @@ pub(super) struct Args {
         conflicts_with = "dtype"
     )]
     dtype_all: Option<Stored>,
-    /// Write shards of at most so many bytes, as in 5GB or 500MiB, and OUT's index: `OUT-00001-of-00002.safetensors` …
+    /// Write shards of at most this size, such as 5GB or 500MiB, and an index: `OUT-00001-of-00002.safetensors` …
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
     /// Verify before OUT is replaced, and leave it as it was if that fails

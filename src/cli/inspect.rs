@@ -26,7 +26,7 @@ use crate::summary::order::FileOrder;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, Tensor, plain};
 
-/// Show the blocks of a checkpoint, its other convs, and what it holds
+/// Show what a file holds: its blocks, what each becomes, and its other convs
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Without --kernels only the header is read, so this is instant on gigabytes.
@@ -37,7 +37,7 @@ Examples:
   repfuse inspect train.safetensors --json | jq '.blocks[].name'"
 )]
 pub(super) struct Args {
-    /// A safetensors file, one that torch.save wrote, or an index of shards
+    /// A safetensors or PyTorch file, an index of shards, an ONNX model, or a `.pt2`
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
@@ -56,7 +56,7 @@ pub(super) struct Args {
     /// Show the shape of every conv of a block: `bn(4×3×3×3)` instead of `bn(3×3)`
     #[arg(long)]
     shapes: bool,
-    /// Round the fused weights to int8, and show what is left of them
+    /// Show what rounding the fused weights to int8 would cost
     #[arg(long, conflicts_with = "kernels")]
     int8: bool,
     /// One line for every block and conv, also where they repeat, and names in full

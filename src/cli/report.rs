@@ -23,7 +23,7 @@ use crate::verify::{self, Deployed};
   repfuse report train.safetensors deploy.safetensors -o report.html
   repfuse report train.safetensors --json | jq '.blocks[].convs[].ratio'")]
 pub(super) struct Args {
-    /// The checkpoint in training form
+    /// The training form: a checkpoint, an ONNX model, or a `.pt2`
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The deploy form; without it, the report is on what `fuse` would write

@@ -16,8 +16,8 @@ use crate::tensor::{Checkpoint, Float, plain};
 /// Which sample.
 #[derive(Debug, clap::Args)]
 pub(super) struct Sampled {
-    /// Feature maps that were recorded while the network ran in its training form, `<block>.input` and `<block>.output`: they
-    /// decide the recipe and the eps, and every recorded block must give them
+    /// Feature maps recorded from the running training network, `<block>.input` and `<block>.output`: they decide the recipe and
+    /// the eps, and every recorded block must reproduce them
     #[arg(long, value_name = "FILE")]
     sample: Option<PathBuf>,
 }

@@ -15,7 +15,7 @@ pub(super) struct Select {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
     pub(super) recipe: Option<String>,
-    /// The eps of every batch norm, instead of the recipe's; as in `repvgg=1e-5` for the blocks of one recipe of several
+    /// The eps of every batch norm, instead of the recipe's; `repvgg=1e-5` sets it for the blocks of one recipe
     #[arg(long, value_name = "E", value_parser = eps)]
     pub(super) bn_eps: Vec<(Option<String>, f64)>,
     /// Take the structure from this program of torch.export, and the numbers from the checkpoint
@@ -29,10 +29,10 @@ pub(super) struct Select {
     pub(super) skip: Vec<String>,
     #[command(flatten)]
     pub(super) beside: Beside,
-    /// Leave out tensors or modules, as the state of a quantizer; may be repeated
+    /// Leave out tensors or modules, such as the state of a quantizer; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) drop: Vec<String>,
-    /// Of a graph: fold also what has more parameters or multiply-adds as one operator
+    /// For a graph: fold also where one operator has more parameters or multiply-adds than the branches
     #[arg(long, hide_short_help = true)]
     pub(super) even_if_dearer: bool,
 }
@@ -40,7 +40,7 @@ pub(super) struct Select {
 /// What stands beside blocks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Beside {
-    /// Tensors or modules that stand in a block and act after it: they are copied; may be repeated
+    /// Tensors or modules that stand among a block's own and act after it: they are copied; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
     pub(super) beside: Vec<String>,
 }
@@ -324,7 +324,7 @@ fn is_path(name: &str) -> bool {
 /// Which state dict of a file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Key {
-    /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
+    /// For a `.pt` file: the key of the state dict, such as `ema` or `ema.module` [default: detect]
     #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
 }

@@ -25,14 +25,14 @@ use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{Checkpoint, plain, quoted};
 use crate::verify::{self, Allowance, BlockVerdict, Deployed, Verdict};
 
-/// Prove that a deploy form computes what its training form does
+/// Prove that a deploy form computes the same as its training form
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   repfuse verify train.safetensors deploy.safetensors
   repfuse verify train.safetensors            # fold in memory, write nothing
   repfuse verify train.safetensors deploy.safetensors --json")]
 pub(super) struct Args {
-    /// The checkpoint in training form
+    /// The training form: a checkpoint, an ONNX model, or a `.pt2`
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The deploy form; without it, what `fuse` would write is verified in memory
