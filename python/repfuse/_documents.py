@@ -148,6 +148,7 @@ class EndToEnd(TypedDict):
     """Whole networks on the same images."""
 
     images: int
+    bytes_at_once: int
     precision: str
     top1_agreement: float
     largest_logit_difference: float

@@ -11,6 +11,7 @@ use super::Answer;
 use super::families;
 use super::graph;
 use super::output;
+use super::progress;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::verdict::Told;
@@ -199,10 +200,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         ),
     };
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
-    let options = options(args);
+    let (bar, progress) = progress::verifying(&plan, args.quiet || args.json);
+    let options = options(args, Some(progress));
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
+        bar.finish_and_clear();
         let findings = whole::run(
             &args.whole,
             args.seed,
@@ -259,7 +262,8 @@ fn made_otherwise(
         return Ok(None);
     };
     let form = Deployed::File(deployed);
-    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options(args)))??;
+    let options = options(args, None);
+    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options))??;
     Ok(verdict.accepted().then(|| {
         format!(
             "repfuse: the file says it was fused with other settings, and `{flags}` verifies it"
@@ -267,13 +271,14 @@ fn made_otherwise(
     }))
 }
 
-fn options(args: &Args) -> verify::Options {
+fn options(args: &Args, progress: Option<verify::Progress>) -> verify::Options {
     verify::Options {
         probes: args.probes,
         seed: args.seed,
         exhaustive: args.exhaustive,
         tolerance: args.tolerance,
         stop: None,
+        progress,
     }
 }
 
@@ -282,7 +287,10 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     let folded = args.select.fold(file, None)?;
     diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(graph::made).transpose()?;
-    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
+    let (bar, progress) = progress::verifying(folded.plan(), args.quiet || args.json);
+    let options = options(args, Some(progress));
+    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options))??;
+    bar.finish_and_clear();
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;

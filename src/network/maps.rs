@@ -205,7 +205,14 @@ fn one(
                 let maps = trained(part, reading)?;
                 Ok::<_, Error>(maps.iter().copied().collect())
             };
-            beyond(allowance_of(deployed), float, Shown::All, &block, values)?
+            beyond(
+                allowance_of(deployed),
+                float,
+                Shown::All,
+                &block,
+                rounding.input,
+                values,
+            )?
         }
     };
     let mut verdict = MapVerdict {

@@ -24,6 +24,7 @@ pub mod shown;
 mod tally;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -54,6 +55,25 @@ pub struct Options {
     pub tolerance: f64,
     /// Raised from outside to end the work early, with [`Interrupted`](TensorError::Interrupted).
     pub stop: Option<&'static AtomicBool>,
+    /// Told of every fused conv that has been compared.
+    pub progress: Option<Progress>,
+}
+
+/// What is called for every conv that has been compared, by any thread.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn() + Send + Sync>);
+
+impl Progress {
+    /// Something to call.
+    pub fn new(call: impl Fn() + Send + Sync + 'static) -> Progress {
+        Progress(Arc::new(call))
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 impl Options {
@@ -73,6 +93,7 @@ impl Default for Options {
             exhaustive: false,
             tolerance: 1.0,
             stop: None,
+            progress: None,
         }
     }
 }
@@ -250,7 +271,11 @@ pub fn verify_blocks(
                 share,
                 options,
             };
-            check.run(&block.name)
+            let verdict = check.run(&block.name)?;
+            if let Some(Progress(call)) = &options.progress {
+                call();
+            }
+            Ok(verdict)
         })
         .collect()
 }
