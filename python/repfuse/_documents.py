@@ -252,7 +252,7 @@ class InspectedBlock(TypedDict):
 
 
 # A conv outside blocks. (`class` is a word of Python.)
-OtherConv = TypedDict("OtherConv", {"weight": str, "shape": List[int], "class": str})
+OtherConv = TypedDict("OtherConv", {"weight": str, "shape": List[int], "class": Optional[str]})
 
 
 class Macs(TypedDict):

@@ -1,7 +1,7 @@
 //! `repfuse verify IN [OUT]`.
 
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use schemars::JsonSchema;
@@ -224,10 +224,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                 && verdict.blocks.iter().all(|b| b.failure.is_some())
                 && args.select.plan(file, None).is_ok()
         });
-    let no_deploy_form = training_too.map(|(_, path)| {
-        let path = quoted(&path.display().to_string());
-        format!("{path} is in training form, too; `fuse` makes a deploy form of it")
-    });
+    let no_deploy_form = training_too.map(|(_, path)| unfolded(path));
     let told = Told {
         plan: &plan,
         weights: &weights,
@@ -271,6 +268,12 @@ fn made_otherwise(
     }))
 }
 
+/// Says that a file is no deploy form.
+fn unfolded(path: &Path) -> String {
+    let path = quoted(&path.display().to_string());
+    format!("{path} is in training form, too; `fuse` makes a deploy form of it")
+}
+
 fn options(args: &Args, progress: Option<verify::Progress>) -> verify::Options {
     verify::Options {
         probes: args.probes,
@@ -294,13 +297,29 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
+    // What can be folded itself has not been.
+    let training_too = match &made {
+        Some(graph::Made::Graph(other)) => {
+            verdict.blocks.iter().all(|b| b.failure.is_some())
+                && args
+                    .select
+                    .fold(other, None)
+                    .is_ok_and(|folded| !folded.plan().blocks.is_empty())
+        }
+        _ => false,
+    };
+    let no_deploy_form = args
+        .output
+        .as_deref()
+        .filter(|_| training_too)
+        .map(unfolded);
     let told = Told {
         plan: folded.plan(),
         weights: &[],
         verdict: &verdict,
         findings: &findings,
         sample: None,
-        no_deploy_form: None,
+        no_deploy_form: no_deploy_form.as_deref(),
         order: &FileOrder::new(file.constants()),
         all: args.all,
     };

@@ -10,7 +10,7 @@ use crate::algebra::shape::resolve;
 use crate::algebra::{Conv, Expr, Extent, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::fuse::diagnose;
 use crate::fuse::{fold_rows, stored_bytes};
-use crate::plan::PlannedConv;
+use crate::plan::{Plan, PlannedConv};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
@@ -73,6 +73,13 @@ pub(super) fn stored<'a>(
         check(weight, g.weight_shape())?,
         bias.map(|bias| check(bias, vec![g.out()])).transpose()?,
     )))
+}
+
+/// How many fused convs of a plan the deploy form has tensors of the right shapes for, and how many there are.
+pub(crate) fn fits(plan: &Plan, deployed: Deployed<'_>) -> [usize; 2] {
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let there = convs.clone().filter(|conv| stored(conv, deployed).is_ok());
+    [there.count(), convs.count()]
 }
 
 /// Output channels `rows` of the deploy form. In memory, they are read from the bytes that `fuse` would write; some rows of a transposed

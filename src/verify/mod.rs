@@ -38,6 +38,7 @@ use copies::{Copies, compare_copies};
 
 pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
+pub(crate) use deployed::fits;
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
@@ -109,7 +110,7 @@ pub struct Verdict {
     pub rounded: usize,
     /// What is wrong apart from the blocks, by name, numbers as numbers.
     pub failures: Vec<Failure>,
-    /// Of the tensors that fusing makes, those that the deploy form has with that shape, and all; none where both are graphs or
+    /// Of the tensors that fusing makes, of a graph of the convs, those that the deploy form has with that shape, and all; none where
     /// nothing is on disk.
     pub fits: Option<[usize; 2]>,
     /// Which rounding the file was allowed.

@@ -250,3 +250,81 @@ fn an_image_that_memory_cannot_hold_is_refused() {
     let said = "whole network, 100 images in f64, about 265 MB at a time:";
     assert!(ran.stdout.contains(said), "{}", ran.stdout);
 }
+
+/// The same of graphs.
+#[test]
+fn graphs_that_are_not_folded_are_called_that() {
+    let place = Place::new();
+    let onnx = |name: &str| format!("{}/fixtures/onnx/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let verify = |other: &str| {
+        let ran = place.run(&format!("verify {} {other}", onnx("acnet")));
+        assert_eq!(ran.code(), Some(1));
+        let line = ran.stdout.lines().next().expect("a line").to_owned();
+        (line, ran.stdout.lines().count())
+    };
+    let (line, count) = verify(&onnx("acnet"));
+    assert!(
+        line.ends_with("is in training form, too; `fuse` makes a deploy form of it"),
+        "{line}"
+    );
+    assert!(count < 6, "{count}");
+    let fused = place.run(&format!("fuse {} dbb.onnx", onnx("dbb")));
+    assert_eq!(fused.code(), Some(0), "{}", fused.stderr);
+    let (line, count) = verify("dbb.onnx");
+    assert!(line.starts_with("NOT equivalent: "), "{line}");
+    // Lists of differences are cut.
+    assert!(count < 30, "{count}");
+}
+
+/// What a weight does not tell of its groups is not told, in text and in JSON.
+#[test]
+fn groups_that_are_not_known_are_never_one() {
+    let mut tiny = Tiny::empty();
+    tiny.block("stage0", [3, 4]);
+    for (branch, k) in [("rbr_dense", 3), ("rbr_1x1", 1)] {
+        let name = format!("stage1.0.{branch}");
+        tiny.tensor(&format!("{name}.conv.weight"), &[4, 1, k, k], -1.0, 1.0);
+        tiny.norm(&format!("{name}.bn"), 4);
+    }
+    tiny.tensor("head.conv.weight", &[4, 1, 3, 3], -1.0, 1.0);
+    tiny.tensor("head.proj.weight", &[4, 4, 1, 1], -1.0, 1.0);
+    tiny.write();
+    let shown = tiny.prints(&["inspect", "train.safetensors"]);
+    assert!(shown.contains("bn(dw? 3×3) + bn(dw? 1×1)"), "{shown}");
+    let row = |line: &str| {
+        line.split_whitespace()
+            .eq(["head.conv.weight", "4×1×3×3", "dw?"])
+    };
+    assert!(shown.lines().any(row), "{shown}");
+    assert!(
+        shown.contains("  dw?         depthwise, or any number of groups"),
+        "{shown}"
+    );
+    let json: Value =
+        serde_json::from_str(&tiny.prints(&["inspect", "train.safetensors", "--json"]))
+            .expect("JSON");
+    for (block, known) in [(0, false), (1, false)] {
+        let output = &json["blocks"][block]["outputs"][0];
+        for groups in [
+            &output["groups"],
+            &output["convs"][0]["groups"],
+            &output["convs"][1]["groups"],
+        ] {
+            assert_eq!(groups.is_number(), known, "{output:#}");
+        }
+    }
+    assert!(json["convs"][0]["class"].is_null(), "{json:#}");
+    assert_eq!(json["convs"][1]["class"], "pointwise");
+    let json: Value = serde_json::from_str(&tiny.prints(&[
+        "fuse",
+        "train.safetensors",
+        "out.safetensors",
+        "--dry-run",
+        "--json",
+    ]))
+    .expect("JSON");
+    assert!(
+        json["blocks"][1]["outputs"][0]["groups"].is_null(),
+        "{json:#}"
+    );
+}

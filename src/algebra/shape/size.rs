@@ -41,19 +41,17 @@ pub(super) fn check<T: Operand>(root: &Part<T>) -> Result<(), GeometryError> {
         numbers: stored.saturating_mul(SPREAD).max(FREE),
         products: PRODUCTS + operators,
     };
+    let input = Geometry::channelwise::<T>(root.geometry().inputs(), &Op::Identity);
+    size.part(root, &input, 1)?;
     let most = stored.saturating_mul(RUN).max(RUN_FREE);
     match run(root, root.geometry().extent, false) {
-        found if found > most => {
-            return Err(GeometryError::Run {
-                found,
-                most,
-                stored,
-            });
-        }
-        _ => {}
+        found if found > most => Err(GeometryError::Run {
+            found,
+            most,
+            stored,
+        }),
+        _ => Ok(()),
     }
-    let input = Geometry::channelwise::<T>(root.geometry().inputs(), &Op::Identity);
-    size.part(root, &input, 1).map(|_| ())
 }
 
 struct Size {
@@ -120,7 +118,11 @@ fn run<T>(part: &Part<T>, want: Extent, behind: bool) -> usize {
         Op::Conv(kernel) if behind => {
             product(&[g.out(), g.in_per_group(), product(&kernel.taps), area])
         }
-        Op::Mean(window) => product(&[g.out(), product(window), area]),
+        // Along one axis after the other.
+        Op::Mean(window) => {
+            let along = sum(&mut window.iter().copied());
+            product(&[g.out(), along, product(&grown(want, *window))])
+        }
         Op::Sum(parts) | Op::Stack(parts) => sum(&mut parts.iter().map(|x| run(x, want, behind))),
         Op::Seq(parts) => {
             let (mut cost, mut want) = (0usize, want);
