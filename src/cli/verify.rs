@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::Answer;
 use super::families;
 use super::graph;
+use super::made;
 use super::output;
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -289,17 +290,17 @@ fn options(args: &Args, progress: Option<verify::Progress>) -> verify::Options {
 fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
     let folded = args.select.fold(file, None)?;
     diagnose::check_norms(file.constants(), folded.plan())?;
-    let made = args.output.as_deref().map(graph::made).transpose()?;
+    let made = args.output.as_deref().map(made::made).transpose()?;
     let (bar, progress) = progress::verifying(folded.plan(), args.quiet || args.json);
     let options = options(args, Some(progress));
-    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options))??;
+    let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options))??;
     bar.finish_and_clear();
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
     // What can be folded itself has not been.
     let training_too = match &made {
-        Some(graph::Made::Graph(other)) => {
+        Some(made::Made::Graph(other)) => {
             verdict.blocks.iter().all(|b| b.failure.is_some())
                 && args
                     .select

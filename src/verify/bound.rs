@@ -9,7 +9,9 @@ use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
 
 /// Which rounding a deploy form is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub enum Allowance {
     /// Each stored number is the exact one rounded once: the file says that repfuse wrote it.
     OneRounding,
@@ -159,7 +161,7 @@ fn steps<T>(part: &Part<T>) -> f64 {
     match part.op() {
         Op::Conv(_) => 2.0,
         Op::Bn(_) => 4.0,
-        Op::Scale(_) | Op::Shift(_) | Op::Mean(_) => 1.0,
+        Op::Scale(_) | Op::Shift(_) | Op::AvgPool(_) => 1.0,
         Op::Identity | Op::Select(_) => 0.0,
         Op::Sum(parts) => parts.iter().map(steps).fold(0.0, f64::max) + parts.len() as f64,
         Op::Stack(parts) => parts.iter().map(steps).fold(0.0, f64::max),

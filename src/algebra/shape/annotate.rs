@@ -82,8 +82,8 @@ fn annotated<T: Operand>(
             }
             Op::Shift(t.clone())
         }
-        Expr::Mean(window) if window.contains(&0) => return Err(E::Window(*window)),
-        Expr::Mean(window) => Op::Mean(*window),
+        Expr::AvgPool(window) if window.contains(&0) => return Err(E::Window(*window)),
+        Expr::AvgPool(window) => Op::AvgPool(*window),
         Expr::Identity => Op::Identity,
     };
     Ok(Part::new(Geometry::channelwise(inputs, &op), op))
@@ -318,7 +318,7 @@ fn label<T: Operand>(part: &Part<T>) -> String {
     match (part.convs().first(), part.leaves().first(), part.op()) {
         (Some((conv, _)), ..) => format!("{} {:?}", conv.weight, conv.weight.shape()),
         (None, Some(leaf), _) => leaf.to_string(),
-        (None, None, Op::Mean(_)) => "the average pooling".to_owned(),
+        (None, None, Op::AvgPool(_)) => "the average pooling".to_owned(),
         (None, None, Op::Select(_)) => "the selection of channels".to_owned(),
         _ => "the identity".to_owned(),
     }

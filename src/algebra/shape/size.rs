@@ -119,7 +119,7 @@ fn run<T>(part: &Part<T>, want: Extent, behind: bool) -> usize {
             product(&[g.out(), g.in_per_group(), product(&kernel.taps), area])
         }
         // Along one axis after the other.
-        Op::Mean(window) => {
+        Op::AvgPool(window) => {
             let along = sum(&mut window.iter().copied());
             product(&[g.out(), along, product(&grown(want, *window))])
         }
