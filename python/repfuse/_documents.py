@@ -148,6 +148,7 @@ class EndToEnd(TypedDict):
     """Whole networks on the same images."""
 
     images: int
+    bytes_at_once: int
     precision: str
     top1_agreement: float
     largest_logit_difference: float
@@ -251,7 +252,7 @@ class InspectedBlock(TypedDict):
 
 
 # A conv outside blocks. (`class` is a word of Python.)
-OtherConv = TypedDict("OtherConv", {"weight": str, "shape": List[int], "class": str})
+OtherConv = TypedDict("OtherConv", {"weight": str, "shape": List[int], "class": Optional[str]})
 
 
 class Macs(TypedDict):

@@ -81,11 +81,11 @@ fn conv<T>(kernel: &Kernel<T>, geometry: &Geometry, shapes: bool) -> String {
         Layout::Transposed => geometry.out_per_group() == 1,
         Layout::Plain | Layout::Shared => geometry.in_per_group() == 1,
     };
-    if narrow && geometry.groups() > 1 {
-        text = format!("dw {text}");
-    } else if narrow && !geometry.groups_known() && geometry.out() > 1 {
+    if narrow && !geometry.groups_known() && geometry.out() > 1 {
         // One input channel per group, and any number of groups.
         text = format!("dw? {text}");
+    } else if narrow && geometry.groups() > 1 {
+        text = format!("dw {text}");
     }
     match kernel.dilation {
         [1, 1, 1] => {}

@@ -440,8 +440,10 @@ fn write(
     bar.finish_and_clear();
     let mut verified = None;
     if args.verify {
+        let (bar, progress) = progress::verifying(plan, args.quiet || args.json);
         let options = verify::Options {
             stop: Some(&signals::STOP),
+            progress: Some(progress),
             ..Default::default()
         };
         let verdict = with_workers(|| -> anyhow::Result<_> {
@@ -454,6 +456,7 @@ fn write(
                 }
             })
         })??;
+        bar.finish_and_clear();
         if let Some(why) = verdict.why_not() {
             output::note(&format!(
                 "repfuse: what was written is not equivalent to its input; {} was not kept\n  {}",
@@ -471,7 +474,9 @@ fn write(
         return Err(tensor::Error::Interrupted.into());
     }
     let vanished = unfinished.vanished();
+    let waiting = progress::syncing(args.quiet || args.json);
     unfinished.finish()?;
+    waiting.finish_and_clear();
     if vanished > 0 && !args.quiet {
         output::note(&vanishing(plan, vanished));
     }

@@ -15,7 +15,7 @@ use super::runs::runs;
 use super::select::{self, Beside, Key};
 use crate::algebra::describe;
 use crate::graph::plan::Left;
-use crate::plan::{Block, EpsSource, Options, PlannedConv};
+use crate::plan::{Block, EpsSource, Options, Plan, PlannedConv};
 use crate::recipe;
 use crate::report::Macs;
 use crate::summary::cost::{self, Change, macs_per_pixel};
@@ -30,6 +30,9 @@ use crate::tensor::{Checkpoint, Tensor, plain};
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Without --kernels only the header is read, so this is instant on gigabytes.
+
+Rows stand in the order in which the file has the modules, and names that differ in a number in the order of the numbers. Equal rows under one number
+after the other are one row, as in `blocks.0–17.mlp.fc1`.
 
 Examples:
   repfuse inspect train.safetensors
@@ -164,8 +167,8 @@ struct ConvDocument<'a> {
     /// The name of its weight.
     weight: &'a str,
     shape: &'a [usize],
-    /// `dense`, `grouped`, `depthwise` or `pointwise`, as far as the weight tells.
-    class: &'static str,
+    /// `dense` or `pointwise`, as far as the weight tells; null for one input channel per group, which may be depthwise.
+    class: Option<&'static str>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -263,14 +266,22 @@ fn form(form: Form) -> &'static str {
     }
 }
 
-fn class(class: Class) -> &'static str {
+/// What a conv is, if its weight tells.
+fn class(class: Class) -> Option<&'static str> {
     match class {
-        Class::Dense => "dense",
-        Class::Grouped => "grouped",
-        Class::Depthwise => "depthwise",
-        Class::Pointwise => "pointwise",
+        Class::Dense => Some("dense"),
+        Class::PerhapsDepthwise => None,
+        Class::Pointwise => Some("pointwise"),
     }
 }
+
+/// The same in a table.
+fn kind(of: Class) -> &'static str {
+    class(of).unwrap_or(NOT_TOLD)
+}
+
+/// Depthwise, or any number of groups.
+const NOT_TOLD: &str = "dw?";
 
 fn block_parameters(block: &Block) -> Change {
     Change {
@@ -309,13 +320,14 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
             out += &line("", &plain(note));
         }
     }
-    if let Some(plan) = &found.plan {
-        let convs = plan.blocks.iter().flat_map(|block| &block.fused);
-        let texts: Vec<String> = convs
-            .map(|fused| describe::expression(fused.expr.root()))
-            .collect();
-        out += &output::legend(&texts, plan.assumes_identities());
-    }
+    let assumed = found.plan.as_ref().is_some_and(Plan::assumes_identities);
+    let blocks = found.plan.iter().flat_map(|plan| &plan.blocks);
+    let mut texts: Vec<String> = blocks
+        .flat_map(|block| &block.fused)
+        .map(|fused| describe::expression(fused.expr.root()))
+        .collect();
+    texts.extend(found.convs.iter().map(|(_, of)| kind(*of).to_owned()));
+    out += &output::legend(&texts, assumed);
     if let Some(trouble) = &found.trouble {
         // Near misses stand on lines of their own.
         for part in trouble.to_string().split('\n') {
@@ -422,7 +434,7 @@ fn blocks(args: &Args, blocks: &[Block], order: &FileOrder) -> String {
 /// Convs outside blocks, runs of equal ones in one line.
 fn convs(args: &Args, convs: &[(Tensor, Class)], order: &FileOrder) -> String {
     let thing =
-        |(tensor, kind): &(Tensor, Class)| (units::shape(tensor.shape()), class(*kind).to_owned());
+        |(tensor, of): &(Tensor, Class)| (units::shape(tensor.shape()), kind(*of).to_owned());
     let names: Vec<(&str, (String, String))> = convs
         .iter()
         .map(|conv| (conv.0.name(), thing(conv)))

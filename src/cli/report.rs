@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Answer;
 use super::select::{self, Key, Select};
 use super::workers::with_workers;
-use super::{output, signals};
+use super::{output, progress, signals};
 use crate::report::{self, Report};
 use crate::summary::units;
 use crate::tensor::{self, Checkpoint, Destination, Scratch, plain, quoted};
@@ -92,11 +92,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, report) = with_workers(|| -> anyhow::Result<_> {
+        let (bar, progress) = progress::verifying(&plan, args.quiet || args.json);
         let options = verify::Options {
             stop: Some(&signals::STOP),
+            progress: Some(progress),
             ..Default::default()
         };
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
+        bar.finish_and_clear();
         let options = report::Options {
             input_size: usize::from(args.input_size),
         };

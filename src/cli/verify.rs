@@ -1,7 +1,7 @@
 //! `repfuse verify IN [OUT]`.
 
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use schemars::JsonSchema;
@@ -12,6 +12,7 @@ use super::families;
 use super::graph;
 use super::made;
 use super::output;
+use super::progress;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::verdict::Told;
@@ -200,10 +201,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         ),
     };
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
-    let options = options(args);
+    let (bar, progress) = progress::verifying(&plan, args.quiet || args.json);
+    let options = options(args, Some(progress));
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
+        bar.finish_and_clear();
         let findings = whole::run(
             &args.whole,
             args.seed,
@@ -222,10 +225,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                 && verdict.blocks.iter().all(|b| b.failure.is_some())
                 && args.select.plan(file, None).is_ok()
         });
-    let no_deploy_form = training_too.map(|(_, path)| {
-        let path = quoted(&path.display().to_string());
-        format!("{path} is in training form, too; `fuse` makes a deploy form of it")
-    });
+    let no_deploy_form = training_too.map(|(_, path)| unfolded(path));
     let told = Told {
         plan: &plan,
         weights: &weights,
@@ -260,7 +260,8 @@ fn made_otherwise(
         return Ok(None);
     };
     let form = Deployed::File(deployed);
-    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options(args)))??;
+    let options = options(args, None);
+    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options))??;
     Ok(verdict.accepted().then(|| {
         format!(
             "repfuse: the file says it was fused with other settings, and `{flags}` verifies it"
@@ -268,13 +269,20 @@ fn made_otherwise(
     }))
 }
 
-fn options(args: &Args) -> verify::Options {
+/// Says that a file is no deploy form.
+fn unfolded(path: &Path) -> String {
+    let path = quoted(&path.display().to_string());
+    format!("{path} is in training form, too; `fuse` makes a deploy form of it")
+}
+
+fn options(args: &Args, progress: Option<verify::Progress>) -> verify::Options {
     verify::Options {
         probes: args.probes,
         seed: args.seed,
         exhaustive: args.exhaustive,
         tolerance: args.tolerance,
         stop: None,
+        progress,
     }
 }
 
@@ -283,17 +291,36 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     let folded = args.select.fold(file, None)?;
     diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(made::made).transpose()?;
-    let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options(args)))??;
+    let (bar, progress) = progress::verifying(folded.plan(), args.quiet || args.json);
+    let options = options(args, Some(progress));
+    let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options))??;
+    bar.finish_and_clear();
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
+    // What can be folded itself has not been.
+    let training_too = match &made {
+        Some(made::Made::Graph(other)) => {
+            verdict.blocks.iter().all(|b| b.failure.is_some())
+                && args
+                    .select
+                    .fold(other, None)
+                    .is_ok_and(|folded| !folded.plan().blocks.is_empty())
+        }
+        _ => false,
+    };
+    let no_deploy_form = args
+        .output
+        .as_deref()
+        .filter(|_| training_too)
+        .map(unfolded);
     let told = Told {
         plan: folded.plan(),
         weights: &[],
         verdict: &verdict,
         findings: &findings,
         sample: None,
-        no_deploy_form: None,
+        no_deploy_form: no_deploy_form.as_deref(),
         order: &FileOrder::new(file.constants()),
         all: args.all,
     };

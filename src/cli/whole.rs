@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ndarray::{Array4, Axis};
+use ndarray::{Array4, Axis, Slice};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -174,6 +174,8 @@ pub(super) struct MapFinding {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct EndToEnd {
     images: usize,
+    /// About how much memory the images took that were run at a time.
+    bytes_at_once: u64,
     precision: &'static str,
     top1_agreement: f64,
     largest_logit_difference: f64,
@@ -277,17 +279,51 @@ fn end_to_end(
 ) -> anyhow::Result<EndToEnd> {
     let network = sequential(checkpoint, plan)?;
     let mut random = SplitMix64::new(seed);
-    let images = images.unwrap_or_else(|| {
-        let size = usize::from(args.size);
-        let shape = (usize::from(args.images), network.channels(), size, size);
-        Array4::from_shape_simple_fn(shape, || 2.0 * random.next_unit() - 1.0)
-    });
-    let outputs: Outputs = match args.precision {
-        Precision::F64 => network.outputs(checkpoint, deployed, images.view())?,
-        Precision::F32 => {
-            network.outputs(checkpoint, deployed, images.mapv(|x| x as f32).view())?
-        }
+    let (count, size) = match &images {
+        Some(images) => (images.dim().0, images.dim().2.max(images.dim().3)),
+        None => (usize::from(args.images), usize::from(args.size)),
     };
+    let of_number = match args.precision {
+        Precision::F64 => 8,
+        Precision::F32 => 4,
+    };
+    let each = network.bytes_for(size, of_number);
+    let most = memory();
+    anyhow::ensure!(
+        each <= most,
+        "an image of {size}×{size} takes about {} in this network, and {} are free; choose a smaller --size{}",
+        output::bytes(each),
+        output::bytes(most),
+        if of_number == 8 {
+            " or --precision f32"
+        } else {
+            ""
+        }
+    );
+    let at_once =
+        usize::try_from(AT_ONCE / each.max(1)).map_or(count, |n| n.clamp(1, count.max(1)));
+    let mut outputs: Option<Outputs> = None;
+    for first in (0..count).step_by(at_once) {
+        let now = first..(first + at_once).min(count);
+        let part = match &images {
+            Some(images) => images.slice_axis(Axis(0), Slice::from(now)).to_owned(),
+            None => {
+                let shape = (now.len(), network.channels(), size, size);
+                Array4::from_shape_simple_fn(shape, || 2.0 * random.next_unit() - 1.0)
+            }
+        };
+        let of_part = match args.precision {
+            Precision::F64 => network.outputs(checkpoint, deployed, part.view())?,
+            Precision::F32 => {
+                network.outputs(checkpoint, deployed, part.mapv(|x| x as f32).view())?
+            }
+        };
+        match &mut outputs {
+            Some(outputs) => outputs.append(&of_part)?,
+            None => outputs = Some(of_part),
+        }
+    }
+    let outputs = outputs.context("there are no images; expected one at the least")?;
     let best = |logits: ndarray::ArrayView1<'_, f64>| {
         let ranked = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
         ranked.map(|(class, _)| class)
@@ -309,13 +345,14 @@ fn end_to_end(
     let [weight, bias] = network.head(checkpoint)?;
     let bias = bias.index_axis(Axis(0), 0);
     Ok(EndToEnd {
-        images: images.dim().0,
+        images: count,
+        bytes_at_once: each.saturating_mul(at_once as u64),
         precision: if args.precision == Precision::F32 {
             "f32"
         } else {
             "f64"
         },
-        top1_agreement: agreed as f64 / images.dim().0 as f64,
+        top1_agreement: agreed as f64 / count as f64,
         largest_logit_difference: differences.fold(0.0, f64::max),
         largest_logit: outputs.trained.iter().fold(0.0, |m: f64, x| m.max(x.abs())),
         bidirectional_kl: bidirectional_kl(outputs.trained.view(), outputs.deployed.view())
@@ -329,6 +366,21 @@ fn end_to_end(
             &mut random,
         )?,
     })
+}
+
+/// Images are run together as long as they take no more bytes than this.
+const AT_ONCE: u64 = 1 << 28;
+
+/// The memory that is free, where the system says it, else eight gigabytes.
+fn memory() -> u64 {
+    const ELSE: u64 = 8_000_000_000;
+    let text = std::fs::read_to_string("/proc/meminfo").ok();
+    let line = text
+        .iter()
+        .flat_map(|text| text.lines())
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+    kilobytes.map_or(ELSE, |n: u64| n.saturating_mul(1024))
 }
 
 /// The findings in lines of text; nothing if nothing was run.
@@ -368,9 +420,10 @@ pub(super) fn text(findings: &Findings) -> String {
     }
     if let Some(e) = &findings.end_to_end {
         out += &format!(
-            "\nwhole network, {} in {}:\n",
+            "\nwhole network, {} in {}, about {} at a time:\n",
             plural(e.images, "image"),
-            e.precision
+            e.precision,
+            output::bytes(e.bytes_at_once)
         );
         out += &format!(
             "  same top-1 class          {:.0} %\n",

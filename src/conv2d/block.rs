@@ -374,7 +374,9 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
         // Sizes grow by the mean instead of losing it; everything else is positive already.
         let mean: Vec<F> = match reading {
             Reading::Value => mean,
-            Reading::Magnitude | Reading::Energy => mean.into_iter().map(|m| -m).collect(),
+            Reading::Magnitude | Reading::Energy | Reading::Coarse { .. } => {
+                mean.into_iter().map(|m| -m).collect()
+            }
         };
         for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
             maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);

@@ -636,25 +636,14 @@ impl<'a> Worker<'a> {
         };
         self.reader.forget();
         self.reader.read_ahead_until(all_rows, rows.end);
-        self.row.resize(row_len, 0.0);
-        self.biases.clear();
-        let mut vanished = 0;
-        self.bytes.resize(rows.len() * row_len * dtype.size(), 0);
-        let stored = self.bytes.chunks_exact_mut(row_len * dtype.size());
-        for (row, stored) in rows.clone().zip(stored) {
-            let (reader, scratch) = (&mut self.reader, &mut self.scratch);
-            let bias = if g.transposed() {
-                folded.transposed_row(row, reader, scratch, &mut self.row)?;
-                0.0
-            } else {
-                folded.row(row, reader, scratch, &mut self.row)?
-            };
-            if !dtype.encode(&self.row, stored) {
-                return Err(explain(self.checkpoint, fused, row, &self.row, bias));
-            }
-            vanished += dtype.vanishing(&self.row);
-            self.biases.push(bias);
-        }
+        let buffers = Buffers {
+            scratch: &mut self.scratch,
+            row: &mut self.row,
+            biases: &mut self.biases,
+            bytes: &mut self.bytes,
+        };
+        let (checkpoint, reader) = (self.checkpoint, &mut self.reader);
+        let vanished = encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
         self.vanished.fetch_add(vanished as u64, Relaxed);
         let mut written =
             self.write(job.weight_at + (rows.start * row_len * dtype.size()) as u64)?;
@@ -677,18 +666,7 @@ impl<'a> Worker<'a> {
         };
         self.vanished
             .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
-        self.bytes.resize(self.biases.len() * dtype.size(), 0);
-        if !dtype.encode(&self.biases, &mut self.bytes) {
-            let not_finite = |b: &f64| !dtype.round(*b).is_finite();
-            let i = self.biases.iter().position(not_finite).unwrap_or(0);
-            return Err(explain(
-                self.checkpoint,
-                fused,
-                first + i,
-                &[],
-                self.biases[i],
-            ));
-        }
+        encode_biases(self.checkpoint, fused, first, &self.biases, &mut self.bytes)?;
         self.write(bias_at + (first * dtype.size()) as u64)
     }
 
@@ -701,6 +679,95 @@ impl<'a> Worker<'a> {
         self.bytes = self.writes.put(bytes, at)?;
         Ok(len)
     }
+}
+
+/// What folding rows fills: the biases and the bytes are what is stored of them.
+struct Buffers<'a> {
+    scratch: &'a mut Scratch,
+    row: &'a mut Vec<f64>,
+    biases: &'a mut Vec<f64>,
+    bytes: &'a mut Vec<u8>,
+}
+
+/// Folds some rows of a weight as they are stored, to bytes, and the biases of as many output channels; of a transposed conv, whose
+/// rows are input channels, zeros. Returns how many numbers became zero.
+fn encode_rows(
+    checkpoint: &Checkpoint,
+    fused: &PlannedConv,
+    folded: &Folded<Tensor>,
+    rows: Range<usize>,
+    reader: &mut Reader<'_>,
+    to: Buffers<'_>,
+) -> Result<usize, diagnose::Error> {
+    let (g, dtype) = (fused.geometry(), fused.dtype);
+    let row_len: usize = g.weight_shape()[1..].iter().product();
+    let mut vanished = 0;
+    to.row.resize(row_len, 0.0);
+    to.biases.clear();
+    to.bytes.resize(rows.len() * row_len * dtype.size(), 0);
+    let stored = to.bytes.chunks_exact_mut((row_len * dtype.size()).max(1));
+    for (row, stored) in rows.zip(stored) {
+        let bias = if g.transposed() {
+            folded.transposed_row(row, reader, to.scratch, to.row)?;
+            0.0
+        } else {
+            folded.row(row, reader, to.scratch, to.row)?
+        };
+        if !dtype.encode(to.row, stored) {
+            return Err(explain(checkpoint, fused, row, to.row, bias));
+        }
+        vanished += dtype.vanishing(to.row);
+        to.biases.push(bias);
+    }
+    Ok(vanished)
+}
+
+/// The bytes of the biases from output channel `first` on.
+fn encode_biases(
+    checkpoint: &Checkpoint,
+    fused: &PlannedConv,
+    first: usize,
+    biases: &[f64],
+    bytes: &mut Vec<u8>,
+) -> Result<(), diagnose::Error> {
+    let dtype = fused.dtype;
+    bytes.resize(biases.len() * dtype.size(), 0);
+    if dtype.encode(biases, bytes) {
+        return Ok(());
+    }
+    let mut numbered = biases.iter().enumerate();
+    match numbered.find(|(_, b)| !dtype.round(**b).is_finite()) {
+        Some((i, bias)) => Err(explain(checkpoint, fused, first + i, &[], *bias)),
+        None => Ok(()),
+    }
+}
+
+/// The bytes that [`fuse`] writes for some rows of a fused weight as it is stored, and for its biases: of as many output channels, or of a
+/// transposed conv, whose rows are input channels, of all.
+///
+/// # Errors
+/// When a number cannot be folded or stored, or the file cannot be read.
+pub fn stored_bytes(
+    checkpoint: &Checkpoint,
+    fused: &PlannedConv,
+    rows: Range<usize>,
+    reader: &mut Reader<'_>,
+) -> Result<[Vec<u8>; 2], diagnose::Error> {
+    let folded = Folded::compile(&fused.expr, reader)?;
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    let (mut scratch, mut row, mut biases) = (Scratch::default(), Vec::new(), Vec::new());
+    let buffers = Buffers {
+        scratch: &mut scratch,
+        row: &mut row,
+        biases: &mut biases,
+        bytes: &mut weight,
+    };
+    encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
+    match fused.geometry().transposed() {
+        true => encode_biases(checkpoint, fused, 0, folded.constant_bias(), &mut bias)?,
+        false => encode_biases(checkpoint, fused, rows.start, &biases, &mut bias)?,
+    }
+    Ok([weight, bias])
 }
 
 /// Folds some output channels in memory: their kernel rows and biases, in f64, checked to fit the stored type.

@@ -205,7 +205,8 @@ fn one(
                 let maps = trained(part, reading)?;
                 Ok::<_, Error>(maps.iter().copied().collect())
             };
-            beyond(allowance_of(deployed), float, Shown::All, &block, values)?
+            let (allowance, input) = (allowance_of(deployed), rounding.input);
+            beyond(allowance, float, Shown::All, &block, input, values)?
         }
     };
     let mut verdict = MapVerdict {

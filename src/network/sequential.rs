@@ -155,6 +155,19 @@ fn has_identity<T>(part: &Part<T>) -> bool {
     matches!(part.op(), Op::Sum(branches) if branches.iter().any(Part::is_channelwise))
 }
 
+impl Outputs {
+    /// Puts what other images gave behind these.
+    ///
+    /// # Errors
+    /// When the numbers of classes or features differ.
+    pub fn append(&mut self, other: &Outputs) -> Result<(), ndarray::ShapeError> {
+        self.trained.append(Axis(0), other.trained.view())?;
+        self.deployed.append(Axis(0), other.deployed.view())?;
+        self.trained_features
+            .append(Axis(0), other.trained_features.view())
+    }
+}
+
 impl Sequential<'_> {
     /// The number of channels the images need.
     pub fn channels(&self) -> usize {
@@ -192,6 +205,26 @@ impl Sequential<'_> {
             .zip(sides)
             .map(|(step, side)| (step.fused, step.stride, side))
             .collect()
+    }
+
+    /// About how many bytes an image of `size` × `size` takes while both forms run, with numbers of so many bytes: the largest step's maps
+    /// with their borders, and what its branches give.
+    pub fn bytes_for(&self, size: usize, of_number: usize) -> u64 {
+        let (mut side, mut most) = (size as u64, 0);
+        for step in &self.steps {
+            let g = step.fused.geometry();
+            let [_, height, width] = g.extent().map(|n| n as u64);
+            let padded = (side + height - 1).saturating_mul(side + width - 1);
+            let inputs = (g.inputs() as u64).saturating_mul(padded);
+            side = side.div_ceil(step.stride as u64);
+            let outputs = (g.out() as u64).saturating_mul(side.saturating_mul(side));
+            // Both forms' maps, those with a border, and a branch beside the sum.
+            let numbers = inputs
+                .saturating_mul(3)
+                .saturating_add(outputs.saturating_mul(4));
+            most = numbers.max(most);
+        }
+        most.saturating_mul(of_number as u64)
     }
 
     /// Runs both forms on `images`, `[images, channels, height, width]`.

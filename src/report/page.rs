@@ -215,13 +215,15 @@ impl Page<'_> {
         let worst = self.report.verified.worst_ratio.map(units::ratio);
         match (failing, worst) {
             (0, Some(worst)) => {
-                format!("all of {convs} pass; worst error: {worst} × {limit} (limit 1)")
+                format!("all {convs} pass; worst error: {worst} × {limit} (limit 1)")
             }
             (0, None) => format!("no error can be given for {convs}"),
             (_, Some(worst)) => {
                 format!("{failing} of {convs} fail; worst error: {worst} × {limit} (limit 1)")
             }
-            (_, None) => format!("{failing} of {convs} fail, and one of them cannot be compared"),
+            (_, None) => {
+                format!("{failing} of {convs} fail; for one or more no error can be given")
+            }
         }
     }
 
@@ -349,6 +351,9 @@ fn decibels(ratio: Option<f64>) -> String {
     }
 }
 
+/// How far a bar goes, in percent of the bound.
+const FULL: f64 = 125.0;
+
 fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
     let all = || conv.branches.iter().chain(&conv.fused);
     let largest = all().flat_map(|k| &k.taps).copied().fold(0.0, f64::max);
@@ -371,7 +376,6 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
             label,
         }
     };
-    let ratio = conv.ratio.unwrap_or(f64::NAN);
     Drawn {
         module: (of > 1).then(|| plain(&conv.module)),
         height: heat::height(frame.unwrap_or([0, 0])),
@@ -381,8 +385,11 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
             ..tile(kernel)
         }),
         macs: row("MACs per pixel", conv.macs_per_pixel, units::count),
-        ratio: units::ratio(ratio),
-        filled: (100.0 * (ratio / report.verified.tolerance).clamp(0.0, 1.25)).round(),
+        // Where there is no number, the bar is as full as it can be.
+        ratio: conv.ratio.map_or_else(|| "–".to_owned(), units::ratio),
+        filled: conv.ratio.map_or(FULL, |ratio| {
+            (100.0 * (ratio / report.verified.tolerance).clamp(0.0, FULL / 100.0)).round()
+        }),
         largest: units::magnitude(largest),
         int8: conv.int8.as_ref().map(|int8| {
             let [tensor, channel] = [int8.fused.per_tensor, int8.fused.per_channel];

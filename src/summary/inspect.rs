@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::algebra::Extent;
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
 use crate::plan::{self, Options, Plan};
@@ -27,10 +26,8 @@ pub enum Form {
 pub enum Class {
     /// Every input channel reaches every output channel, or the groups cannot be seen.
     Dense,
-    /// Each output channel sees the channels of its group.
-    Grouped,
-    /// Each output channel sees one input channel.
-    Depthwise,
+    /// Each output channel sees one input channel, and whether it is that of its group or the only one, the weight does not tell.
+    PerhapsDepthwise,
     /// 1×1: no pixel sees its neighbours.
     Pointwise,
 }
@@ -116,22 +113,16 @@ pub fn of_plan(checkpoint: &Checkpoint, plan: Option<Plan>, form: Form) -> Inspe
 
 /// The class of a conv weight, or `None` for what is none.
 ///
-/// Groups are not stored. One input channel per group is depthwise; beyond that a weight alone does not tell.
+/// Groups are not stored: a weight with one input channel may be depthwise, or dense over a single channel.
 pub fn class_of(tensor: &Tensor) -> Option<Class> {
     let shape = tensor.shape();
     if !(4..=5).contains(&shape.len()) || !tensor.name().ends_with("weight") {
         return None;
     }
     let ([out, per_group], taps) = weight_axes(shape)?;
-    Some(class(out, per_group, taps, 1))
-}
-
-/// The class of a conv of which the groups are known.
-pub fn class(out: usize, per_group: usize, kernel: Extent, groups: usize) -> Class {
-    match (per_group, kernel) {
-        (1, _) if out > 1 => Class::Depthwise,
-        _ if groups > 1 => Class::Grouped,
+    Some(match (per_group, taps) {
+        (1, _) if out > 1 => Class::PerhapsDepthwise,
         (_, POINT) => Class::Pointwise,
         _ => Class::Dense,
-    }
+    })
 }

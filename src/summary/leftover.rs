@@ -9,7 +9,8 @@ use crate::plan::{Plan, Source};
 /// The channels and the extent of a conv.
 type Axes = ([usize; 2], Extent);
 
-/// The paths below which two convs of the same channels and of different extents are copied, each with a norm of its own beside it.
+/// The paths below which convs of the same channels and of different extents are copied, each with a norm of its own in a module of its
+/// own, and no convs of other channels.
 pub fn branches_left(plan: &Plan) -> Vec<String> {
     let copied: BTreeMap<&str, &[usize]> = plan
         .outputs
@@ -19,7 +20,8 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
             _ => None,
         })
         .collect();
-    let mut convs: BTreeMap<&str, Vec<Axes>> = BTreeMap::new();
+    // By block, the convs of each module in it.
+    let mut convs: BTreeMap<&str, BTreeMap<&str, Vec<Axes>>> = BTreeMap::new();
     for (name, shape) in &copied {
         let Some((module, axes)) = name.strip_suffix(".weight").zip(conv_axes(shape)) else {
             continue;
@@ -35,16 +37,27 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
         let norms = copied.range(start.as_str()..);
         let mut inside = norms.take_while(|(name, _)| name.starts_with(&start));
         if inside.any(|(name, _)| name.ends_with(".running_var")) {
-            convs.entry(block).or_default().push(axes);
+            let branches = convs.entry(block).or_default();
+            branches.entry(branch).or_default().push(axes);
         }
     }
-    let is_block = |axes: &[Axes]| {
-        let pairs = axes.iter().enumerate();
-        pairs
-            .into_iter()
-            .any(|(i, a)| axes[..i].iter().any(|b| a.0 == b.0 && a.1 != b.1))
+    // Branches hold one conv each and give the same channels from the same; where the channels go on to others, the convs stand one behind
+    // another, as in a bottleneck.
+    let is_block = |branches: &BTreeMap<&str, Vec<Axes>>| {
+        let alone = branches.values().map(|convs| match convs[..] {
+            [conv] => Some(conv),
+            _ => None,
+        });
+        let Some(convs) = alone.collect::<Option<Vec<Axes>>>() else {
+            return false;
+        };
+        let Some(((channels, extent), others)) = convs.split_first() else {
+            return false;
+        };
+        others.iter().all(|other| other.0 == *channels)
+            && others.iter().any(|other| other.1 != *extent)
     };
-    let found = convs.into_iter().filter(|(_, axes)| is_block(axes));
+    let found = convs.into_iter().filter(|(_, branches)| is_block(branches));
     found.map(|(block, _)| block.to_owned()).collect()
 }
 

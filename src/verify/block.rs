@@ -81,8 +81,9 @@ impl Check<'_> {
         }
         let g = *fused.geometry();
         let composed = inner_cost(fused.expr.root());
-        // What stands before the last conv runs anew for every slab, so such blocks are taken whole.
-        let per_slab = if composed > 0.0 {
+        // What stands before the last conv runs anew for every slab, so such blocks are taken whole; a transposed conv's rows lie all
+        // over its weight.
+        let per_slab = if composed > 0.0 || g.transposed() {
             g.out()
         } else {
             (SLAB_VALUES / g.row_len()).max(1)
@@ -307,6 +308,7 @@ impl Compare<'_> {
             float,
             shown,
             &self.check.fused.expr,
+            input_size(input),
             run,
         )
     }

@@ -3,7 +3,7 @@
 use super::Deployed;
 use crate::algebra::branches::branches;
 use crate::algebra::extent::{POINT, grown, volume};
-use crate::algebra::forward::Reading;
+use crate::algebra::forward::{Reading, Step};
 use crate::algebra::{Extent, Op, Part, Resolved};
 use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
@@ -52,7 +52,7 @@ impl Rounding {
     }
 }
 
-/// What arithmetic may add to one rounding, for each output. `run` gives the outputs of a part of the expression in a reading.
+/// What arithmetic may add to one rounding, for each output; `input` is no less than the sum of `|x|` under the kernel. `run` gives the outputs of a part of the expression in a reading.
 ///
 /// For what repfuse wrote, that is what f64 may lose in any order of evaluation. Other converters may have folded in `float`, and
 /// are allowed what its operations are [`expected`] to add up to.
@@ -64,6 +64,7 @@ pub(crate) fn beyond<T: Clone, E>(
     float: Float,
     shown: Shown,
     expr: &Resolved<T>,
+    input: f64,
     mut run: impl FnMut(&Part<T>, Reading) -> Result<Vec<f64>, E>,
 ) -> Result<Vec<f64>, E> {
     let whole = expr.root();
@@ -73,8 +74,29 @@ pub(crate) fn beyond<T: Clone, E>(
         terms.iter_mut().for_each(|x| *x *= slack);
         return Ok(terms);
     }
-    adds_up(expected(float, whole, shown), expr, run)
+    let mut beyond = adds_up(expected(float, whole, shown), expr, &mut run)?;
+    let step = float.half_subnormal();
+    if step > NEGLIGIBLE {
+        // Of numbers that are so small, each rounding is off by as much, whatever their size.
+        let step = Step::of(step);
+        let coarse = run(whole, Reading::Coarse { step })?;
+        let exact = run(whole, Reading::Magnitude)?;
+        let roundings = steps(whole) + added_up(whole, shown, None);
+        let each = step.get() * roundings * input;
+        let larger = coarse
+            .iter()
+            .zip(&exact)
+            .map(|(coarse, exact)| coarse - exact);
+        beyond
+            .iter_mut()
+            .zip(larger)
+            .for_each(|(x, more)| *x += more + each);
+    }
+    Ok(beyond)
 }
+
+/// What a type's smallest numbers are apart by that no weight comes close to: those of f32 and bf16, but not of f16.
+const NEGLIGIBLE: f64 = 1e-30;
 
 /// What arithmetic in `float` may be off by where it runs an expression on maps, branch by branch, as a network does in training:
 /// each weight and each result of an operator rounded, and every sum of products with all of its terms.

@@ -9,8 +9,8 @@ use crate::algebra::extent::{POINT, position};
 use crate::algebra::shape::resolve;
 use crate::algebra::{Conv, Expr, Extent, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::fuse::diagnose;
-use crate::fuse::fold_rows;
-use crate::plan::PlannedConv;
+use crate::fuse::{fold_rows, stored_bytes};
+use crate::plan::{Plan, PlannedConv};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
@@ -75,7 +75,15 @@ pub(super) fn stored<'a>(
     )))
 }
 
-/// Output channels `rows` of the deploy form. In memory, they are folded and rounded as `fuse` would.
+/// How many fused convs of a plan the deploy form has tensors of the right shapes for, and how many there are.
+pub(crate) fn fits(plan: &Plan, deployed: Deployed<'_>) -> [usize; 2] {
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let there = convs.clone().filter(|conv| stored(conv, deployed).is_ok());
+    [there.count(), convs.count()]
+}
+
+/// Output channels `rows` of the deploy form. In memory, they are read from the bytes that `fuse` would write; some rows of a transposed
+/// conv, whose bytes lie all over its weight, are folded and rounded alone.
 ///
 /// # Errors
 /// When the tensors are missing or of another shape, or cannot be read or folded.
@@ -93,7 +101,9 @@ pub fn deployed_rows(
         (Some(((weight, of_weight), bias)), Deployed::File(file)) => {
             let mut reader = Reader::new(file, 0);
             let kernel = if g.transposed() {
-                turned_rows(weight, g, rows.clone(), &mut reader)?
+                turned_rows(g, rows.clone(), |first, taps| {
+                    reader.read(weight, first, taps)
+                })?
             } else {
                 reader.vector(weight, rows.start * g.row_len(), rows.len() * g.row_len())?
             };
@@ -107,10 +117,34 @@ pub fn deployed_rows(
                 types: [of_weight, of_bias],
             })
         }
+        _ if !g.transposed() || rows == (0..g.out()) => {
+            let mut reader = Reader::new(checkpoint, 1 << 18);
+            let written = match g.transposed() {
+                true => 0..g.inputs(),
+                false => rows.clone(),
+            };
+            let bytes = stored_bytes(checkpoint, fused, written, &mut reader)?;
+            let [stored, bias] = bytes.map(|bytes| {
+                let mut numbers = vec![0.0; bytes.len() / fused.dtype.size()];
+                fused.dtype.decode(&bytes, &mut numbers);
+                numbers
+            });
+            let kernel = match g.transposed() {
+                true => turned_rows(g, rows, |first, taps| {
+                    taps.copy_from_slice(&stored[first..][..taps.len()]);
+                    Ok(())
+                })?,
+                false => stored,
+            };
+            Ok(DeployedRows {
+                kernel,
+                bias,
+                types: [fused.dtype; 2],
+            })
+        }
         _ => {
             // A row of a transposed conv lies all over its weight; nothing beside it is wanted.
-            let window = if g.transposed() { 0 } else { 1 << 18 };
-            let mut reader = Reader::new(checkpoint, window);
+            let mut reader = Reader::new(checkpoint, 0);
             let (mut kernel, mut bias) = fold_rows(checkpoint, fused, rows, &mut reader)?;
             kernel
                 .iter_mut()
@@ -128,17 +162,17 @@ pub fn deployed_rows(
 /// Output channels of a transposed conv's weight, which is stored as `[in, out/groups, …]`, as those of the plain conv that does the
 /// same over a map with zeros between the pixels: its taps are turned by 180°.
 fn turned_rows(
-    weight: &Tensor,
     g: &Geometry,
     rows: Range<usize>,
-    reader: &mut Reader<'_>,
+    mut read: impl FnMut(usize, &mut [f64]) -> Result<(), TensorError>,
 ) -> Result<Vec<f64>, TensorError> {
     let mut kernel = Vec::with_capacity(rows.len() * g.row_len());
     let mut taps = vec![0.0; g.taps()];
     for o in rows {
         for input in (0..g.in_per_group()).map(|i| g.first_input(o) + i) {
             let at = input * g.out_per_group() + o % g.out_per_group();
-            reader.read(weight, at * taps.len(), &mut taps)?;
+            let first = at * taps.len();
+            read(first, &mut taps)?;
             kernel.extend(taps.iter().rev());
         }
     }

@@ -24,6 +24,7 @@ pub mod shown;
 mod tally;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -37,6 +38,7 @@ use copies::{Copies, compare_copies};
 
 pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
+pub(crate) use deployed::fits;
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
@@ -54,6 +56,25 @@ pub struct Options {
     pub tolerance: f64,
     /// Raised from outside to end the work early, with [`Interrupted`](TensorError::Interrupted).
     pub stop: Option<&'static AtomicBool>,
+    /// Told of every fused conv that has been compared.
+    pub progress: Option<Progress>,
+}
+
+/// What is called for every conv that has been compared, by any thread.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn() + Send + Sync>);
+
+impl Progress {
+    /// Something to call.
+    pub fn new(call: impl Fn() + Send + Sync + 'static) -> Progress {
+        Progress(Arc::new(call))
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 impl Options {
@@ -73,6 +94,7 @@ impl Default for Options {
             exhaustive: false,
             tolerance: 1.0,
             stop: None,
+            progress: None,
         }
     }
 }
@@ -88,7 +110,7 @@ pub struct Verdict {
     pub rounded: usize,
     /// What is wrong apart from the blocks, by name, numbers as numbers.
     pub failures: Vec<Failure>,
-    /// Of the tensors that fusing makes, those that the deploy form has with that shape, and all; none where both are graphs or
+    /// Of the tensors that fusing makes, of a graph of the convs, those that the deploy form has with that shape, and all; none where
     /// nothing is on disk.
     pub fits: Option<[usize; 2]>,
     /// Which rounding the file was allowed.
@@ -250,7 +272,11 @@ pub fn verify_blocks(
                 share,
                 options,
             };
-            check.run(&block.name)
+            let verdict = check.run(&block.name)?;
+            if let Some(Progress(call)) = &options.progress {
+                call();
+            }
+            Ok(verdict)
         })
         .collect()
 }

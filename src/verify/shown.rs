@@ -236,13 +236,17 @@ impl Verdict {
         let [fit, all] = self.fits.unwrap_or_default();
         let example = self.blocks.iter().find_map(|b| b.failure.as_deref());
         let example = example.map_or(String::new(), |e| format!("; for one, {e}"));
+        let what = match all == self.blocks.len() {
+            true => "convs",
+            false => "tensors",
+        };
         let some = match fit {
             0 => "none is".to_owned(),
             1 => "1 is".to_owned(),
             n => format!("{n} are"),
         };
         format!(
-            "the files are of different networks: of the {all} tensors that fusing makes, {some} in the deploy form with the \
+            "the files are of different networks: of the {all} {what} that fusing makes, {some} in the deploy form with the \
              same shape{example}"
         )
     }

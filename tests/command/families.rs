@@ -146,6 +146,27 @@ fn families_side_by_side_have_their_own_eps() {
         "{}",
         ran.stderr
     );
+    // Convs one behind another are none, whether each has a module of its own or not.
+    file.tensors.retain(|name, _| !name.starts_with("other"));
+    for (i, shape) in [[4, 4, 1, 1], [4, 4, 3, 3], [16, 4, 1, 1]]
+        .iter()
+        .enumerate()
+    {
+        let n = i + 1;
+        conv(&mut file, &mut random, &format!("neck.0.conv{n}"), shape);
+        let plain = format!("back.layer1.0.conv{n}.weight");
+        let held = Held::random(&mut random, shape, -0.5, 0.5);
+        file.tensors.insert(plain, held);
+        let bn = format!("back.layer1.0.bn{n}");
+        norm(&mut file, &mut random, &bn, shape[0]);
+    }
+    file.write(&place.path("in.safetensors"));
+    let ran = place.run("fuse in.safetensors out.safetensors --force");
+    assert!(
+        ran.code() == Some(0) && !ran.stderr.contains("look like"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

@@ -179,3 +179,26 @@ fn the_command_reports_agreement_and_both_divergences() {
         "{whole}"
     );
 }
+
+/// Images that are run one by one give what all of them give together.
+#[test]
+fn images_may_be_run_some_at_a_time() {
+    for case in CASES {
+        let (checkpoint, plan) = open(case);
+        let network = sequential(&checkpoint, &plan).expect("a network");
+        let (images, ..) = expected(case);
+        let run = |images: ndarray::ArrayView4<'_, f64>| -> Outputs {
+            let outputs = network.outputs(&checkpoint, Deployed::InMemory, images);
+            outputs.expect("logits")
+        };
+        let whole = run(images.view());
+        let mut parts = images.axis_chunks_iter(ndarray::Axis(0), 1).map(run);
+        let mut joined = parts.next().expect("an image");
+        for part in parts {
+            joined.append(&part).expect("as many classes");
+        }
+        assert_eq!(joined.trained, whole.trained, "{case}");
+        assert_eq!(joined.deployed, whole.deployed, "{case}");
+        assert_eq!(joined.trained_features, whole.trained_features, "{case}");
+    }
+}

@@ -195,6 +195,45 @@ fn verify_says_the_same() {
     assert_eq!(json["sample"]["instead"]["recipe"], "yolov6-qarepvggv2");
 }
 
+/// A sample of one family in a file of two decides its eps, and leaves the other's.
+#[test]
+fn a_family_among_others_has_the_eps_of_its_sample() {
+    let other = File::read(Path::new(&fixture("mobileone/plain", "train")));
+    for eps in [1e-5, 1e-3] {
+        let (place, sample) = recorded(&Net {
+            eps,
+            ..Net::default()
+        });
+        let below = |file: File, path: &str| {
+            let renamed = file.tensors.into_iter();
+            let renamed = renamed.map(|(name, held)| (format!("{path}.{name}"), held));
+            renamed.collect::<Vec<_>>()
+        };
+        let mut both = File::default();
+        let train = File::read(&place.path("train.safetensors"));
+        both.tensors.extend(below(train, "body"));
+        both.tensors.extend(below(other.clone(), "image"));
+        both.write(&place.path("train.safetensors"));
+        let mut maps = File::default();
+        maps.tensors.extend(below(sample, "body"));
+        maps.write(&place.path("sample.safetensors"));
+        let json = json_of(&place, "");
+        assert_eq!(json["sample"]["accepted"], true, "{json:#}");
+        let families = json["families"].as_array().expect("families");
+        let of = |name: &str| {
+            let found = families.iter().find(|family| family["recipe"] == name);
+            found.unwrap_or_else(|| panic!("{name}: {families:#?}"))
+        };
+        assert_eq!(of("repvgg")["bn_eps"].as_f64(), Some(eps));
+        assert_eq!(of("mobileone")["bn_eps_source"], "recipe");
+        let source = if eps == 1e-5 { "recipe" } else { "sample" };
+        assert_eq!(of("repvgg")["bn_eps_source"], source);
+        // What the user gives stays.
+        let json = json_of(&place, "--bn-eps repvgg=1e-4 --force");
+        assert!(json["error"].is_string(), "{json:#}");
+    }
+}
+
 /// How a test's own network lays its blocks.
 struct Net {
     placement: Placement,

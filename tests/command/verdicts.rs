@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::support::file::{Place, ones, recipe};
 use crate::support::forge::{File, Held};
 use crate::support::tiny::{Ran, Tiny};
 
@@ -190,5 +191,140 @@ fn a_hint_leads_somewhere() {
     assert_eq!(
         (ran.status, ran.stderr.contains("other settings")),
         (1, false)
+    );
+}
+
+/// Work is bounded by what a file holds: convs in a row that would run over ever larger maps are refused before any number is read.
+#[test]
+fn a_long_row_of_wide_convs_is_refused() {
+    let place = Place::new();
+    let write = |convs: usize| {
+        let names: Vec<String> = (0..convs).map(|i| format!("net.c{i}.weight")).collect();
+        let tensors = names
+            .iter()
+            .map(|name| (name.as_str(), &[1, 1, 13, 13][..]));
+        ones(&tensors.collect::<Vec<_>>()).write(&place.path("in.safetensors"));
+        let parts = (0..convs).map(|i| format!(r#"{{"conv": "{{p}}.c{i}", "bias": "optional"}}"#));
+        let parts = parts.collect::<Vec<_>>().join(", ");
+        let block =
+            format!(r#"{{"at": "{{p}}.c0", "fuse": {{"{{p}}.out": {{"seq": [{parts}]}}}}}}"#);
+        place.write("own.json", recipe(&block));
+    };
+    write(40);
+    for command in [
+        "fuse in.safetensors out.safetensors",
+        "verify in.safetensors",
+    ] {
+        let ran = place.run(&format!("{command} --recipe own.json"));
+        assert_eq!(ran.code(), Some(2), "{}", ran.stderr);
+        let said = "running it takes 3433390311 multiply-adds for one map; at most 221511680 are taken for the 6760 numbers of its \
+                    tensors: too many convs or means stand one behind another";
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
+    write(4);
+    let ran = place.run("verify in.safetensors --recipe own.json --quiet");
+    assert_eq!(ran.all(), (Some(0), "", ""));
+}
+
+#[test]
+fn an_image_that_memory_cannot_hold_is_refused() {
+    let place = Place::new();
+    let tensors = [
+        ("a0.c.weight", &[30_000, 3, 1, 1][..]),
+        ("fc.weight", &[2, 30_000]),
+        ("fc.bias", &[2]),
+    ];
+    ones(&tensors).write(&place.path("in.safetensors"));
+    let network = r#"{"name": "own", "about": "", "eps": 1e-5, "network": {"blocks": ["a{i}"], "head": "fc"}, "blocks": [
+        {"at": "{p}.c", "fuse": {"{p}.out": {"conv": "{p}.c", "bias": "optional"}}}]}"#;
+    place.write("own.json", network);
+    let verify = "verify in.safetensors --recipe own.json --end-to-end --images 100";
+    let ran = place.run(&format!("{verify} --size 4096"));
+    assert_eq!(ran.code(), Some(2));
+    let said = "repfuse: an image of 4096×4096 takes about 16.1 TB in this network, and ";
+    assert!(ran.stderr.starts_with(said), "{}", ran.stderr);
+    let remedy = " are free; choose a smaller --size or --precision f32\n";
+    assert!(ran.stderr.ends_with(remedy), "{}", ran.stderr);
+    let ran = place.run(&format!("{verify} --size 2"));
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    let said = "whole network, 100 images in f64, about 265 MB at a time:";
+    assert!(ran.stdout.contains(said), "{}", ran.stdout);
+}
+
+/// The same of graphs.
+#[test]
+fn graphs_that_are_not_folded_are_called_that() {
+    let place = Place::new();
+    let onnx = |name: &str| format!("{}/fixtures/onnx/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let verify = |other: &str| {
+        let ran = place.run(&format!("verify {} {other}", onnx("acnet")));
+        assert_eq!(ran.code(), Some(1));
+        let line = ran.stdout.lines().next().expect("a line").to_owned();
+        (line, ran.stdout.lines().count())
+    };
+    let (line, count) = verify(&onnx("acnet"));
+    assert!(
+        line.ends_with("is in training form, too; `fuse` makes a deploy form of it"),
+        "{line}"
+    );
+    assert!(count < 6, "{count}");
+    let fused = place.run(&format!("fuse {} dbb.onnx", onnx("dbb")));
+    assert_eq!(fused.code(), Some(0), "{}", fused.stderr);
+    let (line, count) = verify("dbb.onnx");
+    assert!(line.starts_with("NOT equivalent: "), "{line}");
+    // Lists of differences are cut.
+    assert!(count < 30, "{count}");
+}
+
+/// What a weight does not tell of its groups is not told, in text and in JSON.
+#[test]
+fn groups_that_are_not_known_are_never_one() {
+    let mut tiny = Tiny::empty();
+    tiny.block("stage0", [3, 4]);
+    for (branch, k) in [("rbr_dense", 3), ("rbr_1x1", 1)] {
+        let name = format!("stage1.0.{branch}");
+        tiny.tensor(&format!("{name}.conv.weight"), &[4, 1, k, k], -1.0, 1.0);
+        tiny.norm(&format!("{name}.bn"), 4);
+    }
+    tiny.tensor("head.conv.weight", &[4, 1, 3, 3], -1.0, 1.0);
+    tiny.tensor("head.proj.weight", &[4, 4, 1, 1], -1.0, 1.0);
+    tiny.write();
+    let shown = tiny.prints(&["inspect", "train.safetensors"]);
+    assert!(shown.contains("bn(dw? 3×3) + bn(dw? 1×1)"), "{shown}");
+    let row = |line: &str| {
+        line.split_whitespace()
+            .eq(["head.conv.weight", "4×1×3×3", "dw?"])
+    };
+    assert!(shown.lines().any(row), "{shown}");
+    assert!(
+        shown.contains("  dw?         depthwise, or any number of groups"),
+        "{shown}"
+    );
+    let json: Value =
+        serde_json::from_str(&tiny.prints(&["inspect", "train.safetensors", "--json"]))
+            .expect("JSON");
+    for (block, known) in [(0, false), (1, false)] {
+        let output = &json["blocks"][block]["outputs"][0];
+        for groups in [
+            &output["groups"],
+            &output["convs"][0]["groups"],
+            &output["convs"][1]["groups"],
+        ] {
+            assert_eq!(groups.is_number(), known, "{output:#}");
+        }
+    }
+    assert!(json["convs"][0]["class"].is_null(), "{json:#}");
+    assert_eq!(json["convs"][1]["class"], "pointwise");
+    let json: Value = serde_json::from_str(&tiny.prints(&[
+        "fuse",
+        "train.safetensors",
+        "out.safetensors",
+        "--dry-run",
+        "--json",
+    ]))
+    .expect("JSON");
+    assert!(
+        json["blocks"][1]["outputs"][0]["groups"].is_null(),
+        "{json:#}"
     );
 }

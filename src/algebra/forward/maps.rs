@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::algebra::extent::{Extent, flat, volume};
+use crate::algebra::extent::{Extent, volume};
 
 /// Feature maps, `[channels, maps, depth, height, width]`, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,23 +131,30 @@ impl Maps {
 
     /// `weight` times the sum over each window, with stride 1 and no padding.
     pub(super) fn pooled(&self, window: Extent, weight: f64) -> Maps {
-        let size = [0, 1, 2].map(|axis| self.size[axis] + 1 - window[axis]);
+        // A sum over a window is one over its sums along an axis.
+        let mut out = self.clone();
+        for (axis, n) in window.into_iter().enumerate() {
+            if n > 1 {
+                out = out.summed(axis, n);
+            }
+        }
+        out.data.iter_mut().for_each(|x| *x *= weight);
+        out
+    }
+
+    /// The sums of `n` neighbours along an axis.
+    fn summed(&self, axis: usize, n: usize) -> Maps {
+        let mut size = self.size;
+        size[axis] = self.size[axis] + 1 - n;
         let mut out = Maps::zeros(self.channels, self.maps, size);
-        let maps = self.data.chunks_exact(volume(self.size));
-        for (from, to) in maps.zip(out.data.chunks_exact_mut(volume(size))) {
-            let mut outputs = to.iter_mut();
-            for z in 0..size[0] {
-                for y in 0..size[1] {
-                    for (x, out) in (0..size[2]).zip(&mut outputs) {
-                        let mut sum = 0.0;
-                        for dz in 0..window[0] {
-                            for dy in 0..window[1] {
-                                let row = &from[flat([z + dz, y + dy, x], self.size)..];
-                                sum += row[..window[2]].iter().sum::<f64>();
-                            }
-                        }
-                        *out = weight * sum;
-                    }
+        // Along the axis, lines of what lies behind it follow one another.
+        let inner: usize = self.size[axis + 1..].iter().product();
+        let of_each = |size: Extent| (size[axis] * inner).max(1);
+        let from = self.data.chunks_exact(of_each(self.size));
+        for (from, to) in from.zip(out.data.chunks_exact_mut(of_each(size))) {
+            for (i, line) in to.chunks_exact_mut(inner).enumerate() {
+                for neighbour in from[i * inner..].chunks_exact(inner).take(n) {
+                    line.iter_mut().zip(neighbour).for_each(|(y, x)| *y += x);
                 }
             }
         }

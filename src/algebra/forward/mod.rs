@@ -47,14 +47,50 @@ pub enum Reading {
     Magnitude,
     /// The same with squares: the sum of the squares of all terms, whose root independent errors of the terms add up to.
     Energy,
+    /// [Magnitude](Reading::Magnitude) with every weight, factor and constant made larger by what rounding to a multiple of twice `step` can
+    /// change it, as arithmetic does whose numbers are that small.
+    Coarse {
+        /// Half the distance between the smallest numbers of the type.
+        step: Step,
+    },
+}
+
+/// Half the distance between the smallest numbers of a type, as the power of two that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step(i32);
+
+impl Step {
+    /// The largest power of two that is no more than `x`.
+    pub fn of(x: f64) -> Step {
+        Step(x.log2().floor() as i32)
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        2.0_f64.powi(self.0)
+    }
 }
 
 impl Reading {
+    /// The factor of a batch norm: its weight over the root of its variance and eps.
+    fn norm(self, weight: f64, variance: f64) -> f64 {
+        let root = variance.sqrt();
+        match self {
+            Reading::Coarse { step } => {
+                // The variance with its eps is rounded before its root is taken, and so are the root and the quotient.
+                let off = step.get() / (2.0 * variance) + step.get() / root;
+                weight.abs() / root * (1.0 + off) + step.get()
+            }
+            _ => self.of(weight / root),
+        }
+    }
+
     /// A number as this reading sees it.
     pub fn of(self, x: f64) -> f64 {
         match self {
             Reading::Value => x,
             Reading::Magnitude => x.abs(),
+            Reading::Coarse { step } => x.abs() + step.get(),
             Reading::Energy => x * x,
         }
     }
@@ -192,15 +228,11 @@ impl<V> Run<'_, V> {
         match part.op() {
             Op::Conv(kernel) => self.conv(kernel, part.geometry(), input, rows, want),
             Op::Sum(parts) => {
-                let mut total: Option<Maps> = None;
+                let mut total = Maps::zeros(rows.len(), input.maps(), want);
                 for x in parts {
-                    let branch = self.run(x, input, rows.clone(), want)?;
-                    match &mut total {
-                        None => total = Some(branch),
-                        Some(total) => total.add(&branch),
-                    }
+                    total.add(&self.run(x, input, rows.clone(), want)?);
                 }
-                Ok(total.unwrap_or_else(|| Maps::zeros(rows.len(), input.maps(), want)))
+                Ok(total)
             }
             Op::Stack(parts) => {
                 let mut all = Maps::zeros(0, input.maps(), want);
@@ -325,9 +357,8 @@ impl<V> Run<'_, V> {
                     None => [vec![1.0; rows.len()], vec![0.0; rows.len()]],
                 };
                 maps.each_channel(|c, map| {
-                    let root = (var[c] + eps).sqrt();
-                    let [less, factor, bias] =
-                        [-mean[c], weight[c] / root, bias[c]].map(|x| reading.of(x));
+                    let factor = reading.norm(weight[c], var[c] + eps);
+                    let [less, bias] = [-mean[c], bias[c]].map(|x| reading.of(x));
                     map.iter_mut()
                         .for_each(|x| *x = (*x + less) * factor + bias);
                 });

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, linalg::general_mat_mul};
 
 use super::maps::Maps;
 use super::{Reading, Spikes};
@@ -10,6 +10,12 @@ use crate::algebra::expr::{Operand, Values};
 use crate::algebra::extent::{Extent, POINT, flat, position, volume};
 use crate::algebra::part::{Kernel, Layout};
 use crate::algebra::shape::Geometry;
+
+/// Rows of a group that are run one by one.
+const FEW: usize = 3;
+
+/// Numbers of the patches that are laid out at a time.
+const PATCH_VALUES: usize = 1 << 21;
 
 /// Some output channels of a conv weight.
 pub(super) struct Weights {
@@ -59,44 +65,94 @@ impl Weights {
         &self.data[local * len..][..len]
     }
 
-    /// A valid convolution: for each group a matrix of kernels times a matrix of patches. The maps have the size that `want` needs.
+    /// A valid convolution. The maps have the size that `want` needs.
     pub(super) fn over(&self, x: &Maps, want: Extent) -> Maps {
         let count = self.rows.len();
         let mut out = Maps::zeros(count, x.maps(), want);
         let columns = x.maps() * volume(want);
-        let depth = self.geometry.in_per_group() * volume(self.taps);
-        let mut patches = vec![0.0; depth * columns];
         let first_of = |local: usize| self.geometry.first_input(self.rows.start + local);
         let mut local = 0;
         while local < count {
             let first = first_of(local);
             let same_group = (local..count).take_while(|l| first_of(*l) == first).count();
-            self.patches(x, first, want, &mut patches);
-            let kernels = &self.data[local * depth..][..same_group * depth];
+            let rows = local..local + same_group;
             let maps = &mut out.data_mut()[local * columns..][..same_group * columns];
-            multiply([same_group, depth, columns], kernels, &patches, maps);
+            match same_group <= FEW {
+                true => self.one_by_one(rows, first, x, want, maps),
+                false => self.by_patches(rows, first, x, want, maps),
+            }
             local += same_group;
         }
         out
     }
 
-    /// `[in/groups · kd · kh · kw, maps · depth · height · width]`: what each tap sees at each output position.
-    fn patches(&self, x: &Maps, first: usize, want: Extent, out: &mut [f64]) {
-        let mut rows = out.chunks_exact_mut(want[2]);
-        for c in first..first + self.geometry.in_per_group() {
-            for tap in 0..volume(self.taps) {
-                let [dz, dy, dx] = self.offset(tap);
-                for map in 0..x.maps() {
-                    let map = &x.data()[(c * x.maps() + map) * volume(x.size())..];
-                    for z in 0..want[0] {
-                        for (y, row) in (0..want[1]).zip(&mut rows) {
-                            let from = flat([z + dz, y + dy, dx], x.size());
-                            row.copy_from_slice(&map[from..from + want[2]]);
-                        }
-                    }
+    /// Each row by itself, tap after tap: what is read once or twice need not be laid out for it.
+    fn one_by_one(
+        &self,
+        rows: Range<usize>,
+        first: usize,
+        x: &Maps,
+        want: Extent,
+        out: &mut [f64],
+    ) {
+        let (taps, width) = (volume(self.taps), want[2]);
+        let columns = x.maps() * volume(want);
+        for (local, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            for (i, w) in self.row(local).iter().enumerate() {
+                let (channel, at) = (first + i / taps, self.offset(i % taps));
+                for (line, to) in out.chunks_exact_mut(width).enumerate() {
+                    let from = self.seen(x, channel, at, line, want);
+                    to.iter_mut().zip(from).for_each(|(y, x)| *y += w * x);
                 }
             }
         }
+    }
+
+    /// A matrix of kernels times a matrix of patches, so many output lines at a time that the patches stay few.
+    fn by_patches(
+        &self,
+        rows: Range<usize>,
+        first: usize,
+        x: &Maps,
+        want: Extent,
+        out: &mut [f64],
+    ) {
+        let (width, depth) = (want[2], self.geometry.in_per_group() * volume(self.taps));
+        let lines = x.maps() * want[0] * want[1];
+        let step = (PATCH_VALUES / (depth * width).max(1)).clamp(1, lines.max(1));
+        let kernels = &self.data[rows.start * depth..][..rows.len() * depth];
+        let mut patches = Vec::new();
+        for begin in (0..lines).step_by(step) {
+            let now = begin..(begin + step).min(lines);
+            patches.resize(depth * now.len() * width, 0.0);
+            let mut to = patches.chunks_exact_mut(width);
+            for channel in first..first + self.geometry.in_per_group() {
+                for tap in 0..volume(self.taps) {
+                    let at = self.offset(tap);
+                    for (line, to) in now.clone().zip(&mut to) {
+                        to.copy_from_slice(self.seen(x, channel, at, line, want));
+                    }
+                }
+            }
+            let columns = begin * width..now.end * width;
+            multiply([rows.len(), depth], kernels, &patches, columns, out);
+        }
+    }
+
+    /// What a tap at `at` sees of a channel for a line of outputs; lines are counted over maps, planes and rows.
+    fn seen<'a>(
+        &self,
+        x: &'a Maps,
+        channel: usize,
+        at: Extent,
+        line: usize,
+        want: Extent,
+    ) -> &'a [f64] {
+        let (map, y) = (line / (want[0] * want[1]), line % want[1]);
+        let z = line / want[1] % want[0];
+        let map = (channel * x.maps() + map) * volume(x.size());
+        let from = flat([z + at[0], y + at[1], at[2]], x.size());
+        &x.data()[map + from..][..want[2]]
     }
 
     /// Where a tap lies in the extent of the kernel.
@@ -194,14 +250,21 @@ fn turned(kernels: &[f64], taps: usize) -> Vec<f64> {
     (0..kernels.len()).map(tap).collect()
 }
 
-/// `out = a · b`, of `[rows, depth]` and `[depth, columns]`.
+/// Some columns of `out = a · b`, of `[rows, depth]` and `[depth, columns]`.
 ///
 /// # Panics
 /// When the slices have other lengths.
-fn multiply([rows, depth, columns]: [usize; 3], a: &[f64], b: &[f64], out: &mut [f64]) {
-    let fits = "as many numbers as rows and columns";
+fn multiply(
+    [rows, depth]: [usize; 2],
+    a: &[f64],
+    b: &[f64],
+    columns: Range<usize>,
+    out: &mut [f64],
+) {
+    let (fits, all) = ("as many numbers as rows and columns", out.len() / rows);
     let a = ArrayView2::from_shape((rows, depth), a).expect(fits);
-    let b = ArrayView2::from_shape((depth, columns), b).expect(fits);
-    let mut out = ArrayViewMut2::from_shape((rows, columns), out).expect(fits);
+    let b = ArrayView2::from_shape((depth, columns.len()), b).expect(fits);
+    let mut out = ArrayViewMut2::from_shape((rows, all), out).expect(fits);
+    let mut out = out.slice_axis_mut(Axis(1), Slice::from(columns));
     general_mat_mul(1.0, &a, &b, 0.0, &mut out);
 }

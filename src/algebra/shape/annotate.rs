@@ -15,23 +15,42 @@ pub(super) fn annotate<T: Operand>(
     expr: &Expr<T>,
     inputs: usize,
 ) -> Result<Part<T>, GeometryError> {
+    annotated(expr, inputs, true)
+}
+
+/// The same where the number of channels is a guess: the groups of convs on the input are then not known, unless they are declared.
+pub(super) fn annotate_a_guess<T: Operand>(
+    expr: &Expr<T>,
+    inputs: usize,
+) -> Result<Part<T>, GeometryError> {
+    annotated(expr, inputs, false)
+}
+
+fn annotated<T: Operand>(
+    expr: &Expr<T>,
+    inputs: usize,
+    known: bool,
+) -> Result<Part<T>, GeometryError> {
     if inputs == 0 {
         return Err(E::Empty);
     }
     let all = |xs: &[Expr<T>]| match xs {
         [] => Err(E::Empty),
-        _ => xs.iter().map(|x| annotate(x, inputs)).collect(),
+        _ => xs.iter().map(|x| annotated(x, inputs, known)).collect(),
     };
     let op = match expr {
-        Expr::Conv(c) => return conv(c, inputs),
+        Expr::Conv(c) => return conv(c, inputs, known),
         Expr::Sum(xs) => return sum(xs, all(xs)?),
         Expr::Stack(xs) => return stack(all(xs)?),
         Expr::Select(channels) => return select(channels, inputs),
         Expr::Seq(xs) => {
             let (mut width, mut parts) = (inputs, Vec::with_capacity(xs.len()));
+            let mut known = known;
             for x in xs {
-                let part = annotate(x, width)?;
+                let part = annotated(x, width, known)?;
                 width = part.geometry().out();
+                // A conv says how many channels it gives.
+                known |= part.has_conv();
                 parts.push(part);
             }
             return match parts.is_empty() {
@@ -70,7 +89,7 @@ pub(super) fn annotate<T: Operand>(
     Ok(Part::new(Geometry::channelwise(inputs, &op), op))
 }
 
-fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryError> {
+fn conv<T: Operand>(conv: &Conv<T>, inputs: usize, known: bool) -> Result<Part<T>, GeometryError> {
     let leaf = || conv.weight.to_string();
     let shape = || conv.weight.shape().to_vec();
     let ([first, second], taps) = axes_of(conv)?;
@@ -136,7 +155,7 @@ fn conv<T: Operand>(conv: &Conv<T>, inputs: usize) -> Result<Part<T>, GeometryEr
         inputs,
         out,
         groups,
-        groups_known: true,
+        groups_known: known || conv.groups.is_some() || conv.shared,
         extent: dilated(taps, conv.dilation),
         rank: conv.weight.shape().len(),
         transposed: conv.transposed,

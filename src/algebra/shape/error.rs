@@ -124,6 +124,15 @@ pub enum GeometryError {
         "one kernel for it would be {kernel:?}, far more than the {stored} numbers of its tensors; a dilation or a mean is too wide"
     )]
     Spread { kernel: Vec<usize>, stored: usize },
+    #[error(
+        "running it takes {found} multiply-adds for one map; at most {most} are taken for the {stored} numbers of its tensors: too many convs or means \
+         stand one behind another"
+    )]
+    Run {
+        found: usize,
+        most: usize,
+        stored: usize,
+    },
     #[error("{found} convs stand one behind another; at most {most} are folded into one")]
     InARow { found: usize, most: usize },
     #[error("its sums multiply out to {found} products; at most {most} are folded")]

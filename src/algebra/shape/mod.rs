@@ -13,7 +13,7 @@ mod size;
 use super::expr::{Bn, Conv, Expr, Factor, Operand};
 use super::extent::Extent;
 use super::part::Part;
-use annotate::annotate;
+use annotate::{annotate, annotate_a_guess};
 use inputs::{any_inputs, inputs_of, name_source};
 
 use GeometryError as E;
@@ -76,7 +76,8 @@ pub fn resolve<T: Operand>(expr: Expr<T>) -> Result<Resolved<T>, GeometryError> 
             Ok(Resolved { root, declared })
         }
         None => {
-            let root = of_size(annotate(&expr, any_inputs(&expr)?)?)?.with_groups_guessed();
+            let root = annotate_a_guess(&expr, any_inputs(&expr)?)?;
+            let root = of_size(root)?.with_groups_guessed();
             let declared = Some(expr);
             Ok(Resolved { root, declared })
         }

@@ -5,6 +5,7 @@
 
 use super::{Geometry, GeometryError};
 use crate::algebra::expr::Operand;
+use crate::algebra::extent::{Extent, grown};
 use crate::algebra::part::{Op, Part};
 
 /// What is folded may hold this many times what the block's tensors hold: enough for a depthwise kernel of 16×16 that is
@@ -16,6 +17,13 @@ const FREE: usize = 1 << 16;
 
 /// The products that a block may multiply out to, beside one for each of its operators.
 const PRODUCTS: usize = 1 << 10;
+
+/// Multiply-adds that running a block once may take for each number of its tensors: some times those of a depthwise kernel of
+/// 31×31 behind a 1×1.
+const RUN: usize = 1 << 15;
+
+/// What running a block of any size may take.
+const RUN_FREE: usize = 1 << 24;
 
 /// Checks a tree that fits otherwise.
 ///
@@ -34,7 +42,16 @@ pub(super) fn check<T: Operand>(root: &Part<T>) -> Result<(), GeometryError> {
         products: PRODUCTS + operators,
     };
     let input = Geometry::channelwise::<T>(root.geometry().inputs(), &Op::Identity);
-    size.part(root, &input, 1).map(|_| ())
+    size.part(root, &input, 1)?;
+    let most = stored.saturating_mul(RUN).max(RUN_FREE);
+    match run(root, root.geometry().extent, false) {
+        found if found > most => Err(GeometryError::Run {
+            found,
+            most,
+            stored,
+        }),
+        _ => Ok(()),
+    }
 }
 
 struct Size {
@@ -83,5 +100,39 @@ impl Size {
             found if found > most => Err(GeometryError::Products { found, most }),
             made => Ok(made),
         }
+    }
+}
+
+/// The multiply-adds that a part takes for outputs of the extent `want`, for one map of each channel: those of convs `behind` others,
+/// which run wherever those behind them look, and of averages. (A conv on the input is read tap by tap.)
+fn run<T>(part: &Part<T>, want: Extent, behind: bool) -> usize {
+    let product = |numbers: &[usize]| {
+        numbers
+            .iter()
+            .fold(1, |all: usize, n| all.saturating_mul(*n))
+    };
+    let sum = |costs: &mut dyn Iterator<Item = usize>| costs.fold(0, usize::saturating_add);
+    let area = want.iter().fold(1, |all: usize, n| all.saturating_mul(*n));
+    let g = part.geometry();
+    match part.op() {
+        Op::Conv(kernel) if behind => {
+            product(&[g.out(), g.in_per_group(), product(&kernel.taps), area])
+        }
+        // Along one axis after the other.
+        Op::AvgPool(window) => {
+            let along = sum(&mut window.iter().copied());
+            product(&[g.out(), along, product(&grown(want, *window))])
+        }
+        Op::Sum(parts) | Op::Stack(parts) => sum(&mut parts.iter().map(|x| run(x, want, behind))),
+        Op::Seq(parts) => {
+            let (mut cost, mut want) = (0usize, want);
+            for (i, x) in parts.iter().enumerate().rev() {
+                let behind = behind || parts[..i].iter().any(Part::has_conv);
+                cost = cost.saturating_add(run(x, want, behind));
+                want = grown(want, x.geometry().extent);
+            }
+            cost
+        }
+        _ => 0,
     }
 }

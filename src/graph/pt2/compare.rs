@@ -17,7 +17,9 @@ use crate::graph::model::{Conv, Node, Op, Pads};
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::{PlannedConv, Source};
 use crate::tensor::{Error as TensorError, Part, Place, Tensor, quoted};
-use crate::verify::{Deployed, Failure as Wrong, Options, Verdict, allowance_of, verify_blocks};
+use crate::verify::{
+    Deployed, Failure as Wrong, Options, Verdict, allowance_of, fits, verify_blocks,
+};
 
 /// Compares a program with what was made of it; without one, with what would be.
 ///
@@ -48,7 +50,7 @@ pub fn verify(
         copied: compare.copied,
         rounded: 0,
         failures: compare.failures.into_iter().map(Wrong::Differs).collect(),
-        fits: None,
+        fits: made.map(|_| fits(&edit.plan, deployed)),
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })

@@ -77,20 +77,8 @@ pub fn choose(
         None => match recipe::detect_builtin(index, &all) {
             Ok(families) => match families[..] {
                 [Family { recipe, .. }] => vec![recipe],
-                // Each has its part of the file; what the sample says is said of all of them.
-                _ => {
-                    let plan = plan_families(index, &families, &options.plan)?;
-                    let support = check(checkpoint, &plan, sample)?;
-                    let decided = Decided {
-                        tried: vec![(plan.recipe.clone(), plan.eps)],
-                        ..Decided::default()
-                    };
-                    return Ok(Choice {
-                        plan,
-                        support,
-                        decided,
-                    });
-                }
+                // Each has its part of the file, and an eps of its own.
+                _ => return of_families(checkpoint, sample, &families, &options.plan),
             },
             Err(recipe::Error::Ambiguous { recipes }) => {
                 all.iter().filter(|r| recipes.contains(&r.name)).collect()
@@ -118,6 +106,62 @@ pub fn choose(
         }
     }
     tries.best(first.len() != 1)
+}
+
+/// The eps of each of several families, one after the other: its own, or the usual one by which most records are supported.
+fn of_families(
+    checkpoint: &Checkpoint,
+    sample: &Sample,
+    families: &[Family<'_>],
+    given: &plan::Options,
+) -> Result<Choice, Error> {
+    let mut options = given.clone();
+    let planned = |options: &plan::Options| -> Result<(Plan, Support), Error> {
+        let plan = plan_families(checkpoint.tensors(), families, options)?;
+        let support = check(checkpoint, &plan, sample)?;
+        Ok((plan, support))
+    };
+    let (mut plan, mut support) = planned(&options)?;
+    let mut decided = Decided {
+        tried: vec![(plan.recipe.clone(), plan.eps)],
+        ..Decided::default()
+    };
+    let mut by_sample = Vec::new();
+    for Family { recipe, .. } in families {
+        let name = &recipe.name;
+        let is_given = given.bn_eps.is_some() || given.bn_eps_of.iter().any(|(of, _)| of == name);
+        if support.accepted() || is_given {
+            continue;
+        }
+        let fit = |support: &Support| support.records.iter().filter(|r| r.accepted).count();
+        let mut best = (fit(&support), support.rms(), None);
+        for eps in USUAL_EPS {
+            let mut other = options.clone();
+            other.bn_eps_of.push((name.clone(), eps));
+            let (_, found) = planned(&other)?;
+            decided.tried.push((name.clone(), Some(eps)));
+            let (fits, off) = (fit(&found), found.rms());
+            if fits > best.0 || fits == best.0 && best.2.is_some() && off < best.1 {
+                best = (fits, off, Some(other));
+            }
+        }
+        if let (.., Some(better)) = best {
+            options = better;
+            (plan, support) = planned(&options)?;
+            decided.eps = true;
+            by_sample.push(name.clone());
+        }
+    }
+    for family in &mut plan.families {
+        if by_sample.contains(&family.recipe) {
+            family.eps_source = EpsSource::Sample;
+        }
+    }
+    Ok(Choice {
+        plan,
+        support,
+        decided,
+    })
 }
 
 struct Tries<'a> {
