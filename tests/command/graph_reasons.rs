@@ -517,15 +517,6 @@ fn operators_that_do_not_meet_say_why() {
         ),
         (
             &[
-                turned("x", "a"),
-                node("MatMul", &["a", "matrix"], &["b1"], &[]),
-                node("Transpose", &["b1"], &["d"], &[ints("perm", &[0, 3, 1, 2])]),
-                norm("d", "y"),
-            ],
-            "its matrix has the inputs first, and becomes no conv",
-        ),
-        (
-            &[
                 conv("x", "k4", "a", &[ints("dilations", &[huge, huge])]),
                 norm("a", "y"),
             ],

@@ -79,7 +79,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 25] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -102,6 +102,9 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
     ("bfloat16", [1, 0, 1], [1, 0, 0]),
     ("any-batch", [5, 0, 4], [1, 0, 0]),
     ("channels-last", [5, 0, 4], [1, 0, 0]),
+    ("edge", [3, 0, 0], [1, 0, 0]),
+    ("tokens-decomposed", [0, 2, 0], [0, 1, 0]),
+    ("conv-decomposed", [1, 0, 1], [1, 0, 0]),
 ];
 
 #[test]

@@ -21,6 +21,9 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("conv_transpose3d", _) => transposed(call, 3),
         ("convolution", "default") => convolution(call),
         ("linear", "default") => linear(call),
+        ("addmm", "default") => addmm(call),
+        ("mm", "default") => product(call, "mat2"),
+        ("matmul", "default") => product(call, "other"),
         (
             "batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training",
             "default",
@@ -156,6 +159,62 @@ fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         bias: call.weight("bias")?,
     };
     Ok((Op::Linear(linear), vec![call.value()?]))
+}
+
+/// What a decomposed linear layer becomes: `bias + x · matrix`.
+fn addmm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    for factor in ["alpha", "beta"] {
+        if call.number(factor)?.is_some_and(|number| number != 1.0) {
+            return because(format!("it multiplies by `{factor}`"));
+        }
+    }
+    let weight = matrix(call, "mat2")?;
+    let bias = call.weight("self")?.ok_or(None)?;
+    if bias.shape() != [weight.shape()[0]] {
+        return because("its bias is not one number for each output");
+    }
+    let Input::Value(value) = call.input("mat1")? else {
+        return Err(None);
+    };
+    let linear = Linear {
+        weight,
+        in_first: false,
+        bias: Some(bias),
+    };
+    Ok((Op::Linear(linear), vec![value]))
+}
+
+/// A product with a constant matrix, on the right of rows or on the left of `[batch, channels, positions]`.
+fn product(call: &Call<'_>, right: &str) -> Result<(Op, Vec<String>), Opaque> {
+    match (call.first()?, call.input(right)?) {
+        (Input::Value(value), Input::Constant(_)) => {
+            let linear = Linear {
+                weight: matrix(call, right)?,
+                in_first: false,
+                bias: None,
+            };
+            Ok((Op::Linear(linear), vec![value]))
+        }
+        (Input::Constant(left), Input::Value(value))
+            if left.shape().len() == 2
+                && left.dtype().float().is_some()
+                && call.shape(&value)?.len() == 3 =>
+        {
+            let shape = left.shape().iter().copied().chain([1]).collect();
+            Ok((Op::Conv(Conv::point(left.reshaped(shape), 1)), vec![value]))
+        }
+        _ => Err(None),
+    }
+}
+
+/// A constant matrix of a product, with its outputs first.
+fn matrix(call: &Call<'_>, name: &str) -> Result<Tensor, Opaque> {
+    let matrix = call.weight(name)?.ok_or(None)?;
+    match (matrix.shape().len(), matrix.turned()) {
+        (2, Some(turned)) => Ok(turned),
+        (2, None) => because(format!("its matrix {matrix} is a view of another tensor")),
+        _ => because("its matrix has another number of axes"),
+    }
 }
 
 fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
