@@ -261,13 +261,14 @@ mod tests {
 
     fn of(shape: &[usize], numbers: &[f64]) -> Constant {
         Constant {
-            numbers: ArrayD::from_shape_vec(IxDyn(shape), numbers.to_vec()).unwrap(),
+            numbers: ArrayD::from_shape_vec(IxDyn(shape), numbers.to_vec())
+                .expect("as many numbers as the shape has"),
             float: Some(Float::F32),
         }
     }
 
     fn made(how: Make, of: &[Constant]) -> (Vec<usize>, Vec<f64>) {
-        let made = make(&how, of).unwrap().numbers;
+        let made = make(&how, of).expect("what fits").numbers;
         (made.shape().to_vec(), made.iter().copied().collect())
     }
 

@@ -443,10 +443,10 @@ impl<'a> Search<'a> {
             Ok(expr) if !is_conv || !expr.geometry().transposed() => expr,
             _ => resolved(true)?,
         };
-        if let Walk::Conv(steps) = &walk {
-            if expr.geometry().weight_shape().len() != steps.len() + 2 {
-                return Err("it has another number of spatial axes".to_owned());
-            }
+        if let Walk::Conv(steps) = &walk
+            && expr.geometry().weight_shape().len() != steps.len() + 2
+        {
+            return Err("it has another number of spatial axes".to_owned());
         }
         Ok(Region {
             source,

@@ -67,7 +67,15 @@ impl Growing {
         };
         let mut shape = vec![out, channels / groups];
         shape.extend(vec![k; self.axes]);
-        let weight = self.constant(&shape, false);
+        let mut weight = self.constant(&shape, false);
+        if self.chance(0.15) {
+            // A kernel that the network computes itself.
+            let mut ones = vec![1; shape.len()];
+            ones[0] = out;
+            let scale = self.constant(&ones, true);
+            let op = ["Mul", "Div", "Sub"][self.below(3)];
+            weight = self.push(op, &[&weight, &scale], &[]);
+        }
         let bias = self.chance(0.5).then(|| self.constant(&[out], false));
         let inputs: Vec<&str> = [x, &weight].into_iter().chain(bias.as_deref()).collect();
         let pads = vec![((k - 1) * d / 2) as i64; 2 * self.axes];

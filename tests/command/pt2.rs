@@ -10,9 +10,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::support::command::repfuse;
+use crate::support::graphs::counted;
 use archives::{archive, changed, entries};
 use interpreter::{Map, run, stored};
-use repfuse::graph::Op;
 use repfuse::graph::pt2::{Edit, Pt2, edit, fuse, verify};
 use repfuse::plan::Options;
 use repfuse::tensor::Checkpoint;
@@ -43,16 +43,8 @@ fn write(pt2: &Pt2, edit: &Edit, to: &Path, threads: usize) {
 
 /// Convs, linear layers and norms of a graph.
 fn counts(pt2: &Pt2) -> [usize; 3] {
-    let mut counts = [0; 3];
-    for node in pt2.graph().nodes() {
-        match node.op {
-            Op::Conv(_) => counts[0] += 1,
-            Op::Linear(_) => counts[1] += 1,
-            Op::Norm(_) => counts[2] += 1,
-            _ => {}
-        }
-    }
-    counts
+    let [convs, linear, norms, _] = counted(pt2.graph());
+    [convs, linear, norms]
 }
 
 /// What PyTorch recorded: what went in, and what came out.

@@ -34,6 +34,7 @@ pub(super) fn computed(call: &Call<'_>, checkpoint: &Checkpoint) -> Option<(Tens
         .collect::<Option<Vec<_>>>()?;
     match numbers {
         Numbers::None => {}
+        Numbers::Before(number) => of.insert(0, Constant::number(number)),
         Numbers::Behind(number) => of.push(Constant::number(number)),
     }
     let made = make(&how, &of)?;
@@ -68,14 +69,15 @@ fn exchanges(call: &Call<'_>, name: &str, matrix: &Tensor) -> bool {
 /// A number that stands in the call beside the tensors.
 enum Numbers {
     None,
+    Before(f64),
     Behind(f64),
 }
 
 /// How a call makes its result of what it reads, in the order in which it reads it.
 fn how(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<(Make, Numbers)>, Opaque> {
-    let first = match call.first()? {
-        Input::Constant(tensor) => tensor.shape().to_vec(),
-        Input::Value(_) | Input::Absent => Vec::new(),
+    let first = match call.first() {
+        Ok(Input::Constant(tensor)) => tensor.shape().to_vec(),
+        _ => Vec::new(),
     };
     let each = |f: fn(f64) -> f64| Ok(Some((Make::Each(f), Numbers::None)));
     let both = |f: fn(f64, f64) -> f64| -> Result<Option<(Make, Numbers)>, Opaque> {
@@ -87,6 +89,7 @@ fn how(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<(Make, Num
             .find(|key| call.is_number(key));
         let number = match other {
             Some(key) => Numbers::Behind(call.number(key)?.ok_or(None)?),
+            None if call.is_number("self") => Numbers::Before(call.number("self")?.ok_or(None)?),
             None => Numbers::None,
         };
         Ok(Some((Make::Both(f), number)))

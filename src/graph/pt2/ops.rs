@@ -260,10 +260,15 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
             floating(call, &value)?;
             return Ok((Op::Identity, vec![value]));
         }
-        true => Input::Constant(scalar(call)?),
+        true => Input::Constant(scalar(call, "other")?),
         false => call.input("other")?,
     };
-    let (op, inputs) = match (call.first()?, constant) {
+    // In a decomposed program a number may stand first: `1 − x`.
+    let first = match call.is_number("self") {
+        true => Input::Constant(scalar(call, "self")?),
+        false => call.first()?,
+    };
+    let (op, inputs) = match (first, constant) {
         (Input::Value(a), Input::Value(b)) => {
             let op = match how {
                 Arithmetic::Add => Op::Add,
@@ -303,11 +308,11 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
     Ok((op, inputs))
 }
 
-/// A number that stands in the call.
-fn scalar(call: &Call<'_>) -> Result<Tensor, Opaque> {
-    let number = call.number("other")?.ok_or(None)?;
+/// A number that stands in the call under this name.
+fn scalar(call: &Call<'_>, key: &str) -> Result<Tensor, Opaque> {
+    let number = call.number(key)?.ok_or(None)?;
     let part = Part {
-        name: format!("{}.other", call.node.shown()),
+        name: format!("{}.{key}", call.node.shown()),
         dtype: Dtype::from(Float::F64),
         shape: Vec::new(),
         place: Place::InMemory(Arc::from(number.to_le_bytes())),
