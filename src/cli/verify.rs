@@ -279,9 +279,9 @@ fn options(args: &Args) -> verify::Options {
 
 /// A graph, and another one or a file of weights that was made of it.
 fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
-    let folded = args.select.fold(file, None)?;
-    diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(graph::made).transpose()?;
+    let folded = graph::folded(&args.select, file, made.as_ref())?;
+    diagnose::check_norms(file.constants(), folded.plan())?;
     let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
     let findings = args
         .whole
