@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
-use super::graph::{self, Made};
+use super::graph;
+use super::made::{self, Made};
 use super::select::{self, Key, Select};
 use super::workers::with_workers;
 use super::{output, signals};
@@ -107,8 +108,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// The report on a graph.
 fn of_graph(args: &Args, file: &GraphFile) -> anyhow::Result<Answer> {
-    let made = args.deploy.as_deref().map(graph::made).transpose()?;
-    let folded = graph::folded(&args.select, file, made.as_ref())?;
+    let made = args.deploy.as_deref().map(made::made).transpose()?;
+    let folded = made::folded(&args.select, file, made.as_ref())?;
     let (checkpoint, deployed) = (file.constants(), made.as_ref().map(Made::constants));
     check_page(args, std::iter::once(checkpoint).chain(deployed))?;
     let form = deployed.map_or(Deployed::InMemory, Deployed::File);
@@ -117,7 +118,7 @@ fn of_graph(args: &Args, file: &GraphFile) -> anyhow::Result<Answer> {
             stop: Some(&signals::STOP),
             ..Default::default()
         };
-        let verdict = graph::verify(file, &folded, made.as_ref(), &options)?;
+        let verdict = made::verify(file, &folded, made.as_ref(), &options)?;
         let options = report::Options {
             input_size: usize::from(args.input_size),
         };

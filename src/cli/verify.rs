@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::Answer;
 use super::families;
 use super::graph;
+use super::made;
 use super::output;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
@@ -279,10 +280,10 @@ fn options(args: &Args) -> verify::Options {
 
 /// A graph, and another one or a file of weights that was made of it.
 fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
-    let made = args.output.as_deref().map(graph::made).transpose()?;
-    let folded = graph::folded(&args.select, file, made.as_ref())?;
+    let made = args.output.as_deref().map(made::made).transpose()?;
+    let folded = made::folded(&args.select, file, made.as_ref())?;
     diagnose::check_norms(file.constants(), folded.plan())?;
-    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
+    let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options(args)))??;
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
