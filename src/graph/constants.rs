@@ -12,6 +12,28 @@ use crate::tensor::{Checkpoint, Dtype, Float, Part, Place, Tensor};
 /// More numbers than this are not computed: they would be held in memory.
 const MOST_NUMBERS: usize = 1 << 22;
 
+/// All that are computed of one file have no more numbers than this, so that a small file cannot ask for much.
+const MOST_IN_ALL: usize = 1 << 24;
+
+/// How many numbers may still be computed of a file.
+#[derive(Debug)]
+pub(super) struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget(MOST_IN_ALL)
+    }
+}
+
+impl Budget {
+    /// Whether so many more may be read or computed; then they count.
+    fn allows(&mut self, numbers: usize) -> bool {
+        let left = self.0.checked_sub(numbers);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
 /// Numbers with a shape.
 #[derive(Clone, Debug)]
 pub(super) struct Constant {
@@ -68,9 +90,9 @@ pub(super) enum Reduction {
 
 impl Constant {
     /// The numbers of a tensor, if they are few enough.
-    pub fn read(checkpoint: &Checkpoint, tensor: &Tensor) -> Option<Constant> {
+    pub fn read(checkpoint: &Checkpoint, tensor: &Tensor, budget: &mut Budget) -> Option<Constant> {
         let float = tensor.dtype().float()?;
-        if tensor.len() > MOST_NUMBERS {
+        if tensor.len() > MOST_NUMBERS || !budget.allows(tensor.len()) {
             return None;
         }
         let mut bytes = vec![0; tensor.len() * float.size()];
@@ -108,7 +130,7 @@ impl Constant {
 }
 
 /// What becomes of some constants; none where they do not fit, or it would be too much.
-pub(super) fn make(how: &Make, of: &[Constant]) -> Option<Constant> {
+pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<Constant> {
     let mut types = of.iter().filter_map(|constant| constant.float);
     let float = types.next()?;
     if types.any(|other| other != float) {
@@ -158,6 +180,9 @@ pub(super) fn make(how: &Make, of: &[Constant]) -> Option<Constant> {
         }
         _ => return None,
     };
+    if !budget.allows(numbers.len()) {
+        return None;
+    }
     numbers.mapv_inplace(|x| float.round(x));
     Some(Constant {
         numbers,
@@ -255,7 +280,7 @@ fn repeated(numbers: &ArrayD<f64>, times: &[usize]) -> Option<ArrayD<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Constant, Make, Reduction, make};
+    use super::{Budget, Constant, MOST_IN_ALL, Make, Reduction};
     use crate::tensor::Float;
     use ndarray::{ArrayD, IxDyn};
 
@@ -265,6 +290,10 @@ mod tests {
                 .expect("as many numbers as the shape has"),
             float: Some(Float::F32),
         }
+    }
+
+    fn make(how: &Make, of: &[Constant]) -> Option<Constant> {
+        super::make(how, of, &mut Budget::default())
     }
 
     fn made(how: Make, of: &[Constant]) -> (Vec<usize>, Vec<f64>) {
@@ -322,5 +351,16 @@ mod tests {
             ..a.clone()
         };
         assert!(make(&Make::Both(|a, b| a + b), &[a, half]).is_none());
+    }
+
+    #[test]
+    fn a_file_asks_for_no_more_than_its_budget() {
+        let one = of(&[1], &[1.0]);
+        let (wide, mut budget) = (Make::Expand(vec![1 << 22]), Budget::default());
+        let mut times = 0;
+        while super::make(&wide, std::slice::from_ref(&one), &mut budget).is_some() {
+            times += 1;
+        }
+        assert_eq!(times, MOST_IN_ALL >> 22);
     }
 }

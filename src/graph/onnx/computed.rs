@@ -3,11 +3,15 @@
 use super::ops::Reading;
 use super::proto::{Attribute, Node};
 use super::shapes::axis_of;
-use crate::graph::constants::{Constant, Make, Reduction, make};
+use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
 use crate::tensor::Tensor;
 
 /// The tensor that a node computes of constants alone, and what it is made of.
-pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<(Tensor, Vec<Tensor>)> {
+pub(super) fn computed(
+    reading: &Reading<'_>,
+    node: &Node,
+    budget: &mut Budget,
+) -> Option<(Tensor, Vec<Tensor>)> {
     let [Some(output)] = node.outputs[..] else {
         return None;
     };
@@ -60,9 +64,9 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<(Tensor, Ve
     };
     let of = tensors
         .iter()
-        .map(|tensor| Constant::read(reading.checkpoint(), tensor))
+        .map(|tensor| Constant::read(reading.checkpoint(), tensor, budget))
         .collect::<Option<Vec<_>>>()?;
-    let made = make(&how, &of)?.tensor(reading.name(output))?;
+    let made = make(&how, &of, budget)?.tensor(reading.name(output))?;
     Some((made, tensors))
 }
 

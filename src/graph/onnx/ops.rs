@@ -10,6 +10,7 @@ use super::proto::{Attribute, Model, Name, Node, is_onnx};
 use super::shapes;
 use super::{parts, products, windows};
 use crate::algebra::Values as _;
+use crate::graph::constants::Budget;
 use crate::graph::model::{self, Dim, Norm, Op, ValueId};
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
 
@@ -30,6 +31,7 @@ pub(super) struct Reading<'a> {
     computed: HashMap<Name, Ints>,
     /// Of the constants that are computed here, the tensors of the file behind each.
     parts: HashMap<String, Vec<Tensor>>,
+    budget: Budget,
     /// Values that are constant matrices with their axes exchanged: the matrices.
     pub turned: HashMap<Name, Tensor>,
 }
@@ -73,6 +75,7 @@ impl<'a> Reading<'a> {
             shapes: HashMap::new(),
             computed: HashMap::new(),
             parts: HashMap::new(),
+            budget: Budget::default(),
             turned: HashMap::new(),
         }
     }
@@ -133,7 +136,12 @@ impl<'a> Reading<'a> {
         }
         let constant = match self.constant_node(node) {
             Some(tensor) => Some((tensor, Vec::new())),
-            None if self.is_known(node) => computed::computed(self, node),
+            None if self.is_known(node) => {
+                let mut budget = std::mem::take(&mut self.budget);
+                let found = computed::computed(self, node, &mut budget);
+                self.budget = budget;
+                found
+            }
             None => None,
         };
         if let Some((tensor, of)) = constant {

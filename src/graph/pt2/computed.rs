@@ -2,12 +2,16 @@
 
 use super::call::{Call, Input, Opaque};
 use super::schema::names;
-use crate::graph::constants::{Constant, Make, Reduction, make};
+use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
 use crate::graph::model::Dim;
 use crate::tensor::{Checkpoint, Tensor};
 
 /// The tensor that a call computes of constants alone, and what it is made of.
-pub(super) fn computed(call: &Call<'_>, checkpoint: &Checkpoint) -> Option<(Tensor, Vec<Tensor>)> {
+pub(super) fn computed(
+    call: &Call<'_>,
+    checkpoint: &Checkpoint,
+    budget: &mut Budget,
+) -> Option<(Tensor, Vec<Tensor>)> {
     let name = call.node.aten()?;
     let name = name.strip_suffix('_').unwrap_or(name);
     let tensors: Vec<Tensor> = call
@@ -30,14 +34,14 @@ pub(super) fn computed(call: &Call<'_>, checkpoint: &Checkpoint) -> Option<(Tens
     let (how, numbers) = how(call, name, &shape).ok()??;
     let mut of = tensors
         .iter()
-        .map(|tensor| Constant::read(checkpoint, tensor))
+        .map(|tensor| Constant::read(checkpoint, tensor, budget))
         .collect::<Option<Vec<_>>>()?;
     match numbers {
         Numbers::None => {}
         Numbers::Before(number) => of.insert(0, Constant::number(number)),
         Numbers::Behind(number) => of.push(Constant::number(number)),
     }
-    let made = make(&how, &of)?;
+    let made = make(&how, &of, budget)?;
     let made = (made.numbers.shape() == shape).then(|| made.tensor(&output))??;
     Some((made, tensors))
 }

@@ -14,6 +14,7 @@ use super::weights::{self, Stored};
 use super::write::VERSION;
 use super::{computed, ops, views};
 use crate::fuse::METADATA_PREFIX;
+use crate::graph::constants::Budget;
 use crate::graph::model::{Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
@@ -586,6 +587,7 @@ struct Builder<'a> {
     read: HashSet<String>,
     /// Constants that are computed when the program is read, and the tensors of the file that they are computed of.
     computed: HashMap<String, Vec<Tensor>>,
+    budget: Budget,
 }
 
 impl Builder<'_> {
@@ -618,9 +620,9 @@ impl Builder<'_> {
             node,
             context: &self.context,
         };
-        let constant = || match views::of_constant(&call) {
+        let mut constant = || match views::of_constant(&call) {
             Some(tensor) => Some((tensor, Vec::new())),
-            None => computed::computed(&call, checkpoint),
+            None => computed::computed(&call, checkpoint, &mut self.budget),
         };
         if let [name] = &step.writes[..]
             && !is_stale
