@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::graph::{open, plain};
-use super::select;
+use super::select::{self, Select};
 use crate::graph::{Folded, GraphFile};
-use crate::tensor::Checkpoint;
+use crate::plan::Plan;
+use crate::tensor::{Checkpoint, Float};
 use crate::verify::{self, Deployed, Verdict};
 
 /// What was made of a graph.
@@ -20,6 +21,43 @@ pub(super) fn made(path: &Path) -> anyhow::Result<Made> {
         Some(file) => Made::Graph(Box::new(file)),
         None => Made::Weights(Box::new(select::deployed(path)?)),
     })
+}
+
+impl Made {
+    /// Its tensors.
+    pub(super) fn constants(&self) -> &Checkpoint {
+        match self {
+            Made::Graph(file) => file.constants(),
+            Made::Weights(weights) => weights,
+        }
+    }
+
+    /// The type that it stores all fused weights in, if it is one, and another than planned for some of them.
+    fn dtype(&self, plan: &Plan) -> Option<Float> {
+        let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+        let stored = fused.map(|conv| {
+            let weight = self.constants().get(&format!("{}.weight", conv.module))?;
+            Some((weight.dtype().float()?, conv.dtype))
+        });
+        let stored: Vec<(Float, Float)> = stored.collect::<Option<_>>()?;
+        let (first, _) = *stored.first()?;
+        let one = stored.iter().all(|(found, _)| *found == first);
+        (one && stored.iter().any(|(found, planned)| found != planned)).then_some(first)
+    }
+}
+
+/// Folds a graph into what was made of it: a graph that was written with `--dtype` says so by its weights.
+pub(super) fn folded<'a>(
+    select: &Select,
+    file: &'a GraphFile,
+    made: Option<&Made>,
+) -> anyhow::Result<Folded<'a>> {
+    let folded = select.fold(file, None)?;
+    let graph = made.filter(|made| matches!(made, Made::Graph(_)));
+    match graph.and_then(|made| made.dtype(folded.plan())) {
+        Some(dtype) => select.fold(file, Some(dtype)),
+        None => Ok(folded),
+    }
 }
 
 /// Compares a graph with what was made of it.

@@ -8,19 +8,23 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Answer;
+use super::graph;
+use super::made::{self, Made};
 use super::select::{self, Key, Select};
 use super::workers::with_workers;
 use super::{output, progress, signals};
+use crate::graph::GraphFile;
 use crate::report::{self, Report};
 use crate::summary::units;
 use crate::tensor::{self, Checkpoint, Destination, Scratch, plain, quoted};
-use crate::verify::{self, Deployed};
+use crate::verify::{self, Deployed, Verdict};
 
 /// Draw what fusing does, block by block, on one page
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   repfuse report train.safetensors -o report.html
   repfuse report train.safetensors deploy.safetensors -o report.html
+  repfuse report slow.onnx fast.onnx -o report.html
   repfuse report train.safetensors --json | jq '.blocks[].convs[].ratio'")]
 pub(super) struct Args {
     /// The training form: a checkpoint, an ONNX model, or a `.pt2`
@@ -78,18 +82,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             quoted(&page.display().to_string())
         );
     }
+    if let Some(file) = graph::open(&args.input)? {
+        args.key.refuse_for_a_graph()?;
+        return of_graph(args, &file);
+    }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     let deployed = args.deploy.as_deref().map(select::deployed).transpose()?;
     let plan = args.select.plan_first(&checkpoint, deployed.as_ref())?;
-    if let Some(page) = &args.page {
-        let is_input = |file: &Checkpoint| file.is_same_file(page);
-        anyhow::ensure!(
-            !is_input(&checkpoint) && !deployed.as_ref().is_some_and(is_input),
-            "{} is what the report is on; choose another name",
-            quoted(&page.display().to_string())
-        );
-        signals::watch()?;
-    }
+    check_page(args, std::iter::once(&checkpoint).chain(&deployed))?;
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, report) = with_workers(|| -> anyhow::Result<_> {
         let (bar, progress) = progress::verifying(&plan, args.quiet || args.json);
@@ -106,8 +106,51 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         let report = report::report(&checkpoint, &plan, form, &verdict, &options)?;
         Ok((verdict, report))
     })??;
+    tell(args, &verdict, &report)
+}
+
+/// The report on a graph.
+fn of_graph(args: &Args, file: &GraphFile) -> anyhow::Result<Answer> {
+    let made = args.deploy.as_deref().map(made::made).transpose()?;
+    let folded = made::folded(&args.select, file, made.as_ref())?;
+    let (checkpoint, deployed) = (file.constants(), made.as_ref().map(Made::constants));
+    check_page(args, std::iter::once(checkpoint).chain(deployed))?;
+    let form = deployed.map_or(Deployed::InMemory, Deployed::File);
+    let (verdict, report) = with_workers(|| -> anyhow::Result<_> {
+        let options = verify::Options {
+            stop: Some(&signals::STOP),
+            ..Default::default()
+        };
+        let verdict = made::verify(file, &folded, made.as_ref(), &options)?;
+        let options = report::Options {
+            input_size: usize::from(args.input_size),
+        };
+        let report = report::report(checkpoint, folded.plan(), form, &verdict, &options)?;
+        Ok((verdict, report))
+    })??;
+    tell(args, &verdict, &report)
+}
+
+/// Refuses to write the page over a file that it is about.
+fn check_page<'a>(
+    args: &Args,
+    mut about: impl Iterator<Item = &'a Checkpoint>,
+) -> anyhow::Result<()> {
+    if let Some(page) = &args.page {
+        anyhow::ensure!(
+            !about.any(|file| file.is_same_file(page)),
+            "{} is what the report is on; choose another name",
+            quoted(&page.display().to_string())
+        );
+        signals::watch()?;
+    }
+    Ok(())
+}
+
+/// Writes the page and says so.
+fn tell(args: &Args, verdict: &Verdict, report: &Report) -> anyhow::Result<Answer> {
     if let Some(path) = &args.page {
-        let html = report::page(&report)?;
+        let html = report::page(report)?;
         if signals::stopped() {
             return Err(tensor::Error::Interrupted.into());
         }
@@ -127,7 +170,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         output::json(&Document {
             schema: "repfuse.report/1",
             page: args.page.as_ref().map(|p| p.display().to_string()),
-            report: &report,
+            report,
         })?;
     }
     Ok(if verdict.accepted() {

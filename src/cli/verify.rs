@@ -288,9 +288,9 @@ fn options(args: &Args, progress: Option<verify::Progress>) -> verify::Options {
 
 /// A graph, and another one or a file of weights that was made of it.
 fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
-    let folded = args.select.fold(file, None)?;
-    diagnose::check_norms(file.constants(), folded.plan())?;
     let made = args.output.as_deref().map(made::made).transpose()?;
+    let folded = made::folded(&args.select, file, made.as_ref())?;
+    diagnose::check_norms(file.constants(), folded.plan())?;
     let (bar, progress) = progress::verifying(folded.plan(), args.quiet || args.json);
     let options = options(args, Some(progress));
     let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options))??;

@@ -293,6 +293,25 @@ impl Value {
     }
 }
 
+impl Conv {
+    /// A conv of one tap over so many axes, with nothing around it.
+    pub(super) fn point(weight: Tensor, axes: usize) -> Conv {
+        let none = vec![0; axes];
+        Conv {
+            weight,
+            bias: None,
+            stride: vec![1; axes],
+            pads: Pads {
+                before: none.clone(),
+                after: none,
+            },
+            dilation: vec![1; axes],
+            groups: 1,
+            transposed: None,
+        }
+    }
+}
+
 impl Dim {
     /// Whether two dimensions are certainly the same number.
     pub fn same(&self, other: &Dim) -> bool {

@@ -27,6 +27,11 @@ pub enum Error {
     },
     #[error("block {block}: {message}")]
     Block { block: String, message: String },
+    #[error(
+        "block {block}: the graph computes a weight of {tensor}, and was read with its own numbers; export the model with the numbers of the checkpoint, and fuse that",
+        tensor = quoted(tensor)
+    )]
+    Computed { block: String, tensor: String },
     #[error(transparent)]
     Tensor(#[from] tensor::Error),
 }
@@ -142,12 +147,23 @@ impl Numbers<'_> {
             let expr = replaced(
                 &conv.expr.root().expr(),
                 &|leaf: &Tensor| match leaf.place() {
-                    Place::InMemory(_) => Ok(leaf.clone()),
+                    Place::InMemory(_) => match self.pt2.computed_of(leaf.name()) {
+                        Some([first, ..]) => Err(Error::Computed {
+                            block: block.name.clone(),
+                            tensor: first.name().to_owned(),
+                        }),
+                        _ => Ok(leaf.clone()),
+                    },
                     _ if !state.contains(leaf.name()) => self.held(leaf),
                     _ => {
                         let found = self
                             .find(leaf)?
                             .ok_or_else(|| fail(format!("{leaf} is missing")))?;
+                        let found = match leaf.is_turned() {
+                            true => (found.turned())
+                                .ok_or_else(|| fail(format!("{leaf} is no plain matrix")))?,
+                            false => found,
+                        };
                         Ok(match found.shape() == leaf.shape() {
                             true => found,
                             false => found.reshaped(leaf.shape().to_vec()),

@@ -1,9 +1,9 @@
 //! From regions to blocks: what each is called, and what it is stored as.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::model::{Graph, NodeId};
-use super::region::{Region, Regions, regions};
+use super::region::{Dialect, Region, Regions, regions};
 use crate::plan::select::Select;
 use crate::plan::{Block, Options, PlannedConv, stored_type};
 use crate::recipe;
@@ -68,6 +68,7 @@ pub fn left(graph: &Graph, regions: &Regions) -> Vec<Left> {
 /// When the user wants none of what could be folded, or a glob is none.
 pub fn fold(
     graph: &Graph,
+    dialect: Dialect,
     options: &Options,
     even_if_dearer: bool,
     kept_names: &mut dyn FnMut(&Regions) -> HashSet<String>,
@@ -87,7 +88,7 @@ pub fn fold(
         }
         takes
     };
-    let regions = regions(graph, even_if_dearer, &mut takes);
+    let regions = regions(graph, dialect, even_if_dearer, &mut takes);
     if regions.folded.is_empty() && !skipped.is_empty() {
         return Err(Error::NoneSelected {
             blocks: skipped.len(),
@@ -103,6 +104,19 @@ pub fn fold(
         blocks,
         skipped: skipped.into_keys().collect(),
     })
+}
+
+/// Blocks that are made of what other tensors are computed to, as blocks of these.
+pub(super) fn of_parts(blocks: &mut [Block], computed: &HashMap<String, Vec<Tensor>>) {
+    for block in blocks {
+        let of = |tensor: &Tensor| match computed.get(tensor.name()) {
+            Some(parts) => parts.clone(),
+            None => vec![tensor.clone()],
+        };
+        block.consumed = block.consumed.iter().flat_map(of).collect();
+        block.consumed.sort_by(|a, b| a.name().cmp(b.name()));
+        block.consumed.dedup_by(|a, b| a.name() == b.name());
+    }
 }
 
 fn block(

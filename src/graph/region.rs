@@ -66,41 +66,59 @@ pub struct Regions {
 /// A value remembers no more sources than this: the nearest ones.
 const MOST_SOURCES: usize = 16;
 
+/// What the operators of a file format can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// Whether a conv can pad one side more than the other; else a node of its own does it.
+    pub uneven_pads: bool,
+    /// Whether a linear layer over more than two axes has a bias of its own; else a sum of its own adds it.
+    pub linear_bias: bool,
+}
+
 /// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
 pub fn regions(
     graph: &Graph,
+    dialect: Dialect,
     even_if_dearer: bool,
     takes: &mut dyn FnMut(&Region) -> bool,
 ) -> Regions {
-    let mut search = Search::new(graph);
+    let mut search = Search::new(graph, dialect);
     search.forwards();
     // What one choice makes superfluous another one need not count with: until no choice changes.
     let mut found = search.backwards(even_if_dearer, takes);
     for _ in 0..MOST_ROUNDS {
-        let gone = found.gone(graph);
-        if gone == search.gone {
+        let before = search.reads.clone();
+        found = search.backwards(even_if_dearer, takes);
+        if search.reads == before {
             break;
         }
-        search.gone = gone;
-        found = search.backwards(even_if_dearer, takes);
     }
     found.left = search.left(&found.stays);
     found
 }
 
 /// Choices are made anew no more often than this.
-const MOST_ROUNDS: usize = 8;
+const MOST_ROUNDS: usize = 16;
 
-impl Regions {
-    /// The nodes that nothing is left of, not even a region in their place.
-    fn gone(&self, graph: &Graph) -> Vec<bool> {
-        let mut gone: Vec<bool> = self.stays.iter().map(|stays| !stays).collect();
-        for region in &self.folded {
-            if let Some(producer) = graph.value(region.value).producer() {
-                gone[producer.0] = false;
-            }
+/// What a node reads once the regions that are chosen so far are folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// What it reads now.
+    Inputs,
+    /// The source of the region that takes its place.
+    Source(ValueId),
+    /// Nothing: it is gone.
+    Nothing,
+}
+
+impl Reads {
+    /// Whether a node that reads a value now does not read it any more.
+    fn no_more(self, value: ValueId) -> bool {
+        match self {
+            Reads::Inputs => false,
+            Reads::Source(source) => source != value,
+            Reads::Nothing => true,
         }
-        gone
     }
 }
 
@@ -112,17 +130,19 @@ struct Search<'a> {
     forms: Forms,
     /// For each node, what kept it from joining what stands before it.
     stopped: HashMap<NodeId, String>,
-    /// The nodes that go, as far as is known.
-    gone: Vec<bool>,
+    /// What each node reads as far as is known.
+    reads: Vec<Reads>,
+    dialect: Dialect,
 }
 
 impl<'a> Search<'a> {
-    fn new(graph: &'a Graph) -> Search<'a> {
+    fn new(graph: &'a Graph, dialect: Dialect) -> Search<'a> {
         Search {
             graph,
+            dialect,
             forms: vec![Vec::new(); graph.values().len()],
             stopped: HashMap::new(),
-            gone: vec![false; graph.nodes().len()],
+            reads: vec![Reads::Inputs; graph.nodes().len()],
         }
     }
 
@@ -190,12 +210,33 @@ impl<'a> Search<'a> {
         let mut found = Vec::new();
         for (source, form) in self.all(input).collect::<Vec<_>>() {
             match form.then(op, from, to, number) {
-                Ok(form) => found.push((source, form)),
+                Ok(form) => found.push((source, self.settled(form, source, output))),
                 // The nearest trouble is the one to tell.
                 Err(why) => drop(self.stopped.entry(id).or_insert(why)),
             }
         }
         found
+    }
+
+    /// A form whose value has got the axes of its source again.
+    fn settled(&self, form: Form, source: ValueId, value: ValueId) -> Form {
+        match form.lanes {
+            Lanes::Rows { reshaped: true } if self.same_axes(source, value, 1) => Form {
+                lanes: Lanes::Rows { reshaped: false },
+                ..form
+            },
+            _ => form,
+        }
+    }
+
+    /// Whether two values have the same axes, but for so many at the end.
+    fn same_axes(&self, a: ValueId, b: ValueId, but: usize) -> bool {
+        let [a, b] = [a, b].map(|id| self.graph.value(id).shape.as_ref());
+        let (Some(a), Some(b)) = (a, b) else {
+            return false;
+        };
+        let mut pairs = a.iter().zip(b).take(a.len().saturating_sub(but));
+        a.len() == b.len() && pairs.all(|(a, b)| a.same(b))
     }
 
     fn sums(&mut self, id: NodeId, a: ValueId, b: ValueId) -> Vec<(ValueId, Form)> {
@@ -253,6 +294,7 @@ impl<'a> Search<'a> {
         let mut folded = Vec::new();
         for (i, node) in graph.nodes().iter().enumerate().rev() {
             if !node.outputs.is_empty() && !node.outputs.iter().any(|output| wanted[output.0]) {
+                self.reads[i] = Reads::Nothing;
                 continue;
             }
             let region = match node.outputs[..] {
@@ -262,10 +304,12 @@ impl<'a> Search<'a> {
             match region {
                 Some(region) => {
                     wanted[region.source.0] = true;
+                    self.reads[i] = Reads::Source(region.source);
                     folded.push(region);
                 }
                 None => {
                     stays[i] = true;
+                    self.reads[i] = Reads::Inputs;
                     node.inputs.iter().for_each(|input| wanted[input.0] = true);
                 }
             }
@@ -302,7 +346,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             let nodes = between(self.graph, *source, value);
-            let saved = saved(self.graph, &nodes, value, wanted, &self.gone);
+            let saved = saved(self.graph, &nodes, value, wanted, &self.reads);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
             if count < 2 && nodes.iter().filter(computing).count() >= 2 {
@@ -335,14 +379,19 @@ impl<'a> Search<'a> {
         best.map(|(_, region)| region).filter(takes)
     }
 
-    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes.
+    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes, and some formats pad apart.
     fn becomes(&self, region: &Region) -> usize {
         let rank = rank(self.graph.value(region.source));
         let root = region.expr.root();
-        let apart = region.walk == Walk::Linear
-            && region.expr.geometry().transposed()
-            && rank != Some(2)
-            && root.constant().is_some();
+        let apart = match &region.walk {
+            Walk::Linear => {
+                !self.dialect.linear_bias && rank != Some(2) && root.constant().is_some()
+            }
+            Walk::Conv(steps) => {
+                !self.dialect.uneven_pads && steps.iter().any(|step| step.before != step.after)
+            }
+            Walk::Transposed(..) => false,
+        };
         1 + usize::from(apart)
     }
 
@@ -380,19 +429,24 @@ impl<'a> Search<'a> {
             }
             Walk::Linear => Vec::new(),
         };
-        let expr: Expr<Tensor> = tree(self.graph, source, value, &walk, &dilation)?;
-        let expr = match form.inputs {
-            Some(inputs) => resolve_over(expr, inputs),
-            None => resolve(expr),
+        let resolved = |turned: bool| {
+            let expr: Expr<Tensor> = tree(self.graph, source, value, &walk, &dilation, turned)?;
+            let expr = match form.inputs {
+                Some(inputs) => resolve_over(expr, inputs),
+                None => resolve(expr),
+            };
+            expr.map_err(|error| error.to_string())
         };
-        let expr = expr.map_err(|error| error.to_string())?;
-        if let Walk::Conv(steps) = &walk {
-            if expr.geometry().transposed() {
-                return Err("its matrix has the inputs first, and becomes no conv".to_owned());
-            }
-            if expr.geometry().weight_shape().len() != steps.len() + 2 {
-                return Err("it has another number of spatial axes".to_owned());
-            }
+        // Behind something else, and beside a conv, a matrix with its inputs first is read across.
+        let is_conv = matches!(walk, Walk::Conv(_));
+        let expr = match resolved(false) {
+            Ok(expr) if !is_conv || !expr.geometry().transposed() => expr,
+            _ => resolved(true)?,
+        };
+        if let Walk::Conv(steps) = &walk
+            && expr.geometry().weight_shape().len() != steps.len() + 2
+        {
+            return Err("it has another number of spatial axes".to_owned());
         }
         Ok(Region {
             source,
@@ -405,19 +459,7 @@ impl<'a> Search<'a> {
 
     /// Whether the axes of a linear layer's output are those of its input, the last one apart.
     fn keeps_shape(&self, source: ValueId, value: ValueId, form: &Form) -> bool {
-        if form.lanes != (Lanes::Rows { reshaped: true }) {
-            return true;
-        }
-        let [from, to] = [source, value].map(|id| self.graph.value(id).shape.as_ref());
-        let (Some(from), Some(to)) = (from, to) else {
-            return false;
-        };
-        from.len() == to.len()
-            && from
-                .iter()
-                .zip(to)
-                .take(from.len() - 1)
-                .all(|(a, b)| a.same(b))
+        form.lanes != (Lanes::Rows { reshaped: true }) || self.same_axes(source, value, 1)
     }
 }
 
@@ -501,7 +543,7 @@ fn saved(
     nodes: &BTreeSet<NodeId>,
     value: ValueId,
     wanted: &[bool],
-    gone: &[bool],
+    reads: &[Reads],
 ) -> BTreeSet<NodeId> {
     let mut saved = BTreeSet::new();
     for id in nodes.iter().rev() {
@@ -513,7 +555,7 @@ fn saved(
                     && read
                         .users()
                         .iter()
-                        .all(|user| saved.contains(user) || gone[user.0])
+                        .all(|user| saved.contains(user) || reads[user.0].no_more(*output))
         };
         if graph.node(*id).outputs.iter().all(unread) {
             saved.insert(*id);

@@ -6,7 +6,7 @@ use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Through, Vector};
 use crate::tensor::Tensor;
 
 /// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
-/// each axis: the expression is that of the kernel without the zeros between.
+/// each axis: the expression is that of the kernel without the zeros between. `turned` reads every matrix with the outputs first.
 ///
 /// # Errors
 /// Says which operator has no expression.
@@ -16,6 +16,7 @@ pub(super) fn tree(
     value: ValueId,
     walk: &Walk,
     dilation: &[usize],
+    turned: bool,
 ) -> Result<Expr<Tensor>, String> {
     let mut steps = Vec::new();
     let within = Within {
@@ -26,6 +27,7 @@ pub(super) fn tree(
             Walk::Linear => 0,
         },
         dilation,
+        turned,
     };
     push(&within, value, &mut steps)?;
     Ok(one(steps))
@@ -38,6 +40,7 @@ struct Within<'a> {
     /// Spatial axes of its weights.
     axes: usize,
     dilation: &'a [usize],
+    turned: bool,
 }
 
 fn one(mut steps: Vec<Expr<Tensor>>) -> Expr<Tensor> {
@@ -112,7 +115,7 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
 fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
     match op {
         Op::Conv(conv) => steps.push(of_conv(conv, within.dilation)?),
-        Op::Linear(linear) => steps.push(of_linear(linear, within.axes)),
+        Op::Linear(linear) => steps.push(of_linear(linear, within)?),
         Op::Norm(norm) => steps.push(Expr::Bn(Bn {
             mean: norm.mean.clone(),
             var: norm.var.clone(),
@@ -172,18 +175,24 @@ fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
 }
 
 /// A matrix that has its inputs first is the weight of a transposed conv of one tap. Beside convs it has as many axes as they.
-fn of_linear(linear: &Linear, axes: usize) -> Expr<Tensor> {
-    let shape = linear.weight.shape().iter().copied();
-    let shape = shape.chain(std::iter::repeat_n(1, axes)).collect();
-    Expr::Conv(algebra::Conv {
-        weight: linear.weight.reshaped(shape),
+fn of_linear(linear: &Linear, within: &Within<'_>) -> Result<Expr<Tensor>, String> {
+    let turned = linear.in_first && within.turned;
+    let weight = match turned {
+        true => (linear.weight.turned())
+            .ok_or_else(|| format!("its matrix {} is stored in strides", linear.weight))?,
+        false => linear.weight.clone(),
+    };
+    let shape = weight.shape().iter().copied();
+    let shape = shape.chain(std::iter::repeat_n(1, within.axes)).collect();
+    Ok(Expr::Conv(algebra::Conv {
+        weight: weight.reshaped(shape),
         bias: linear.bias.clone(),
         dilation: [1; 3],
         groups: Some(1),
-        transposed: linear.in_first,
+        transposed: linear.in_first && !turned,
         flipped: false,
         shared: false,
-    })
+    }))
 }
 
 fn with_constant(how: Arithmetic, constant: &Tensor, steps: &mut Vec<Expr<Tensor>>) {

@@ -254,7 +254,10 @@ impl Checkpoint {
             let metadata = file.metadata().map_err(|e| Error::unreadable(path, e))?;
             lengths.push(metadata.len());
         }
-        let (Some((path, _)), Some(&file_len)) = (files.first(), lengths.first()) else {
+        let file_len = lengths
+            .iter()
+            .fold(0u64, |sum, len| sum.saturating_add(*len));
+        let Some((path, _)) = files.first() else {
             return Err(Error::Format {
                 path: PathBuf::new(),
                 reason: "there is no file".to_owned(),
@@ -406,7 +409,8 @@ impl Checkpoint {
         };
         let number = match tensor.place() {
             Place::InFile { file, .. } => *file,
-            Place::View(_) | Place::InMemory(_) | Place::Computed(_) => 0,
+            Place::View(view) => view.file,
+            Place::InMemory(_) | Place::Computed(_) => 0,
         };
         let Some((path, file)) = files.get(number) else {
             let elsewhere = format!("{tensor} is of another file");

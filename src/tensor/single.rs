@@ -21,6 +21,8 @@ struct Info {
     shape: Vec<usize>,
     /// The dimensions in the file, where `shape` are others for the same numbers.
     stored: Option<Vec<usize>>,
+    /// Whether it is the matrix of the file with its axes exchanged.
+    turned: bool,
     place: Place,
     byte_len: u64,
     /// What its file says of modules, if it says anything.
@@ -39,7 +41,7 @@ pub enum Place {
     },
     /// In memory: a few numbers that no file holds as little-endian bytes side by side.
     InMemory(Arc<[u8]>),
-    /// In the first file, as a view of what is stored there.
+    /// In a file, as a view of what is stored there.
     View(Arc<View>),
     /// In other tensors, which it is computed from.
     Computed(Arc<Computed>),
@@ -93,6 +95,7 @@ impl Tensor {
             dtype: part.dtype,
             shape: part.shape,
             stored: None,
+            turned: false,
             place: part.place,
             byte_len,
             facts: None,
@@ -112,6 +115,7 @@ impl Tensor {
             dtype,
             shape,
             stored: None,
+            turned: false,
             place,
             byte_len,
             facts: None,
@@ -151,6 +155,57 @@ impl Tensor {
             stored: Some(self.stored_shape().to_vec()),
             ..(*self.0).clone()
         }))
+    }
+
+    /// The matrix with its axes exchanged, as a view of the same bytes, and back; none of a tensor that
+    /// is no matrix, or another view.
+    pub(crate) fn turned(&self) -> Option<Tensor> {
+        let &[rows, columns] = self.shape() else {
+            return None;
+        };
+        // Whether the numbers of the file can be found again: a matrix of another shape is not the one that was turned.
+        let of_file = self.stored_shape();
+        let matches = match self.0.turned {
+            true => of_file == [columns, rows],
+            false => of_file == [rows, columns],
+        };
+        if !matches {
+            return None;
+        }
+        let size = self.dtype().bits()? as u64 / 8;
+        let place = match self.place() {
+            Place::View(view) if self.0.turned => Place::InFile {
+                file: view.file,
+                offset: view.at,
+            },
+            Place::InFile { file, offset } => {
+                let storage = *offset..offset.checked_add(self.byte_len())?;
+                let shape = [columns as u64, rows as u64];
+                let view = View::new(storage, size, 0, &shape, &[1, columns as u64]).ok()?;
+                Place::View(Arc::new(view.of_file(*file)))
+            }
+            Place::InMemory(bytes) => {
+                let at = |row: usize, column: usize| {
+                    let at = (row * columns + column) * size as usize;
+                    &bytes[at..at + size as usize]
+                };
+                let all = (0..columns).flat_map(|c| (0..rows).flat_map(move |r| at(r, c)));
+                Place::InMemory(all.copied().collect())
+            }
+            Place::View(_) | Place::Computed(_) => return None,
+        };
+        Some(Tensor(Arc::new(Info {
+            shape: vec![columns, rows],
+            stored: (!self.0.turned).then(|| of_file.to_vec()),
+            turned: !self.0.turned,
+            place,
+            ..(*self.0).clone()
+        })))
+    }
+
+    /// Whether it is the matrix of the file with its axes exchanged.
+    pub(crate) fn is_turned(&self) -> bool {
+        self.0.turned
     }
 
     /// The same numbers under another name.

@@ -11,6 +11,8 @@ use super::open::read_exact_at;
 /// A view of a storage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
+    /// The number of the file among those that the checkpoint has.
+    pub(super) file: usize,
     /// Where the first number begins in the file.
     pub(crate) at: u64,
     /// The bytes of the tensor, when it is read.
@@ -46,6 +48,11 @@ impl View {
             swapped: (self.size / parts).max(1),
             ..self
         }
+    }
+
+    /// The same view of another file of the checkpoint.
+    pub(super) fn of_file(self, file: usize) -> View {
+        View { file, ..self }
     }
 
     /// Whether the bytes of the tensor lie in the file as they are read.
@@ -105,6 +112,7 @@ impl View {
                 .map(|(n, stride)| (*n, stride * size))
         };
         Ok(View {
+            file: 0,
             at,
             byte_len,
             strides: (count > 0 && !in_order).then(|| Strides {

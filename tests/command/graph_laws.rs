@@ -67,7 +67,15 @@ impl Growing {
         };
         let mut shape = vec![out, channels / groups];
         shape.extend(vec![k; self.axes]);
-        let weight = self.constant(&shape, false);
+        let mut weight = self.constant(&shape, false);
+        if self.chance(0.15) {
+            // A kernel that the network computes itself.
+            let mut ones = vec![1; shape.len()];
+            ones[0] = out;
+            let scale = self.constant(&ones, true);
+            let op = ["Mul", "Div", "Sub"][self.below(3)];
+            weight = self.push(op, &[&weight, &scale], &[]);
+        }
         let bias = self.chance(0.5).then(|| self.constant(&[out], false));
         let inputs: Vec<&str> = [x, &weight].into_iter().chain(bias.as_deref()).collect();
         let pads = vec![((k - 1) * d / 2) as i64; 2 * self.axes];
@@ -265,8 +273,8 @@ fn grown(seed: u64) -> (Message, Vec<usize>, usize) {
 #[test]
 fn the_fused_graph_computes_the_same_and_stays_what_it_is() {
     let place = Place::new();
-    let (mut compared, mut smaller, mut unsettled) = (0, 0, 0);
-    for seed in 0..160u64 {
+    let (mut compared, mut smaller) = (0, 0);
+    for seed in 0..240u64 {
         let (model, shape, _) = grown(seed);
         place.write("in.onnx", &model.0);
         let mut random = Random(seed + 1000);
@@ -302,20 +310,12 @@ fn the_fused_graph_computes_the_same_and_stays_what_it_is() {
         smaller += usize::from(old != new);
         let ran = place.run(&format!("fuse out.onnx again.onnx --force{flag}"));
         assert_eq!(ran.code(), Some(0), "{seed}: {}", ran.stderr);
-        // Where a choice was made for what it saves, a smaller graph may have more to save, once.
-        if place.read("again.onnx") != new {
-            unsettled += 1;
-            let ran = place.run(&format!("fuse again.onnx third.onnx --force{flag}"));
-            assert_eq!(ran.code(), Some(0), "{seed}: {}", ran.stderr);
-            let [again, third] = ["again.onnx", "third.onnx"].map(|name| place.read(name));
-            assert!(
-                again == third,
-                "{seed}: fusing again and again changes the graph"
-            );
-        }
+        assert!(
+            place.read("again.onnx") == new,
+            "{seed}: fusing a fused graph changes it"
+        );
     }
     // Most of them must say something.
     assert!(compared >= 70, "{compared} were run");
     assert!(smaller >= 40, "{smaller} were changed");
-    assert!(unsettled * 10 <= compared, "{unsettled} changed again");
 }

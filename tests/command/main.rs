@@ -12,6 +12,7 @@ mod cli_text;
 mod documents;
 mod facts;
 mod families;
+mod graph_forms;
 mod graph_laws;
 mod graph_reasons;
 mod graphs;

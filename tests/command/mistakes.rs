@@ -536,6 +536,7 @@ const NOT_SHOWN: &[&str] = &[
     "a bound for each output",
     // What the reader of a graph has looked at before, and mistakes of the runtime.
     "it has several inputs",
+    "its matrix {} is stored in strides",
     "it is not folded",
     "its weight is none of a conv",
     "its channels overflow",

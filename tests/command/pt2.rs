@@ -10,9 +10,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::support::command::repfuse;
+use crate::support::graphs::counted;
 use archives::{archive, changed, entries};
 use interpreter::{Map, run, stored};
-use repfuse::graph::Op;
 use repfuse::graph::pt2::{Edit, Pt2, edit, fuse, verify};
 use repfuse::plan::Options;
 use repfuse::tensor::Checkpoint;
@@ -43,16 +43,8 @@ fn write(pt2: &Pt2, edit: &Edit, to: &Path, threads: usize) {
 
 /// Convs, linear layers and norms of a graph.
 fn counts(pt2: &Pt2) -> [usize; 3] {
-    let mut counts = [0; 3];
-    for node in pt2.graph().nodes() {
-        match node.op {
-            Op::Conv(_) => counts[0] += 1,
-            Op::Linear(_) => counts[1] += 1,
-            Op::Norm(_) => counts[2] += 1,
-            _ => {}
-        }
-    }
-    counts
+    let [convs, linear, norms, _] = counted(pt2.graph());
+    [convs, linear, norms]
 }
 
 /// What PyTorch recorded: what went in, and what came out.
@@ -79,7 +71,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 25] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -102,6 +94,9 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 22] = [
     ("bfloat16", [1, 0, 1], [1, 0, 0]),
     ("any-batch", [5, 0, 4], [1, 0, 0]),
     ("channels-last", [5, 0, 4], [1, 0, 0]),
+    ("edge", [3, 0, 0], [1, 0, 0]),
+    ("tokens-decomposed", [0, 2, 0], [0, 1, 0]),
+    ("conv-decomposed", [1, 0, 1], [1, 0, 0]),
 ];
 
 #[test]

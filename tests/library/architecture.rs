@@ -311,12 +311,15 @@ const CIRCLES: &[&[&str]] = &[
     // A tree of operators costs what its regions do, and a region is cut where it costs more.
     &["graph/cost", "graph/region", "graph/tree"],
     &[
+        "graph/onnx/computed",
         "graph/onnx/edit",
         "graph/onnx/ints",
         "graph/onnx/open",
         "graph/onnx/ops",
         "graph/onnx/parts",
+        "graph/onnx/products",
         "graph/onnx/shapes",
+        "graph/onnx/windows",
         "graph/onnx/write",
     ],
     &[

@@ -11,6 +11,7 @@ mod documents;
 mod families;
 mod fixtures;
 mod formats;
+mod graph_mutations;
 mod half_arithmetic;
 mod int8;
 mod laws;

@@ -5,6 +5,7 @@ pub mod command;
 pub mod file;
 pub mod fixtures;
 pub mod forge;
+pub mod graphs;
 pub mod header;
 pub mod onnx;
 pub mod tiny;

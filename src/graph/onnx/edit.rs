@@ -7,7 +7,7 @@ use super::encode::{Message, conv_attributes, int, ints, kind, node};
 use super::open::Onnx;
 use super::proto::{Data, Name, Part};
 use crate::graph::plan::{self, Folding, Left};
-use crate::graph::region::{Regions, Walk};
+use crate::graph::region::{Dialect, Regions, Walk};
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned, stored_type};
 use crate::tensor::Float;
 
@@ -42,6 +42,12 @@ const PRODUCT: &str = "product";
 const CAST: &str = "cast";
 const TURNED: &str = "turned";
 
+/// What its operators can do.
+const DIALECT: Dialect = Dialect {
+    uneven_pads: true,
+    linear_bias: false,
+};
+
 /// Plans what to fold.
 ///
 /// # Errors
@@ -50,15 +56,22 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
     let mut kept = None;
     let Folding {
         regions,
-        blocks,
+        mut blocks,
         skipped,
-    } = plan::fold(&onnx.graph, options, even_if_dearer, &mut |regions| {
-        let found = Kept::new(onnx, regions);
-        let names = found.names(onnx);
-        kept = Some(found);
-        names
-    })?;
+    } = plan::fold(
+        &onnx.graph,
+        DIALECT,
+        options,
+        even_if_dearer,
+        &mut |regions| {
+            let found = Kept::new(onnx, regions);
+            let names = found.names(onnx);
+            kept = Some(found);
+            names
+        },
+    )?;
     let kept = kept.unwrap_or_else(|| Kept::new(onnx, &regions));
+    plan::of_parts(&mut blocks, &onnx.computed);
     let mut outputs: Vec<_> = (onnx.model.graph.tensors.iter())
         .filter(|tensor| tensor.name.is_some_and(|name| kept.tensors.contains(&name)))
         .filter_map(|tensor| onnx.constants().get(onnx.model.names.get(tensor.name?)))

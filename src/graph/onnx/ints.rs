@@ -24,8 +24,12 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
     };
     let ints = match &*node.op {
         "Shape" => {
-            let id = reading.value(node, 0)?;
-            let shape = known(reading.values.values[id.0].shape.as_ref()?)?;
+            let name = node.inputs.first().copied().flatten();
+            let shape = match (reading.constant(name), reading.value(node, 0)) {
+                (Some(tensor), _) => tensor.shape().to_vec(),
+                (None, Some(id)) => known(reading.values.values[id.0].shape.as_ref()?)?,
+                (None, None) => return None,
+            };
             if node.attributes.contains_key("start") || node.attributes.contains_key("end") {
                 return None;
             }
@@ -47,6 +51,7 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
         "Add" => pairs(of(0)?, of(1)?, i64::checked_add)?,
         "Sub" => pairs(of(0)?, of(1)?, i64::checked_sub)?,
         "Mul" => pairs(of(0)?, of(1)?, i64::checked_mul)?,
+        "Div" => pairs(of(0)?, of(1)?, i64::checked_div)?,
         "Concat" => {
             let parts: Option<Vec<Ints>> = (0..node.inputs.len()).map(of).collect();
             joined(parts?, reading.attribute_int(node, "axis", 0))?

@@ -1,6 +1,7 @@
 //! ONNX files, read and written.
 
 mod compare;
+mod computed;
 mod edit;
 mod encode;
 mod error;
@@ -8,8 +9,10 @@ mod ints;
 mod open;
 mod ops;
 mod parts;
+mod products;
 mod proto;
 mod shapes;
+mod windows;
 mod wire;
 mod write;
 

@@ -18,6 +18,8 @@ use crate::tensor::{Checkpoint, Dtype, Part, Place, Tensor, open, quoted};
 pub struct Onnx {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    /// The size of the file in bytes.
+    len: u64,
     pub(super) model: Model,
     pub(super) graph: Graph,
     /// Its constant tensors.
@@ -26,6 +28,8 @@ pub struct Onnx {
     pub(super) value_names: Vec<Name>,
     /// What is constant although a node makes it, by name.
     pub(super) made: HashSet<Name>,
+    /// Constants that were computed of others when the file was read, by name: the tensors of the file behind each.
+    pub(super) computed: HashMap<String, Vec<Tensor>>,
 }
 
 impl Onnx {
@@ -81,7 +85,8 @@ impl Onnx {
         for node in &model.graph.nodes {
             nodes.push(reading.node(node)?);
         }
-        made.extend(reading.made());
+        let (names_made, computed) = reading.made();
+        made.extend(names_made);
         let Values { values, names, .. } = values;
         let graph = graph_of(values, nodes, &model).map_err(|source| Error::Graph {
             path: path.clone(),
@@ -90,11 +95,13 @@ impl Onnx {
         Ok(Onnx {
             file,
             path,
+            len: metadata.len(),
             model,
             graph,
             constants: checkpoint,
             value_names: names,
             made,
+            computed,
         })
     }
 
@@ -110,7 +117,7 @@ impl Onnx {
 
     /// The size of the file in bytes, weights in other files left out.
     pub fn file_len(&self) -> u64 {
-        self.constants.file_len()
+        self.len
     }
 
     /// The path it was opened from.

@@ -2,14 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::computed;
 use super::error::Error;
 use super::ints::{self, Ints, MOST_INTS};
 use super::open::Values;
-use super::parts;
 use super::proto::{Attribute, Model, Name, Node, is_onnx};
 use super::shapes;
+use super::{parts, products, windows};
 use crate::algebra::Values as _;
-use crate::graph::model::{self, Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, ValueId, Window};
+use crate::graph::constants::Budget;
+use crate::graph::model::{self, Dim, Norm, Op, ValueId};
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
 
 /// What is known while the nodes are read one after the other.
@@ -17,7 +19,7 @@ pub(super) struct Reading<'a> {
     model: &'a Model,
     checkpoint: &'a Checkpoint,
     /// Constants by name, also those that nodes make of others.
-    constants: HashMap<Name, Tensor>,
+    pub constants: HashMap<Name, Tensor>,
     pub values: &'a mut Values,
     /// Constants that nodes make.
     made: HashSet<Name>,
@@ -27,8 +29,11 @@ pub(super) struct Reading<'a> {
     pub shapes: HashMap<Name, Vec<Dim>>,
     /// Whole numbers that nodes compute of constants alone.
     computed: HashMap<Name, Ints>,
+    /// Of the constants that are computed here, the tensors of the file behind each.
+    parts: HashMap<String, Vec<Tensor>>,
+    budget: Budget,
     /// Values that are constant matrices with their axes exchanged: the matrices.
-    turned: HashMap<Name, Tensor>,
+    pub turned: HashMap<Name, Tensor>,
 }
 
 /// Why a node is opaque, or what went wrong with the file.
@@ -69,12 +74,33 @@ impl<'a> Reading<'a> {
             unread,
             shapes: HashMap::new(),
             computed: HashMap::new(),
+            parts: HashMap::new(),
+            budget: Budget::default(),
             turned: HashMap::new(),
         }
     }
 
-    pub fn made(self) -> HashSet<Name> {
-        self.made
+    /// What nodes make of constants alone: the names, and for what is computed the tensors of the file behind it.
+    pub fn made(self) -> (HashSet<Name>, HashMap<String, Vec<Tensor>>) {
+        (self.made, self.parts)
+    }
+
+    /// The tensors of the file that some constants are computed of.
+    fn stored(&self, of: &[Tensor]) -> Vec<Tensor> {
+        let parts = of.iter().flat_map(|tensor| {
+            let made = self.parts.get(tensor.name());
+            made.map_or_else(|| vec![tensor.clone()], Vec::clone)
+        });
+        parts.collect()
+    }
+
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.checkpoint
+    }
+
+    /// A name as the file has it.
+    pub fn name(&self, name: Name) -> &str {
+        self.model.names.get(name)
     }
 
     fn wrong(&self, reason: String) -> Error {
@@ -108,7 +134,21 @@ impl<'a> Reading<'a> {
                 )));
             }
         }
-        if let Some(tensor) = self.constant_node(node) {
+        let constant = match self.constant_node(node) {
+            Some(tensor) => Some((tensor, Vec::new())),
+            None if self.is_known(node) => {
+                let mut budget = std::mem::take(&mut self.budget);
+                let found = computed::computed(self, node, &mut budget);
+                self.budget = budget;
+                found
+            }
+            None => None,
+        };
+        if let Some((tensor, of)) = constant {
+            if !of.is_empty() {
+                let of = self.stored(&of);
+                self.parts.insert(tensor.name().to_owned(), of);
+            }
             for name in node.outputs.iter().flatten() {
                 self.constants.insert(*name, tensor.clone());
                 self.made.insert(*name);
@@ -277,7 +317,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The one number of a constant.
-    fn number(&self, tensor: &Tensor) -> Option<f64> {
+    pub fn number(&self, tensor: &Tensor) -> Option<f64> {
         if tensor.len() != 1 || tensor.dtype().float().is_none() {
             return None;
         }
@@ -302,14 +342,14 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn attribute_float(&self, node: &Node, key: &str, default: f32) -> f32 {
+    pub fn attribute_float(&self, node: &Node, key: &str, default: f32) -> f32 {
         match node.attributes.get(key) {
             Some(Attribute::Float(value)) => *value,
             _ => default,
         }
     }
 
-    fn attribute_text<'n>(&self, node: &'n Node, key: &str) -> Option<&'n [u8]> {
+    pub fn attribute_text<'n>(&self, node: &'n Node, key: &str) -> Option<&'n [u8]> {
         match node.attributes.get(key) {
             Some(Attribute::Text(value)) => Some(value),
             _ => None,
@@ -322,23 +362,24 @@ impl<'a> Reading<'a> {
 
     /// What a node does, and what it reads that is no constant.
     fn op(&self, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
-        if !self.is_known(node) {
+        let is_number = |name: &Name| self.computed.contains_key(name);
+        if !self.is_known(node) || node.outputs.iter().flatten().any(is_number) {
             return opaque();
         }
         let op = match &*node.op {
-            "Conv" => Op::Conv(self.conv(node, false)?),
-            "ConvTranspose" => Op::Conv(self.conv(node, true)?),
+            "Conv" => Op::Conv(windows::conv(self, node, false)?),
+            "ConvTranspose" => Op::Conv(windows::conv(self, node, true)?),
             "BatchNormalization" => Op::Norm(self.norm(node)?),
-            "Add" | "Sub" | "Mul" | "Div" => return self.arithmetic(node),
+            "Add" | "Sub" | "Mul" | "Div" => return products::arithmetic(self, node),
             "Neg" => Op::Neg,
             "Concat" => return parts::concat(self, node),
             "Slice" => return parts::slice(self, node),
             "Split" => return parts::split(self, node),
             "Transpose" => return parts::transpose(self, node),
-            "Gemm" => Op::Linear(self.gemm(node)?),
-            "MatMul" => Op::Linear(self.product(node)?),
-            "AveragePool" => Op::AvgPool(self.average(node)?),
-            "Pad" => Op::Pad(self.pad(node)?),
+            "Gemm" => Op::Linear(products::gemm(self, node)?),
+            "MatMul" => return products::product(self, node),
+            "AveragePool" => Op::AvgPool(windows::average(self, node)?),
+            "Pad" => Op::Pad(windows::pad(self, node)?),
             "Identity" => Op::Identity,
             "Dropout" => self.dropout(node)?,
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => {
@@ -362,7 +403,7 @@ impl<'a> Reading<'a> {
     }
 
     /// A float tensor that is constant.
-    fn weight(&self, node: &Node, index: usize, what: &str) -> Result<Tensor, Trouble> {
+    pub fn weight(&self, node: &Node, index: usize, what: &str) -> Result<Tensor, Trouble> {
         match self.constant(node.inputs.get(index).copied().flatten()) {
             Some(tensor) if tensor.dtype().float().is_some() => Ok(tensor.clone()),
             Some(_) => because(&format!("its {what} is no floating-point tensor")),
@@ -370,7 +411,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn optional_weight(
+    pub fn optional_weight(
         &self,
         node: &Node,
         index: usize,
@@ -380,132 +421,6 @@ impl<'a> Reading<'a> {
             None => Ok(None),
             Some(_) => self.weight(node, index, what).map(Some),
         }
-    }
-
-    /// An attribute of one number for each axis, none of them negative.
-    fn axes(
-        &self,
-        node: &Node,
-        key: &str,
-        axes: usize,
-        default: usize,
-    ) -> Result<Vec<usize>, Trouble> {
-        let ints = match node.attributes.get(key) {
-            None => return Ok(vec![default; axes]),
-            Some(Attribute::Ints(ints)) => ints,
-            Some(_) => return because(&format!("its `{key}` are no whole numbers")),
-        };
-        let numbers: Result<Vec<usize>, _> = ints.iter().map(|i| usize::try_from(*i)).collect();
-        match numbers {
-            Ok(numbers) if numbers.len() == axes => Ok(numbers),
-            _ => because(&format!("its `{key}` do not fit its axes")),
-        }
-    }
-
-    fn conv(&self, node: &Node, transposed: bool) -> Result<Conv, Trouble> {
-        let weight = self.weight(node, 1, "weight")?;
-        let bias = self.optional_weight(node, 2, "bias")?;
-        let axes = match weight.shape().len() {
-            rank @ 3..=5 => rank - 2,
-            _ => return because("its weight has another number of axes than that of a conv"),
-        };
-        let stride = self.axes(node, "strides", axes, 1)?;
-        let dilation = self.axes(node, "dilations", axes, 1)?;
-        let kernel = &weight.shape()[2..];
-        if stride.contains(&0) || dilation.contains(&0) || kernel.contains(&0) {
-            return because("a stride, a dilation or an extent of it is zero");
-        }
-        if self
-            .axes(node, "kernel_shape", axes, 0)?
-            .iter()
-            .zip(kernel)
-            .any(|(a, k)| *a != 0 && a != k)
-        {
-            return because("its `kernel_shape` is not that of its weight");
-        }
-        let Ok(groups) = usize::try_from(self.attribute_int(node, "group", 1)) else {
-            return because("its number of groups is negative");
-        };
-        let first = weight.shape()[0];
-        if groups == 0 || !first.is_multiple_of(groups) {
-            return because("its channels cannot be cut into its groups");
-        }
-        let outputs = if transposed {
-            weight.shape()[1].saturating_mul(groups)
-        } else {
-            first
-        };
-        if bias.as_ref().is_some_and(|bias| bias.shape() != [outputs]) {
-            return because("its bias is not one number for each output channel");
-        }
-        let added = self.axes(node, "output_padding", axes, 0)?;
-        if transposed && node.attributes.contains_key("output_shape") {
-            return because("its padding follows from its `output_shape`");
-        }
-        let extents: Vec<usize> = kernel
-            .iter()
-            .zip(&dilation)
-            .map(|(k, d)| (k - 1).saturating_mul(*d).saturating_add(1))
-            .collect();
-        Ok(Conv {
-            pads: self.pads(node, axes, &extents, &stride, transposed)?,
-            weight,
-            bias,
-            stride,
-            dilation,
-            groups,
-            transposed: transposed.then_some(added),
-        })
-    }
-
-    /// Explicit paddings, also those that `auto_pad` comes to.
-    fn pads(
-        &self,
-        node: &Node,
-        axes: usize,
-        extents: &[usize],
-        stride: &[usize],
-        transposed: bool,
-    ) -> Result<Pads, Trouble> {
-        let upper = match self.attribute_text(node, "auto_pad") {
-            None | Some(b"NOTSET") => {
-                let mut before = self.axes(node, "pads", 2 * axes, 0)?;
-                let after = before.split_off(axes);
-                return Ok(Pads { before, after });
-            }
-            Some(b"VALID") => {
-                let none = vec![0; axes];
-                return Ok(Pads {
-                    before: none.clone(),
-                    after: none,
-                });
-            }
-            Some(b"SAME_UPPER") => true,
-            Some(b"SAME_LOWER") => false,
-            Some(_) => return because("its `auto_pad` is none that ONNX knows"),
-        };
-        if transposed {
-            return because("its padding follows from the shape of its output");
-        }
-        let shape = self
-            .value(node, 0)
-            .and_then(|id| self.values.values[id.0].shape.as_ref());
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        for (i, (&extent, &stride)) in extents.iter().zip(stride).enumerate() {
-            let total = match (stride, shape.and_then(|shape| shape.get(i + 2))) {
-                (1, _) => extent - 1,
-                (_, Some(Dim::Known(size))) => {
-                    let windows = size.div_ceil(stride).max(1);
-                    ((windows - 1).saturating_mul(stride).saturating_add(extent))
-                        .saturating_sub(*size)
-                }
-                _ => return because("its padding follows from a size that is not known"),
-            };
-            let (less, more) = (total / 2, total - total / 2);
-            before.push(if upper { less } else { more });
-            after.push(if upper { more } else { less });
-        }
-        Ok(Pads { before, after })
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, Trouble> {
@@ -529,207 +444,6 @@ impl<'a> Reading<'a> {
             affine: Some([weight, bias]),
             eps: f64::from(self.attribute_float(node, "epsilon", 1e-5)),
         })
-    }
-
-    fn arithmetic(&self, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
-        let &[Some(a), Some(b)] = &node.inputs[..] else {
-            return opaque();
-        };
-        let [x, y] = [a, b].map(|name| self.values.numbers.get(&name).copied());
-        let [c, d] = [a, b].map(|name| self.constants.get(&name).cloned());
-        let (input, constant, first) = match (x, y, c, d) {
-            (Some(x), Some(y), _, _) => {
-                return match &*node.op {
-                    "Add" => Ok((Op::Add, vec![x, y])),
-                    "Sub" => Ok((Op::Sub, vec![x, y])),
-                    _ => opaque(),
-                };
-            }
-            (Some(x), _, _, Some(d)) => (x, d, false),
-            (_, Some(y), Some(c), _) => (y, c, true),
-            _ => return opaque(),
-        };
-        if constant.dtype().float().is_none() {
-            return opaque();
-        }
-        use Arithmetic as A;
-        let how = match (&*node.op, first) {
-            ("Add", _) => A::Add,
-            ("Sub", false) => A::Sub,
-            ("Sub", true) => A::SubFrom,
-            ("Mul", _) => A::Mul,
-            ("Div", false) => A::Div,
-            _ => return opaque(),
-        };
-        // Sums that start at 0 are exported as such.
-        let nothing = match how {
-            A::Add | A::Sub => Some(0.0),
-            A::Mul | A::Div => Some(1.0),
-            A::SubFrom => None,
-        };
-        let rank = self.values.values[input.0].shape.as_ref().map(Vec::len);
-        let op = match self.number(&constant) {
-            found
-                if found.is_some()
-                    && found == nothing
-                    && constant.shape().len() <= rank.unwrap_or(1) =>
-            {
-                Op::Identity
-            }
-            _ => Op::WithConstant(how, constant),
-        };
-        Ok((op, vec![input]))
-    }
-
-    fn gemm(&self, node: &Node) -> Result<Linear, Trouble> {
-        if self.attribute_float(node, "alpha", 1.0) != 1.0
-            || self.attribute_float(node, "beta", 1.0) != 1.0
-            || self.attribute_int(node, "transA", 0) != 0
-        {
-            return because("it scales or transposes what it multiplies");
-        }
-        let linear = Linear {
-            weight: self.weight(node, 1, "matrix")?,
-            in_first: self.attribute_int(node, "transB", 0) == 0,
-            bias: self.optional_weight(node, 2, "bias")?,
-        };
-        if linear.weight.shape().len() != 2 {
-            return because("its matrix has another number of axes");
-        }
-        let outputs = linear.weight.shape()[usize::from(linear.in_first)];
-        let bias = match &linear.bias {
-            Some(bias) if bias.len() == outputs && bias.shape().last() == Some(&outputs) => {
-                Some(bias.reshaped(vec![outputs]))
-            }
-            Some(_) => return because("its bias is not one number for each output"),
-            None => None,
-        };
-        Ok(Linear { bias, ..linear })
-    }
-
-    fn product(&self, node: &Node) -> Result<Linear, Trouble> {
-        let name = node.inputs.get(1).copied().flatten();
-        if let Some(matrix) = name.and_then(|name| self.turned.get(&name))
-            && matrix.dtype().float().is_some()
-        {
-            return Ok(Linear {
-                weight: matrix.clone(),
-                in_first: false,
-                bias: None,
-            });
-        }
-        if self.constant(name).is_none() {
-            return opaque();
-        }
-        let weight = self.weight(node, 1, "matrix")?;
-        match weight.shape().len() {
-            2 => Ok(Linear {
-                weight,
-                in_first: true,
-                bias: None,
-            }),
-            _ => because("its matrix has another number of axes"),
-        }
-    }
-
-    fn average(&self, node: &Node) -> Result<Window, Trouble> {
-        let Some(Attribute::Ints(kernel)) = node.attributes.get("kernel_shape") else {
-            return opaque();
-        };
-        let axes = kernel.len();
-        if !(1..=3).contains(&axes) {
-            return opaque();
-        }
-        let kernel = self.axes(node, "kernel_shape", axes, 1)?;
-        let stride = self.axes(node, "strides", axes, 1)?;
-        if kernel.contains(&0) || stride.contains(&0) {
-            return because("a stride or an extent of it is zero");
-        }
-        if self.attribute_int(node, "ceil_mode", 0) != 0 {
-            return because("its last window may reach beyond the padding");
-        }
-        if self
-            .axes(node, "dilations", axes, 1)?
-            .iter()
-            .any(|d| *d != 1)
-        {
-            return because("its window is dilated");
-        }
-        let pads = self.pads(node, axes, &kernel, &stride, false)?;
-        let padded = pads.before.iter().chain(&pads.after).any(|p| *p > 0);
-        if padded && self.attribute_int(node, "count_include_pad", 0) == 0 {
-            return because("it leaves its padding out of the average");
-        }
-        Ok(Window {
-            kernel,
-            stride,
-            pads,
-        })
-    }
-
-    fn pad(&self, node: &Node) -> Result<Pads, Trouble> {
-        if !matches!(self.attribute_text(node, "mode"), None | Some(b"constant")) {
-            return because("it pads with what is at the border");
-        }
-        let (ints, value) = if self.opset() >= 11 {
-            let Some(ints) = node
-                .inputs
-                .get(1)
-                .copied()
-                .flatten()
-                .and_then(|n| self.ints(n))
-            else {
-                return because("how much it pads is no constant");
-            };
-            let value = match node.inputs.get(2).copied().flatten() {
-                None => Some(0.0),
-                Some(name) => self
-                    .constants
-                    .get(&name)
-                    .and_then(|tensor| self.number(tensor)),
-            };
-            (ints, value)
-        } else {
-            let Some(Attribute::Ints(ints)) = node.attributes.get("pads") else {
-                return opaque();
-            };
-            (
-                ints.clone(),
-                Some(f64::from(self.attribute_float(node, "value", 0.0))),
-            )
-        };
-        if value != Some(0.0) {
-            return because("it pads with something else than zeros");
-        }
-        let (mut all, named) = (ints, node.inputs.get(3).copied().flatten());
-        if let Some(name) = named {
-            let rank = self
-                .value(node, 0)
-                .and_then(|id| self.values.values[id.0].shape.as_ref());
-            let (Some(axes), Some(rank)) = (self.ints(name), rank.map(Vec::len)) else {
-                return because("which axes it pads is not known");
-            };
-            let Some(spread) = shapes::on_axes(&all, &axes, rank) else {
-                return because("its axes do not fit what it pads");
-            };
-            all = spread;
-        }
-        let numbers: Result<Vec<usize>, _> = all.iter().map(|i| usize::try_from(*i)).collect();
-        let rank = all.len() / 2;
-        match numbers {
-            Ok(numbers) if (3..=5).contains(&rank) && all.len() % 2 == 0 => {
-                let (before, after) = numbers.split_at(rank);
-                if [before, after].iter().any(|of| of[..2] != [0, 0]) {
-                    return because("it pads channels");
-                }
-                Ok(Pads {
-                    before: before[2..].to_vec(),
-                    after: after[2..].to_vec(),
-                })
-            }
-            Ok(_) => because("it pads another number of axes than a conv has"),
-            Err(_) => because("it cuts off a border"),
-        }
     }
 
     fn dropout(&self, node: &Node) -> Result<Op, Trouble> {

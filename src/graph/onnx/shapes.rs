@@ -373,6 +373,12 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
             Some(out)
         }
         "Slice" => sliced(reading, node),
+        "Pad" => padded(reading, node),
+        "Resize" | "Upsample" => {
+            let shape = shape(0)?;
+            let others = std::iter::repeat_n(Dim::Any, shape.len());
+            Some(others.collect())
+        }
         "ReduceMean" | "ReduceSum" | "ReduceMax" => {
             let mut shape = shape(0)?;
             let axes = ints(reading, node, 1, "axes")?;
@@ -387,6 +393,33 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
         }
         _ => None,
     }
+}
+
+/// The shape of an input with something around it.
+fn padded(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
+    let mut shape = shape_of(reading, node, 0)?;
+    let told = ints(reading, node, 1, "pads").and_then(|pads| {
+        match node.inputs.get(3).copied().flatten() {
+            Some(axes) => on_axes(&pads, &reading.ints(axes)?, shape.len()),
+            None => Some(pads),
+        }
+    });
+    let Some(pads) = told.filter(|pads| pads.len() == 2 * shape.len()) else {
+        return Some(vec![Dim::Any; shape.len()]);
+    };
+    let (before, after) = pads.split_at(shape.len());
+    for (dim, added) in shape.iter_mut().zip(before.iter().zip(after)) {
+        *dim = match (&*dim, added) {
+            (_, (0, 0)) => continue,
+            (Dim::Known(n), (a, b)) => i64::try_from(*n)
+                .ok()
+                .and_then(|n| n.checked_add(*a)?.checked_add(*b))
+                .and_then(|n| usize::try_from(n).ok())
+                .map_or(Dim::Any, Dim::Known),
+            _ => Dim::Any,
+        };
+    }
+    Some(shape)
 }
 
 /// The shape that is left of an input when parts of some axes are cut out.

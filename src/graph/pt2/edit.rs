@@ -11,7 +11,7 @@ use super::schema::{self, NodeText, names};
 use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
-use crate::graph::region::Regions;
+use crate::graph::region::{Dialect, Regions};
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{Dtype, Tensor, quoted};
@@ -41,6 +41,12 @@ pub(super) struct NewTexts {
     pub(super) fused: Vec<[Option<String>; 2]>,
 }
 
+/// What its operators can do.
+const DIALECT: Dialect = Dialect {
+    uneven_pads: false,
+    linear_bias: true,
+};
+
 /// Plans what to fold.
 ///
 /// # Errors
@@ -56,12 +62,18 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         regions,
         mut blocks,
         skipped,
-    } = plan::fold(&pt2.graph, options, even_if_dearer, &mut |regions| {
-        let found = Kept::new(pt2, &text, regions);
-        let names = found.tensors.clone();
-        kept = Some(found);
-        names
-    })?;
+    } = plan::fold(
+        &pt2.graph,
+        DIALECT,
+        options,
+        even_if_dearer,
+        &mut |regions| {
+            let found = Kept::new(pt2, &text, regions);
+            let names = found.tensors.clone();
+            kept = Some(found);
+            names
+        },
+    )?;
     let kept = kept.unwrap_or_else(|| Kept::new(pt2, &text, &regions));
     let config = weights::config(&pt2.texts.weights).map_err(|message| Error::Block {
         block: pt2.path().display().to_string(),
@@ -71,6 +83,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         .iter()
         .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
         .collect();
+    plan::of_parts(&mut blocks, &pt2.computed);
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
     // Weights whose results nobody reads. (The counters of norms go with these.)
     let consumed: HashSet<&str> = blocks

@@ -1,13 +1,14 @@
 //! Programs that `torch.export.save` wrote: a zip of stored entries, with the graph as JSON and each weight as raw bytes.
 //!
 //! The archive is read by its directory (`zip`), the graph by `schema` and `json`, the weights by
-//! `weights`; `call`, `ops` and `views` say what an operator computes, `alias` where values change in place, and
+//! `weights`; `call`, `ops` and `views` say what an operator computes, `computed` what follows from weights alone, `alias` where values change in place, and
 //! `read` puts the graph together. `edit` and `nodes` give the texts of the new archive, `write`
 //! the file; `compare` proves it.
 
 mod alias;
 mod call;
 mod compare;
+mod computed;
 mod edit;
 mod error;
 mod json;

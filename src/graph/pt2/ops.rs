@@ -21,6 +21,9 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("conv_transpose3d", _) => transposed(call, 3),
         ("convolution", "default") => convolution(call),
         ("linear", "default") => linear(call),
+        ("addmm", "default") => addmm(call),
+        ("mm", "default") => product(call, "mat2"),
+        ("matmul", "default") => product(call, "other"),
         (
             "batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training",
             "default",
@@ -158,6 +161,62 @@ fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     Ok((Op::Linear(linear), vec![call.value()?]))
 }
 
+/// What a decomposed linear layer becomes: `bias + x · matrix`.
+fn addmm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    for factor in ["alpha", "beta"] {
+        if call.number(factor)?.is_some_and(|number| number != 1.0) {
+            return because(format!("it multiplies by `{factor}`"));
+        }
+    }
+    let weight = matrix(call, "mat2")?;
+    let bias = call.weight("self")?.ok_or(None)?;
+    if bias.shape() != [weight.shape()[0]] {
+        return because("its bias is not one number for each output");
+    }
+    let Input::Value(value) = call.input("mat1")? else {
+        return Err(None);
+    };
+    let linear = Linear {
+        weight,
+        in_first: false,
+        bias: Some(bias),
+    };
+    Ok((Op::Linear(linear), vec![value]))
+}
+
+/// A product with a constant matrix, on the right of rows or on the left of `[batch, channels, positions]`.
+fn product(call: &Call<'_>, right: &str) -> Result<(Op, Vec<String>), Opaque> {
+    match (call.first()?, call.input(right)?) {
+        (Input::Value(value), Input::Constant(_)) => {
+            let linear = Linear {
+                weight: matrix(call, right)?,
+                in_first: false,
+                bias: None,
+            };
+            Ok((Op::Linear(linear), vec![value]))
+        }
+        (Input::Constant(left), Input::Value(value))
+            if left.shape().len() == 2
+                && left.dtype().float().is_some()
+                && call.shape(&value)?.len() == 3 =>
+        {
+            let shape = left.shape().iter().copied().chain([1]).collect();
+            Ok((Op::Conv(Conv::point(left.reshaped(shape), 1)), vec![value]))
+        }
+        _ => Err(None),
+    }
+}
+
+/// A constant matrix of a product, with its outputs first.
+fn matrix(call: &Call<'_>, name: &str) -> Result<Tensor, Opaque> {
+    let matrix = call.weight(name)?.ok_or(None)?;
+    match (matrix.shape().len(), matrix.turned()) {
+        (2, Some(turned)) => Ok(turned),
+        (2, None) => because(format!("its matrix {matrix} is a view of another tensor")),
+        _ => because("its matrix has another number of axes"),
+    }
+}
+
 fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let value = call.value()?;
     let (Some(mean), Some(var)) = (call.weight("running_mean")?, call.weight("running_var")?)
@@ -201,10 +260,15 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
             floating(call, &value)?;
             return Ok((Op::Identity, vec![value]));
         }
-        true => Input::Constant(scalar(call)?),
+        true => Input::Constant(scalar(call, "other")?),
         false => call.input("other")?,
     };
-    let (op, inputs) = match (call.first()?, constant) {
+    // In a decomposed program a number may stand first: `1 − x`.
+    let first = match call.is_number("self") {
+        true => Input::Constant(scalar(call, "self")?),
+        false => call.first()?,
+    };
+    let (op, inputs) = match (first, constant) {
         (Input::Value(a), Input::Value(b)) => {
             let op = match how {
                 Arithmetic::Add => Op::Add,
@@ -244,11 +308,11 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
     Ok((op, inputs))
 }
 
-/// A number that stands in the call.
-fn scalar(call: &Call<'_>) -> Result<Tensor, Opaque> {
-    let number = call.number("other")?.ok_or(None)?;
+/// A number that stands in the call under this name.
+fn scalar(call: &Call<'_>, key: &str) -> Result<Tensor, Opaque> {
+    let number = call.number(key)?.ok_or(None)?;
     let part = Part {
-        name: format!("{}.other", call.node.shown()),
+        name: format!("{}.{key}", call.node.shown()),
         dtype: Dtype::from(Float::F64),
         shape: Vec::new(),
         place: Place::InMemory(Arc::from(number.to_le_bytes())),

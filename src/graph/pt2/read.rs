@@ -12,8 +12,9 @@ use super::json::{Members, Raw, Tagged, read};
 use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
 use super::weights::{self, Stored};
 use super::write::VERSION;
-use super::{ops, views};
+use super::{computed, ops, views};
 use crate::fuse::METADATA_PREFIX;
+use crate::graph::constants::Budget;
 use crate::graph::model::{Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
@@ -32,6 +33,8 @@ pub struct Pt2 {
     pub(super) checkpoint: Checkpoint,
     /// The element types of the values.
     pub(super) dtypes: HashMap<String, Dtype>,
+    /// Constants that were computed of others when it was read, by the name of their value: the tensors of the file behind each.
+    pub(super) computed: HashMap<String, Vec<Tensor>>,
     /// For each node of the graph, its number among the nodes of the file.
     pub(super) positions: Vec<usize>,
     /// The nodes of the file whose results nobody reads, by number. They are not in the graph.
@@ -127,6 +130,11 @@ impl Pt2 {
         })
     }
 
+    /// The tensors of the file that a constant was computed of when the program was read; none for one that stands in the file.
+    pub fn computed_of(&self, constant: &str) -> Option<&[Tensor]> {
+        self.computed.get(constant).map(Vec::as_slice)
+    }
+
     /// The size of the file in bytes.
     #[expect(clippy::len_without_is_empty, reason = "an archive is never empty")]
     pub fn len(&self) -> u64 {
@@ -193,11 +201,13 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         positions,
         dead,
         dtypes,
+        computed,
     } = graph(path, &texts.program, &checkpoint, &unread)?;
     Ok(Pt2 {
         graph,
         checkpoint,
         dtypes,
+        computed,
         positions,
         dead,
         texts,
@@ -320,6 +330,8 @@ struct Built {
     dead: HashSet<usize>,
     /// The element types of the values.
     dtypes: HashMap<String, Dtype>,
+    /// Constants that are computed here, and of what.
+    computed: HashMap<String, Vec<Tensor>>,
 }
 
 /// Puts the graph together.
@@ -397,7 +409,7 @@ fn graph(
             .iter()
             .chain(&step.writes)
             .any(|name| changed.stale.contains(name));
-        builder.node(position, node, step, is_stale);
+        builder.node(checkpoint, position, node, step, is_stale);
     }
     for name in &outputs {
         if let Some(id) = builder.ids.get(name) {
@@ -426,6 +438,7 @@ fn graph(
         positions: builder.positions,
         dead,
         dtypes,
+        computed: builder.computed,
     })
 }
 
@@ -572,6 +585,9 @@ struct Builder<'a> {
     ids: HashMap<String, ValueId>,
     /// Every name that is read.
     read: HashSet<String>,
+    /// Constants that are computed when the program is read, and the tensors of the file that they are computed of.
+    computed: HashMap<String, Vec<Tensor>>,
+    budget: Budget,
 }
 
 impl Builder<'_> {
@@ -583,14 +599,38 @@ impl Builder<'_> {
         id
     }
 
-    fn node(&mut self, position: usize, node: &NodeText<'_>, step: &Step, is_stale: bool) {
+    /// The tensors of the file that some constants are computed of.
+    fn stored(&self, of: &[Tensor]) -> Vec<Tensor> {
+        let parts = of.iter().flat_map(|tensor| {
+            let made = self.computed.get(tensor.name());
+            made.map_or_else(|| vec![tensor.clone()], Vec::clone)
+        });
+        parts.collect()
+    }
+
+    fn node(
+        &mut self,
+        checkpoint: &Checkpoint,
+        position: usize,
+        node: &NodeText<'_>,
+        step: &Step,
+        is_stale: bool,
+    ) {
         let call = Call {
             node,
             context: &self.context,
         };
-        if let Some(tensor) = views::of_constant(&call).filter(|_| !is_stale)
-            && let [name] = &step.writes[..]
+        let mut constant = || match views::of_constant(&call) {
+            Some(tensor) => Some((tensor, Vec::new())),
+            None => computed::computed(&call, checkpoint, &mut self.budget),
+        };
+        if let [name] = &step.writes[..]
+            && !is_stale
+            && let Some((tensor, of)) = constant()
         {
+            if !of.is_empty() && !tensor.is_turned() {
+                self.computed.insert(name.clone(), self.stored(&of));
+            }
             self.context.constants.insert(name.clone(), tensor);
             return;
         }

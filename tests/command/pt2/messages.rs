@@ -230,6 +230,33 @@ const KEPT: &[(&str, Change, &str)] = &[
         |p| node(p, "slice_1")["target"] = "torch.ops.aten.split_with_sizes.default".into(),
         "its parts are not the whole",
     ),
+    (
+        "tokens-decomposed",
+        |p| set(p, "addmm", "beta", json!({"as_int": 2})),
+        "it multiplies by `beta`",
+    ),
+    (
+        "tokens-decomposed",
+        |p| set(p, "addmm", "self", tensor("p_b_weight")),
+        "its bias is not one number for each output",
+    ),
+    (
+        "tokens-decomposed",
+        |p| set(p, "mm", "mat2", tensor("p_a_bias")),
+        "its matrix has another number of axes",
+    ),
+    (
+        // A matrix of another shape, turned and read as it was.
+        "tokens-decomposed",
+        |p| {
+            node(p, "permute_1")["target"] = "torch.ops.aten.view.default".into();
+            for value in ["permute_1", "p_b_weight"] {
+                assert_eq!(meta(p, value)["sizes"][0], json!({"as_int": 6}));
+            }
+            meta(p, "permute_1")["sizes"] = json!([{"as_int": 4}, {"as_int": 9}]);
+        },
+        "its matrix `b.weight` is a view of another tensor",
+    ),
 ];
 
 #[test]

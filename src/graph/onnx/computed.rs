@@ -1,0 +1,120 @@
+//! Nodes whose inputs are all constant: what they compute is constant, too.
+
+use super::ops::Reading;
+use super::proto::{Attribute, Node};
+use super::shapes::axis_of;
+use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
+use crate::tensor::Tensor;
+
+/// The tensor that a node computes of constants alone, and what it is made of.
+pub(super) fn computed(
+    reading: &Reading<'_>,
+    node: &Node,
+    budget: &mut Budget,
+) -> Option<(Tensor, Vec<Tensor>)> {
+    let [Some(output)] = node.outputs[..] else {
+        return None;
+    };
+    let constant = |index: usize| reading.constant(node.inputs.get(index).copied().flatten());
+    let first = constant(0)?;
+    let rank = first.shape().len();
+    let all = || (0..node.inputs.len()).map(|i| constant(i).cloned());
+    let (how, tensors) = match &*node.op {
+        // A matrix across is read as such by whoever multiplies with it.
+        "Transpose" if rank != 2 => {
+            let order = match node.attributes.get("perm") {
+                None => (0..rank).rev().collect(),
+                Some(Attribute::Ints(order)) => axes(order, rank)?,
+                Some(_) => return None,
+            };
+            (Make::Permute(order), vec![first.clone()])
+        }
+        "Expand" => {
+            let wanted = numbers(&reading.list(node, 1, "shape")?)?;
+            // Either of the two may be broadcast to the other.
+            let len = wanted.len().max(rank);
+            let at = |of: &[usize], i: usize| match (i + of.len()).checked_sub(len) {
+                Some(i) => of[i],
+                None => 1,
+            };
+            let dim = |i: usize| match (at(&wanted, i), at(first.shape(), i)) {
+                (1, n) => n,
+                (n, _) => n,
+            };
+            (
+                Make::Expand((0..len).map(dim).collect()),
+                vec![first.clone()],
+            )
+        }
+        "Tile" => {
+            let times = numbers(&reading.list(node, 1, "repeats")?)?;
+            (
+                (times.len() == rank).then_some(Make::Repeat(times))?,
+                vec![first.clone()],
+            )
+        }
+        "Concat" => {
+            let axis = axis_of(reading.attribute_int(node, "axis", 0), rank)?;
+            (Make::Concat(axis), all().collect::<Option<_>>()?)
+        }
+        "ReduceSum" | "ReduceMean" | "ReduceL2" => {
+            (reduction(reading, node, rank)?, vec![first.clone()])
+        }
+        op => (by_number(op)?, all().collect::<Option<_>>()?),
+    };
+    let of = tensors
+        .iter()
+        .map(|tensor| Constant::read(reading.checkpoint(), tensor, budget))
+        .collect::<Option<Vec<_>>>()?;
+    let made = make(&how, &of, budget)?.tensor(reading.name(output))?;
+    Some((made, tensors))
+}
+
+/// Operators that go number by number, and the product of matrices.
+fn by_number(op: &str) -> Option<Make> {
+    Some(match op {
+        "Add" => Make::Both(|a, b| a + b),
+        "Sub" => Make::Both(|a, b| a - b),
+        "Mul" => Make::Both(|a, b| a * b),
+        "Div" => Make::Both(|a, b| a / b),
+        "Pow" => Make::Both(f64::powf),
+        "Neg" => Make::Each(|x| -x),
+        "Sqrt" => Make::Each(f64::sqrt),
+        "Reciprocal" => Make::Each(|x| 1.0 / x),
+        "Abs" => Make::Each(f64::abs),
+        "Exp" => Make::Each(f64::exp),
+        "Tanh" => Make::Each(f64::tanh),
+        "Sigmoid" => Make::Each(|x| 1.0 / (1.0 + (-x).exp())),
+        "Relu" => Make::Each(|x| x.max(0.0)),
+        "MatMul" => Make::Product,
+        _ => return None,
+    })
+}
+
+fn reduction(reading: &Reading<'_>, node: &Node, rank: usize) -> Option<Make> {
+    let how = match &*node.op {
+        "ReduceSum" => Reduction::Sum,
+        "ReduceMean" => Reduction::Mean,
+        _ => Reduction::Norm,
+    };
+    let told = node.inputs.get(1).copied().flatten().is_some();
+    let list = match told || node.attributes.contains_key("axes") {
+        true => reading.list(node, 1, "axes")?,
+        false => Vec::new(),
+    };
+    let axes = match list.is_empty() {
+        true if reading.attribute_int(node, "noop_with_empty_axes", 0) != 0 => return None,
+        true => (0..rank).collect(),
+        false => axes(&list, rank)?,
+    };
+    let keep = reading.attribute_int(node, "keepdims", 1) != 0;
+    Some(Make::Reduce { how, axes, keep })
+}
+
+fn axes(list: &[i64], rank: usize) -> Option<Vec<usize>> {
+    list.iter().map(|axis| axis_of(*axis, rank)).collect()
+}
+
+fn numbers(list: &[i64]) -> Option<Vec<usize>> {
+    list.iter().map(|n| usize::try_from(*n).ok()).collect()
+}

@@ -1,0 +1,136 @@
+//! Sums and products with a constant: numbers, vectors and matrices.
+
+use super::ops::{Reading, Trouble, because, opaque};
+use super::proto::Node;
+use crate::graph::model::{Arithmetic, Conv, Linear, Op, ValueId};
+use crate::tensor::Tensor;
+
+pub(super) fn arithmetic(
+    reading: &Reading<'_>,
+    node: &Node,
+) -> Result<(Op, Vec<ValueId>), Trouble> {
+    let &[Some(a), Some(b)] = &node.inputs[..] else {
+        return opaque();
+    };
+    let [x, y] = [a, b].map(|name| reading.values.numbers.get(&name).copied());
+    let [c, d] = [a, b].map(|name| reading.constants.get(&name).cloned());
+    let (input, constant, first) = match (x, y, c, d) {
+        (Some(x), Some(y), _, _) => {
+            return match &*node.op {
+                "Add" => Ok((Op::Add, vec![x, y])),
+                "Sub" => Ok((Op::Sub, vec![x, y])),
+                _ => opaque(),
+            };
+        }
+        (Some(x), _, _, Some(d)) => (x, d, false),
+        (_, Some(y), Some(c), _) => (y, c, true),
+        _ => return opaque(),
+    };
+    if constant.dtype().float().is_none() {
+        return opaque();
+    }
+    use Arithmetic as A;
+    let how = match (&*node.op, first) {
+        ("Add", _) => A::Add,
+        ("Sub", false) => A::Sub,
+        ("Sub", true) => A::SubFrom,
+        ("Mul", _) => A::Mul,
+        ("Div", false) => A::Div,
+        _ => return opaque(),
+    };
+    // Sums that start at 0 are exported as such.
+    let nothing = match how {
+        A::Add | A::Sub => Some(0.0),
+        A::Mul | A::Div => Some(1.0),
+        A::SubFrom => None,
+    };
+    let rank = reading.values.values[input.0].shape.as_ref().map(Vec::len);
+    let op = match reading.number(&constant) {
+        found
+            if found.is_some()
+                && found == nothing
+                && constant.shape().len() <= rank.unwrap_or(1) =>
+        {
+            Op::Identity
+        }
+        _ => Op::WithConstant(how, constant),
+    };
+    Ok((op, vec![input]))
+}
+
+pub(super) fn gemm(reading: &Reading<'_>, node: &Node) -> Result<Linear, Trouble> {
+    if reading.attribute_float(node, "alpha", 1.0) != 1.0
+        || reading.attribute_float(node, "beta", 1.0) != 1.0
+        || reading.attribute_int(node, "transA", 0) != 0
+    {
+        return because("it scales or transposes what it multiplies");
+    }
+    let (weight, turned) = matrix(reading, node, 1)?;
+    let linear = Linear {
+        weight,
+        in_first: (reading.attribute_int(node, "transB", 0) == 0) != turned,
+        bias: reading.optional_weight(node, 2, "bias")?,
+    };
+    let outputs = linear.weight.shape()[usize::from(linear.in_first)];
+    let bias = match &linear.bias {
+        Some(bias) if bias.len() == outputs && bias.shape().last() == Some(&outputs) => {
+            Some(bias.reshaped(vec![outputs]))
+        }
+        Some(_) => return because("its bias is not one number for each output"),
+        None => None,
+    };
+    Ok(Linear { bias, ..linear })
+}
+
+/// A constant matrix, and whether the network turns it before it multiplies.
+fn matrix(reading: &Reading<'_>, node: &Node, index: usize) -> Result<(Tensor, bool), Trouble> {
+    let name = node.inputs.get(index).copied().flatten();
+    if let Some(matrix) = name.and_then(|name| reading.turned.get(&name))
+        && matrix.dtype().float().is_some()
+    {
+        return Ok((matrix.clone(), true));
+    }
+    let matrix = reading.weight(node, index, "matrix")?;
+    match matrix.shape().len() {
+        2 => Ok((matrix, false)),
+        _ => because("its matrix has another number of axes"),
+    }
+}
+
+/// A product with a constant matrix, on the right of rows or on the left of `[batch, channels, positions]`.
+pub(super) fn product(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
+    let [left, right] = [0, 1].map(|index| reading.value(node, index));
+    let constant = |index: usize| {
+        let name = node.inputs.get(index).copied().flatten();
+        name.is_some_and(|name| {
+            reading.constants.contains_key(&name) || reading.turned.contains_key(&name)
+        })
+    };
+    match (left, right) {
+        (Some(value), _) if constant(1) && !constant(0) => {
+            let (weight, turned) = matrix(reading, node, 1)?;
+            let linear = Linear {
+                weight,
+                in_first: !turned,
+                bias: None,
+            };
+            Ok((Op::Linear(linear), vec![value]))
+        }
+        (_, Some(value)) if constant(0) && !constant(1) => {
+            let rank = reading.values.values[value.0].shape.as_ref().map(Vec::len);
+            if rank != Some(3) {
+                return opaque();
+            }
+            let (weight, turned) = matrix(reading, node, 0)?;
+            if turned {
+                return opaque();
+            }
+            let shape = weight.shape().iter().copied().chain([1]).collect();
+            Ok((
+                Op::Conv(Conv::point(weight.reshaped(shape), 1)),
+                vec![value],
+            ))
+        }
+        _ => opaque(),
+    }
+}

@@ -1,0 +1,109 @@
+//! Forms of linear operators that no fixture has: put together here, fused, run and compared.
+
+use ndarray::{ArrayD, IxDyn};
+
+use crate::support::file::Place;
+use crate::support::fixtures::fixtures;
+use crate::support::graphs::{apart, run};
+use crate::support::onnx::{graph, model, node, tensor, value};
+
+#[test]
+fn a_matrix_with_its_inputs_first_folds_behind_others() {
+    let place = Place::new();
+    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+    let tensors = [
+        tensor("m.weight", &[4, 4], &numbers(16)),
+        tensor("n.weight", &[4, 4], &numbers(16)),
+        tensor("n.bias", &[4], &numbers(4)),
+    ];
+    for (shape, nodes) in [
+        (
+            vec![3, 4],
+            vec![
+                node("MatMul", &["x", "m.weight"], &["a"], &[]),
+                node("Gemm", &["a", "n.weight", "n.bias"], &["y"], &[]),
+            ],
+        ),
+        (
+            vec![2, 3, 4],
+            vec![
+                node("MatMul", &["x", "m.weight"], &["a"], &[]),
+                node("MatMul", &["a", "n.weight"], &["b"], &[]),
+                node("Add", &["b", "n.bias"], &["y"], &[]),
+            ],
+        ),
+        // The matrix on the left of channels and positions, which is a conv of one tap.
+        (
+            vec![2, 4, 5],
+            vec![
+                node("MatMul", &["m.weight", "x"], &["a"], &[]),
+                node("Add", &["a", "x"], &["y"], &[]),
+            ],
+        ),
+    ] {
+        let graph = graph(
+            &nodes,
+            &tensors,
+            &[value("x", &shape)],
+            &[value("y", &vec![0; shape.len()])],
+        );
+        place.write("in.onnx", &model(&graph, 17).0);
+        let ran = place.run("fuse in.onnx out.onnx --force --verify");
+        assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+        assert!(
+            ran.stdout.contains("fused 1 block"),
+            "{shape:?}: {}",
+            ran.stdout
+        );
+        let x = ArrayD::from_shape_vec(
+            IxDyn(&shape),
+            (0..shape.iter().product::<usize>())
+                .map(|i| (i as f64).cos())
+                .collect(),
+        )
+        .unwrap();
+        let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
+        assert!(apart(&before, &after) < 1e-6, "{shape:?}");
+        let ran = place.run("fuse out.onnx again.onnx --force");
+        assert!(ran.stderr.contains("nothing to fuse"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_graph_stored_in_another_type_is_verified_and_reported() {
+    let place = Place::new();
+    for name in ["dbb", "mobileone", "levit", "transposed"] {
+        let from = fixtures().join(format!("onnx/{name}.onnx"));
+        let from = from.display();
+        let ran = place.run(&format!("fuse {from} half.onnx --dtype f16 --force"));
+        assert_eq!(ran.code(), Some(0), "{name}: {}", ran.stderr);
+        for command in [
+            "verify",
+            "verify --json",
+            "report -o page.html",
+            "report --json",
+        ] {
+            let ran = place.run(&format!("{command} {from} half.onnx"));
+            assert_eq!(
+                ran.code(),
+                Some(0),
+                "{name}, {command}: {} {}",
+                ran.stdout,
+                ran.stderr
+            );
+        }
+        let page = String::from_utf8(place.read("page.html")).unwrap();
+        assert!(page.contains("<svg") || page.contains("<table"), "{name}");
+        let ran = place.run(&format!("report {from} -o {from} --force"));
+        assert_eq!(ran.code(), Some(2), "{name}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains("is what the report is on"),
+            "{}",
+            ran.stderr
+        );
+    }
+    // A program computes in the type of its values, and has no other.
+    let program = fixtures().join("pt2/dbb.pt2");
+    let ran = place.run(&format!("report {} -o program.html", program.display()));
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+}
