@@ -302,14 +302,23 @@ pub(super) struct Key {
     /// Of a `.pt` file: the key of the state dict, as in `ema` or `ema.module` [default: detect]
     #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
+    /// Read only the tensors below this path, as in `backbone`
+    #[arg(long, hide_short_help = true, value_name = "PREFIX", value_parser = path)]
+    only_under: Option<String>,
 }
 
 impl Key {
     pub(super) fn refuse_for_a_graph(&self) -> anyhow::Result<()> {
-        match &self.key {
-            Some(key) => anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key)),
-            None => Ok(()),
+        if let Some(key) = &self.key {
+            anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key));
         }
+        if let Some(path) = &self.only_under {
+            anyhow::bail!(
+                "a graph is read as a whole; leave out --only-under {}",
+                quoted(path)
+            );
+        }
+        Ok(())
     }
 
     /// Opens a checkpoint; unless quiet, says which state dict was found.
@@ -326,7 +335,19 @@ impl Key {
                 plain(key)
             ));
         }
-        Ok(checkpoint)
+        match &self.only_under {
+            Some(path) => Ok(checkpoint.only_under(path)?),
+            None => Ok(checkpoint),
+        }
+    }
+}
+
+/// A path before names, as in `backbone` or `backbone.`.
+pub(super) fn path(text: &str) -> Result<String, String> {
+    let path = text.strip_suffix('.').unwrap_or(text);
+    match path.split('.').all(|segment| !segment.is_empty()) {
+        true => Ok(path.to_owned()),
+        false => Err("expected the path of a module, such as backbone or model.encoder".to_owned()),
     }
 }
 

@@ -126,6 +126,8 @@ pub(super) struct Report<'a> {
     copied: usize,
     /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
     rounded: usize,
+    /// How the names of the deploy form differ from those that `fuse` would write; null if they do not.
+    names: Option<String>,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
     failures: &'a [String],
     /// One for each fused conv.
@@ -190,6 +192,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let options = options(args);
+    let (deployed, names) = match deployed.map(|file| verify::aligned(file, &plan)) {
+        None => (None, None),
+        Some(Ok((file, names))) => (Some(file), names),
+        Some(Err(why)) => anyhow::bail!("{why}"),
+    };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
@@ -203,7 +210,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
-    let answer = tell(args, begin, &plan, &weights, &verdict, findings, sample)?;
+    let said = Said {
+        names,
+        sample,
+        findings,
+    };
+    let answer = tell(args, begin, &plan, &weights, &verdict, said)?;
     let accepted = matches!(answer, Answer::Yes);
     let otherwise = deployed
         .as_ref()
@@ -244,7 +256,20 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
-    tell(args, begin, folded.plan(), &[], &verdict, findings, None)
+    let said = Said {
+        names: None,
+        sample: None,
+        findings,
+    };
+    tell(args, begin, folded.plan(), &[], &verdict, said)
+}
+
+/// What is known besides the verdict.
+struct Said {
+    /// How the names of the deploy form differ.
+    names: Option<String>,
+    sample: Option<Evidence>,
+    findings: whole::Findings,
 }
 
 /// Prints the verdict.
@@ -254,9 +279,13 @@ fn tell(
     plan: &Plan,
     weights: &[EpsWeight],
     verdict: &Verdict,
-    findings: whole::Findings,
-    sample: Option<Evidence>,
+    said: Said,
 ) -> anyhow::Result<Answer> {
+    let Said {
+        names,
+        sample,
+        findings,
+    } = said;
     let warnings = match sample {
         Some(_) => Vec::new(),
         None => warnings(plan, weights),
@@ -287,6 +316,7 @@ fn tell(
             worst_ratio: finite(verdict.worst_ratio()),
             copied: verdict.copied,
             rounded: verdict.rounded,
+            names,
             failures: &verdict.failures,
             blocks: verdict
                 .blocks
@@ -358,6 +388,7 @@ fn tell(
         );
         text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
         text += &families::lines(plan);
+        text += &names.map_or(String::new(), |names| output::line("names", &names));
         if let Some(types) = other_types(verdict) {
             text += &output::line("types", &types);
         }

@@ -13,8 +13,10 @@ mod leave;
 mod leftover;
 mod model;
 mod parts;
+mod prefix;
 pub(crate) mod select;
 mod without;
+mod wrapped;
 
 pub use families::{Applied, plan_families};
 pub use idle::idle;
@@ -30,12 +32,12 @@ use self::leftover::Operators;
 use self::select::Select;
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Part, Resolved};
-use crate::recipe::Error;
 use crate::recipe::detect::{Start, nothing, starts};
 use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
 use crate::recipe::model::{BlockRule, Recipe, Template};
 use crate::recipe::near::owner;
 use crate::recipe::pattern::{Captures, Pattern, covers};
+use crate::recipe::{Error, seen_through};
 use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 
 /// Plans a file by a recipe.
@@ -44,7 +46,7 @@ use crate::tensor::{Dtype, Float, Output, Tensor, quoted};
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
     let (dropped, rest) = without::split(index, &options.drop)?;
-    let index = rest.as_ref().unwrap_or(index);
+    let index = &*seen_through(rest.as_ref().unwrap_or(index), &[recipe])?;
     let select = Select::new(&options.only, &options.skip)?;
     let looks = Looks::default();
     let mut ledger = ledger_of(index, recipe, options, &select, &looks)?;
@@ -65,7 +67,9 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
         _ => {
             select.expect_used()?;
-            ledger.finish()?.without_clashes()
+            let mut plan = ledger.finish()?;
+            wrapped::restore(&mut plan, index.values());
+            plan.without_clashes()
         }
     }
 }
@@ -489,6 +493,7 @@ impl<'a> Ledger<'a> {
             network: self.recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
+            wrappers_removed: Vec::new(),
             left: self.left,
             outputs,
             dropped,
@@ -600,7 +605,8 @@ fn copies(tensor: &Tensor, to: &str) -> Vec<Planned> {
     match tensor.parts() {
         [] => vec![copy(tensor, to.to_owned())],
         parts => {
-            let [from, to] = [&tensor.name()[..module(tensor.name())], &to[..module(to)]];
+            let of_file = tensor.name_in_file();
+            let [from, to] = [&of_file[..module(of_file)], &to[..module(to)]];
             let named = |part: &Tensor| {
                 format!(
                     "{to}{}",

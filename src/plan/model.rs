@@ -75,6 +75,8 @@ pub struct Plan {
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
     pub skipped: Vec<String>,
+    /// Segments of wrappers that stood inside of blocks: the names of the output are without them there.
+    pub wrappers_removed: Vec<String>,
     /// Modules that nearly were folded, and why they are left as they are.
     pub left: Vec<Left>,
     /// Every tensor of the output.

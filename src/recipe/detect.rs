@@ -9,6 +9,7 @@ use super::model::{BATCH_COUNT, BlockRule, Dim, NORM, Recipe, Template};
 use super::near::near_misses;
 use super::pattern::{Captures, Pattern, told_segments};
 use super::regions::{Family, families};
+use super::wrappers::seen_by_any;
 use crate::tensor::{Tensor, quoted};
 
 /// A place in a file where a block of a recipe starts.
@@ -37,6 +38,7 @@ impl<'a> Start<'a> {
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do equally well, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
+    let index = &*seen_by_any(index, recipes)?;
     let found = families(index, possible(index, recipes))?;
     match found.is_empty() {
         true => Err(nothing(index, recipes)),

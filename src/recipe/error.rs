@@ -90,6 +90,23 @@ pub enum Error {
         recipe: String,
     },
     #[error(
+        "{} does not begin with {}; what is taken away has to stand before every name of the output, and something behind it",
+        quoted(name),
+        quoted(&format!("{prefix}."))
+    )]
+    NoPrefix { name: String, prefix: String },
+    #[error(
+        "{} and {} are both {} without the segments that wrappers put into names; one of them has to go, or another name",
+        quoted(first),
+        quoted(second),
+        quoted(name)
+    )]
+    Wrapped {
+        first: String,
+        second: String,
+        name: String,
+    },
+    #[error(
         "two tensors would be written as {}: {first} and {second}",
         quoted(name)
     )]

@@ -14,6 +14,7 @@ pub(crate) mod near;
 mod parse;
 pub(crate) mod pattern;
 mod regions;
+mod wrappers;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use detect::{deployed, detect, detect_one, found_in};
@@ -24,6 +25,7 @@ pub use models::for_model;
 pub use parse::recipe as parse;
 pub use regions::Family;
 pub(crate) use regions::split;
+pub(crate) use wrappers::{bare, seen_through, without as without_wrappers, wrappers_of};
 
 /// The JSON Schema of a recipe, for editors. [`parse`](fn@parse) says more, and says it better.
 pub const SCHEMA: &str = include_str!("schema.json");

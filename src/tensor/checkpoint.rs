@@ -381,6 +381,11 @@ impl Checkpoint {
         self.tensors.get(name).or_else(|| self.parts.get(name))
     }
 
+    /// What is looked up by name: the tensors, and what some are computed from.
+    pub(super) fn names_mut(&mut self) -> [&mut BTreeMap<String, Tensor>; 2] {
+        [&mut self.tensors, &mut self.parts]
+    }
+
     /// The metadata strings, in the order of the file.
     pub fn metadata(&self) -> &[(String, String)] {
         &self.metadata

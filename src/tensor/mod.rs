@@ -17,6 +17,7 @@ pub mod header;
 mod index;
 pub(crate) mod open;
 mod operand;
+mod part;
 pub mod plain;
 pub(crate) mod pytorch;
 pub mod queue;

@@ -17,6 +17,8 @@ pub struct Tensor(Arc<Info>);
 #[derive(Clone, PartialEq)]
 struct Info {
     name: String,
+    /// Its name in the file, where it is looked at under another.
+    name_in_file: Option<String>,
     dtype: Dtype,
     shape: Vec<usize>,
     /// The dimensions in the file, where `shape` are others for the same numbers.
@@ -90,6 +92,7 @@ impl Tensor {
         }
         Ok(Tensor(Arc::new(Info {
             name: part.name,
+            name_in_file: None,
             dtype: part.dtype,
             shape: part.shape,
             stored: None,
@@ -109,6 +112,7 @@ impl Tensor {
     ) -> Tensor {
         Tensor(Arc::new(Info {
             name,
+            name_in_file: None,
             dtype,
             shape,
             stored: None,
@@ -149,6 +153,20 @@ impl Tensor {
         Tensor(Arc::new(Info {
             shape,
             stored: Some(self.stored_shape().to_vec()),
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// Its name in the file; [`name`](Self::name) is without the segments that wrappers put into it, where it is looked at so.
+    pub fn name_in_file(&self) -> &str {
+        self.0.name_in_file.as_deref().unwrap_or(&self.0.name)
+    }
+
+    /// The same tensor, looked at under another name than that in the file.
+    pub(crate) fn seen_as(&self, name: String) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            name_in_file: Some(self.name_in_file().to_owned()),
             ..(*self.0).clone()
         }))
     }
@@ -201,7 +219,7 @@ impl Tensor {
 
     /// What its file says of the module that it is a parameter of.
     pub fn module(&self) -> Option<&Module> {
-        let (path, _) = self.name().rsplit_once('.').unwrap_or_default();
+        let (path, _) = self.name_in_file().rsplit_once('.').unwrap_or_default();
         self.facts()?.module(path)
     }
 
@@ -228,7 +246,7 @@ impl Tensor {
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&quoted(self.name()))
+        f.write_str(&quoted(self.name_in_file()))
     }
 }
 

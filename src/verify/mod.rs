@@ -17,6 +17,7 @@ mod bound;
 mod copies;
 pub mod deploy;
 mod deployed;
+mod names;
 mod probes;
 pub mod random;
 pub mod shown;
@@ -37,6 +38,7 @@ use copies::{Copies, compare_copies};
 pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
+pub use names::aligned;
 pub(crate) use tally::{is_worse, ratio, worse};
 
 /// How a file is verified.

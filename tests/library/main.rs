@@ -21,3 +21,4 @@ mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
 mod verify;
+mod wrappers;
