@@ -1,8 +1,14 @@
 //! Embeds every `src/recipes/*.json`, so that a new family is a new file and nothing else.
+//!
+//! Beside the text of each stands what tells whether a file can be of its family, so that at run time only the recipes that may
+//! fit are parsed.
 
+use std::error::Error;
 use std::{env, fs, path::Path};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+use serde_json::Value;
+
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=src/recipes");
     let mut files: Vec<_> = fs::read_dir("src/recipes")?
         .map(|entry| entry.map(|e| e.path()))
@@ -12,9 +18,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut list = String::from("[\n");
     for path in files {
         let path = path.canonicalize()?;
-        list += &format!("    include_str!({path:?}),\n");
+        let recipe: Value = serde_json::from_str(&fs::read_to_string(&path)?)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let anchors: Vec<_> = each(&recipe["blocks"])
+            .flat_map(|b| words(&b["at"]))
+            .collect();
+        let evidence: Vec<_> = each(&recipe["when"]).map(words).collect();
+        let deploy = words(&recipe["deploy"]);
+        list += &format!(
+            "    Source {{ text: include_str!({path:?}), anchors: &{anchors:?}, evidence: &["
+        );
+        for any in evidence {
+            list += &format!("&{any:?}, ");
+        }
+        list += &format!("], deploy: &{deploy:?} }},\n");
     }
     list += "]\n";
     fs::write(Path::new(&env::var("OUT_DIR")?).join("recipes.rs"), list)?;
     Ok(())
+}
+
+fn each(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// A string, or each string of an array.
+fn words(value: &Value) -> Vec<&str> {
+    let one = value.as_str();
+    one.into_iter()
+        .chain(each(value).filter_map(Value::as_str))
+        .collect()
 }

@@ -98,27 +98,41 @@ pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
 /// # Errors
 /// When a variance makes its square root meaningless, or cannot be read.
 pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight>, Error> {
-    let mut weights: Vec<EpsWeight> = Vec::new();
     let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
-    for_each_variance(checkpoint, &plan.blocks, |block, bn, var| {
+    // The smaller a variance, the more the eps beside it matters.
+    let mut smallest: Vec<(usize, f64, &Bn<Tensor>)> = Vec::new();
+    for_each_norm(checkpoint, &plan.blocks, |block, bn, vars| {
         // A graph has no recipes: it is one of its own.
         let family = of(block).unwrap_or(0);
-        let other = if bn.eps > 1e-4 { 1e-5 } else { 1e-3 };
-        let change = (((var + bn.eps) / (var + other)).sqrt() - 1.0).abs();
-        let found = || EpsWeight {
-            other,
-            largest: change,
-            var,
-            tensor: bn.var.name().to_owned(),
-            family,
+        let Some(var) = vars.iter().copied().min_by(f64::total_cmp) else {
+            return;
         };
-        match weights.iter_mut().find(|weight| weight.family == family) {
-            Some(heaviest) if change > heaviest.largest => *heaviest = found(),
+        match smallest.iter_mut().find(|found| found.0 == family) {
+            Some(found) if change_of_scale(bn, var) > change_of_scale(found.2, found.1) => {
+                *found = (family, var, bn);
+            }
             Some(_) => {}
-            None => weights.push(found()),
+            None => smallest.push((family, var, bn)),
         }
     })?;
-    Ok(weights)
+    let weight = |(family, var, bn): (usize, f64, &Bn<Tensor>)| EpsWeight {
+        other: other_eps(bn),
+        largest: change_of_scale(bn, var),
+        var,
+        tensor: bn.var.name().to_owned(),
+        family,
+    };
+    Ok(smallest.into_iter().map(weight).collect())
+}
+
+/// The usual eps that a norm's is not.
+fn other_eps(bn: &Bn<Tensor>) -> f64 {
+    if bn.eps > 1e-4 { 1e-5 } else { 1e-3 }
+}
+
+/// The relative change of a channel's scale if the eps were the other one.
+fn change_of_scale(bn: &Bn<Tensor>, var: f64) -> f64 {
+    (((var + bn.eps) / (var + other_eps(bn))).sqrt() - 1.0).abs()
 }
 
 /// Checks every variance of some blocks.
@@ -126,14 +140,14 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight
 /// # Errors
 /// As for [`check_norms`].
 pub(crate) fn check_variances(checkpoint: &Checkpoint, blocks: &[Block]) -> Result<(), Error> {
-    for_each_variance(checkpoint, blocks, |_, _, _| ())
+    for_each_norm(checkpoint, blocks, |_, _, _| ())
 }
 
-/// Calls `f` with the number of the block, the norm and a variance that can be one.
-fn for_each_variance(
+/// Calls `f` with the number of the block, the norm and its variances, each of which can be one.
+fn for_each_norm<'p>(
     checkpoint: &Checkpoint,
-    blocks: &[Block],
-    mut f: impl FnMut(usize, &Bn<Tensor>, f64),
+    blocks: &'p [Block],
+    mut f: impl FnMut(usize, &'p Bn<Tensor>, &[f64]),
 ) -> Result<(), Error> {
     let mut reader = Reader::new(checkpoint, 1 << 16);
     for (number, block) in blocks.iter().enumerate() {
@@ -143,16 +157,15 @@ fn for_each_variance(
             .flat_map(|fused| fused.expr.root().norms())
         {
             let vars = reader.vector(&bn.var, 0, bn.var.len())?;
-            for (i, var) in vars.into_iter().enumerate() {
-                if !(var >= 0.0 && var.is_finite() && var + bn.eps > 0.0) {
-                    return Err(Error::Variance {
-                        tensor: bn.var.to_string(),
-                        index: place(&bn.var, i),
-                        value: var,
-                    });
-                }
-                f(number, bn, var);
+            let is_one = |var: f64| var >= 0.0 && var.is_finite() && var + bn.eps > 0.0;
+            if let Some(i) = vars.iter().position(|var| !is_one(*var)) {
+                return Err(Error::Variance {
+                    tensor: bn.var.to_string(),
+                    index: place(&bn.var, i),
+                    value: vars[i],
+                });
             }
+            f(number, bn, &vars);
         }
         reader.forget();
     }

@@ -158,6 +158,6 @@ fn collect<'r>(
 /// What a block of this rule has captured.
 fn bound(rule: &BlockRule, mut captures: Captures) -> Captures {
     let by_all = |name: &str| rule.at.iter().all(|p| p.captures().any(|c| c == name));
-    captures.retain(|name, _| by_all(name));
+    captures.keep(by_all);
     captures
 }

@@ -32,7 +32,12 @@ use self::leftover::Operators;
 use self::select::Select;
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Part, Resolved};
+<<<<<<< HEAD
 use crate::recipe::detect::{Start, nothing, starts};
+=======
+use crate::recipe::Error;
+use crate::recipe::detect::{Start, is_start, nothing, possible_starts};
+>>>>>>> main
 use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
 use crate::recipe::model::{BlockRule, Recipe, Template};
 use crate::recipe::near::owner;
@@ -85,9 +90,12 @@ fn ledger_of<'a>(
     let mut ledger = Ledger::new(index, recipe, options, looks);
     ledger.refuse_parts(select)?;
     let mut unknown = Vec::new();
-    for start in starts(recipe, index, looks) {
+    for start in possible_starts(recipe, index, looks) {
         let name = start.anchor.name();
-        if ledger.taken.contains_key(name) || recipe.drop.iter().any(|p| covers(p, name).is_some())
+        // Most anchors are found once for every tensor of their norm: the first has taken the others.
+        if ledger.taken.contains_key(name)
+            || recipe.drop.iter().any(|p| covers(p, name).is_some())
+            || !is_start(&start, index)
         {
             continue;
         }

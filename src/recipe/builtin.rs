@@ -1,7 +1,5 @@
 //! The recipes that come with the program.
 
-use serde::Deserialize;
-
 use super::closest;
 use super::detect::{Segments, detect, nothing};
 use super::error::Error;
@@ -10,15 +8,36 @@ use super::model::Recipe;
 use super::parse;
 use super::regions::Family;
 
+/// A built-in recipe that has not been parsed.
+struct Source {
+    /// Its JSON.
+    text: &'static str,
+    /// The anchors of its blocks.
+    anchors: &'static [&'static str],
+    /// Of each list of its `when`, the patterns.
+    evidence: &'static [&'static [&'static str]],
+    /// The names that only the deploy form has.
+    deploy: &'static [&'static str],
+}
+
 /// Every `src/recipes/*.json`, in the order of the file names.
-const SOURCES: &[&str] = &include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
+const SOURCES: &[Source] = &include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
+
+impl Source {
+    fn parse(&self) -> Result<Recipe, Error> {
+        parse::recipe(self.text, "built in")
+    }
+
+    /// Whether a file with these segments may hold what the recipe is about.
+    fn may_concern(&self, segments: &Segments<'_>) -> bool {
+        let any = |patterns: &[&str]| patterns.iter().any(|text| segments.allow_text(text));
+        any(self.deploy) || any(self.anchors) && self.evidence.iter().all(|of| any(of))
+    }
+}
 
 /// Every built-in recipe. That each one parses is held by a test.
 pub fn builtin() -> Result<Vec<Recipe>, Error> {
-    SOURCES
-        .iter()
-        .map(|text| parse::recipe(text, "built in"))
-        .collect()
+    SOURCES.iter().map(Source::parse).collect()
 }
 
 /// The built-in recipes that are worth a closer look: those of which the file may hold blocks or the deploy form.
@@ -31,8 +50,8 @@ pub fn builtin_near(index: &Index) -> Result<Vec<Recipe>, Error> {
     let segments = Segments::of(index);
     SOURCES
         .iter()
-        .filter(|text| Sketch::may_concern(text, &segments))
-        .map(|text| parse::recipe(text, "built in"))
+        .filter(|source| source.may_concern(&segments))
+        .map(Source::parse)
         .collect()
 }
 
@@ -46,44 +65,6 @@ pub fn detect_builtin<'a>(index: &Index, near: &'a [Recipe]) -> Result<Vec<Famil
         (Error::NoBlock { .. } | Error::Deployed { .. }, Ok(all)) => nothing(index, &all),
         (error, _) => error,
     })
-}
-
-/// Of a recipe's JSON, what tells whether a file can hold its blocks or its deploy form.
-#[derive(Deserialize)]
-struct Sketch {
-    blocks: Vec<Anchor>,
-    #[serde(default)]
-    when: Vec<OneOrMore>,
-    #[serde(default)]
-    deploy: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Anchor {
-    at: OneOrMore,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
-impl Sketch {
-    /// Whether a file with these segments may hold what the recipe is about. A text that makes no sense may be about anything.
-    fn may_concern(text: &str, segments: &Segments<'_>) -> bool {
-        let Ok(sketch) = serde_json::from_str::<Sketch>(text) else {
-            return true;
-        };
-        let allowed = |pattern: &String| segments.allow_text(pattern);
-        let any = |patterns: &OneOrMore| match patterns {
-            OneOrMore::One(pattern) => allowed(pattern),
-            OneOrMore::More(patterns) => patterns.iter().any(allowed),
-        };
-        sketch.deploy.iter().any(allowed)
-            || sketch.blocks.iter().any(|block| any(&block.at)) && sketch.when.iter().all(any)
-    }
 }
 
 /// The names of the built-in recipes.
@@ -107,7 +88,7 @@ pub fn source(name: &str) -> Result<(Recipe, &'static str), Error> {
         .zip(SOURCES)
         .find(|(recipe, _)| recipe.name == name);
     found
-        .map(|(recipe, text)| (recipe.clone(), *text))
+        .map(|(recipe, source)| (recipe.clone(), source.text))
         .ok_or_else(|| Error::Unknown {
             name: name.to_owned(),
             near,

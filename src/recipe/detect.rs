@@ -16,15 +16,18 @@ use crate::tensor::{Tensor, quoted};
 #[derive(Clone, Debug)]
 pub(crate) struct Start<'a> {
     pub(crate) rule: &'a BlockRule,
+    /// The anchor of the rule that matched.
+    pub(crate) at: &'a Pattern,
     pub(crate) anchor: &'a Tensor,
     pub(crate) captures: Captures,
 }
 
 impl<'a> Start<'a> {
     /// A start of this rule, given the tensor that an anchor of it matches.
-    fn of(rule: &'a BlockRule) -> impl Fn((&'a Tensor, Captures)) -> Start<'a> {
+    fn of(rule: &'a BlockRule, at: &'a Pattern) -> impl Fn((&'a Tensor, Captures)) -> Start<'a> {
         move |(anchor, captures)| Start {
             rule,
+            at,
             anchor,
             captures,
         }
@@ -90,19 +93,30 @@ pub(crate) fn starts<'a>(
     index: &'a Index,
     looks: &'a Looks,
 ) -> impl Iterator<Item = Start<'a>> {
+    possible_starts(recipe, index, looks).filter(|start| is_start(start, index))
+}
+
+/// Every tensor that an anchor of the recipe matches, in the order of [`starts`]. Those of them that are [starts](is_start) are
+/// told apart by the caller, who may know of most that they are not wanted.
+pub(crate) fn possible_starts<'a>(
+    recipe: &'a Recipe,
+    index: &'a Index,
+    looks: &'a Looks,
+) -> impl Iterator<Item = Start<'a>> {
     let of_rule = move |rule: &'a BlockRule| {
         let at = rule.at.iter();
         at.flat_map(move |pattern| {
-            let found = looks.anywhere(index, pattern).map(Start::of(rule));
-            // Such an anchor says "any tensor of this module", and means those that the block has.
-            found.filter(|start| !pattern.ends_open() || is_part(start))
+            let found = looks.anywhere(index, pattern);
+            found.map(move |found| Start::of(rule, pattern)(found))
         })
     };
-    recipe
-        .blocks
-        .iter()
-        .flat_map(of_rule)
-        .filter(|start| misfit(start, index).is_none())
+    recipe.blocks.iter().flat_map(of_rule)
+}
+
+/// Whether a block starts at a tensor that an anchor matches.
+pub(crate) fn is_start(start: &Start<'_>, index: &Index) -> bool {
+    // An open anchor says "any tensor of this module", and means those that the block has.
+    (!start.at.ends_open() || is_part(start)) && misfit(start, index).is_none()
 }
 
 /// Whether the tensor that a block is found by is one of its tensors or the counter of one of its norms.
@@ -130,7 +144,7 @@ pub(crate) fn anchors<'a>(
     index: &'a Index,
 ) -> impl Iterator<Item = Start<'a>> {
     let at = rule.at.iter();
-    at.flat_map(move |pattern| anywhere(index, pattern).map(Start::of(rule)))
+    at.flat_map(move |pattern| anywhere(index, pattern).map(Start::of(rule, pattern)))
 }
 
 /// What of a start is not as the rule's `where` asks for.

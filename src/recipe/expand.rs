@@ -500,7 +500,7 @@ impl Expander<'_> {
         let free: BTreeSet<String> = template
             .captures()
             .into_iter()
-            .filter(|c| !captures.contains_key(c))
+            .filter(|c| !captures.has(c))
             .collect();
         let tensors = template.tensors();
         let mut found = BTreeSet::new();
@@ -534,7 +534,7 @@ impl Expander<'_> {
                 .find(|(i, captures)| number(captures, index) != Some(*i))
             {
                 let mut lost = captures.clone();
-                lost.insert((*index).clone(), gap.0.to_string());
+                lost.set(&index.as_str().into(), gap.0.to_string());
                 return Err(format!(
                     "{} is missing, but later branches are there",
                     quoted(&pattern.fill(&lost).unwrap_or_default())

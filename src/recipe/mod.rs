@@ -4,6 +4,7 @@
 //! names and shapes only, never a tensor's bytes.
 
 mod builtin;
+mod captures;
 pub(crate) mod detect;
 mod error;
 pub(crate) mod expand;

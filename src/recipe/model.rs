@@ -65,7 +65,7 @@ impl Network {
         self.blocks.iter().enumerate().find_map(|(i, pattern)| {
             let captures = pattern.matches(block, &Captures::new())?;
             // The captures of one pattern stand in the order of their names: `{i}` before `{j}`.
-            let numbers = captures.values().filter_map(|text| text.parse().ok());
+            let numbers = captures.texts().filter_map(|text| text.parse().ok());
             Some((i, numbers.collect()))
         })
     }
@@ -113,7 +113,7 @@ impl BlockRule {
 
     /// That path, of a block with these captures.
     pub(crate) fn path<'c>(&self, captures: &'c Captures) -> Option<&'c str> {
-        captures.get(self.prefix()?).map(String::as_str)
+        captures.get(self.prefix()?)
     }
 }
 

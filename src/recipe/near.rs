@@ -101,7 +101,7 @@ fn place_of(recipe: &Recipe, tensor: &Tensor) -> Option<String> {
 fn lacks(recipe: &Recipe, place: &str, index: &Index) -> Option<String> {
     recipe.blocks.iter().find_map(|rule| {
         let prefix = rule.prefix()?.to_owned();
-        let captures = Captures::from([(prefix, place.to_owned())]);
+        let captures = Captures::one(&prefix, place);
         let wanted = rule
             .at
             .iter()

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::detect::{Start, found_in, starts};
+use super::detect::{Start, found_in, is_start, possible_starts, starts};
 use super::error::Error;
 use super::expand::{Index, Looks, anywhere};
 use super::model::{BlockRule, Recipe};
@@ -383,7 +383,7 @@ impl<'a> Seen<'a> {
             recipe.blocks.iter().map(|rule| (rule, own(rule))).collect();
         let root = |pattern: &Pattern| -> Vec<String> {
             let found = anywhere(index, pattern);
-            let path = |captures: Captures| captures.get(pattern.prefix()?).cloned();
+            let path = |captures: Captures| captures.get(pattern.prefix()?).map(str::to_owned);
             found.filter_map(|(_, captures)| path(captures)).collect()
         };
         let roots = match recipe.host {
@@ -392,9 +392,11 @@ impl<'a> Seen<'a> {
         };
         let mut blocks: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut claimed = vec![None; all.len()];
-        for start in starts(recipe, index, looks) {
+        for start in possible_starts(recipe, index, looks) {
             // As in a plan, the first rule has it.
-            let free = number(start.anchor).filter(|anchor| claimed[*anchor].is_none());
+            let free = number(start.anchor)
+                .filter(|anchor| claimed[*anchor].is_none())
+                .filter(|_| is_start(&start, index));
             let of_rule = own.iter().find(|(rule, _)| std::ptr::eq(*rule, start.rule));
             let (Some(anchor), Some((_, own))) = (free, of_rule) else {
                 continue;

@@ -9,8 +9,7 @@ use crate::tensor::{Checkpoint, Tensor, quoted};
 /// The deploy form under the names that the plan has for it, and how its own differ, if they do.
 ///
 /// # Errors
-/// A sentence, when the names differ by a path that stands before some of them and not before others, or that may be
-/// one of several.
+/// A sentence, when the names differ by a path that stands before most of them and not before the others.
 pub fn aligned(file: Checkpoint, plan: &Plan) -> Result<(Checkpoint, Option<String>), String> {
     let weights = || {
         let outputs = plan.outputs.iter();
@@ -136,20 +135,9 @@ fn one_difference(
     let whole = |way: &&Difference| {
         found.len() == expected.len() && found.keys().all(|name| fits(way, name))
     };
-    let fitting: Vec<&Difference> = all.iter().filter(whole).collect();
-    match fitting[..] {
-        [one] => return Ok(Some(one.clone())),
-        [] => {}
-        _ => {
-            return Err(format!(
-                "the names of the deploy form fit in several ways: {}; choose the part with the names that are meant",
-                fitting
-                    .iter()
-                    .map(|way| way.said(false))
-                    .collect::<Vec<_>>()
-                    .join(", or ")
-            ));
-        }
+    // Two ways would make names of different lengths.
+    if let Some(way) = all.iter().find(whole) {
+        return Ok(Some(way.clone()));
     }
     // A path that stands before most of them is meant; what it does not stand before is named.
     let share = |way: &Difference| found.keys().filter(|name| fits(way, name)).count();
@@ -163,7 +151,7 @@ fn one_difference(
             let but = match (odd, missing) {
                 (Some((_, name)), _) => format!("{} does not fit", quoted(name)),
                 (None, Some((_, name))) => format!("none is for {}", quoted(name)),
-                (None, None) => "they are not as many".to_owned(),
+                (None, None) => return Ok(None),
             };
             Err(format!(
                 "the names are the same but for a path or wrappers: {}; yet {but}",

@@ -175,7 +175,8 @@ fn names_that_differ_by_a_path_or_a_wrapper_are_the_same_network() {
     let looked = "the segments of wrappers are looked through";
     let begin = "those of the deploy form begin with `model.`";
     let without = "those of the deploy form are without `model.`";
-    let both = format!("{begin}; {looked}");
+    let both =
+        "those of the deploy form begin with `model.`; the segments of wrappers are looked through";
     type Names<'a> = &'a dyn Fn(&str) -> String;
     let cases: [(Names<'_>, Names<'_>, Option<&str>); 7] = [
         (&same, &same, None),
@@ -184,7 +185,7 @@ fn names_that_differ_by_a_path_or_a_wrapper_are_the_same_network() {
         (&before("module"), &same, Some(looked)),
         (&same, &before("module._orig_mod"), Some(looked)),
         (&inner, &same, Some(looked)),
-        (&inner, &before("model"), Some(&both)),
+        (&inner, &before("model"), Some(both)),
     ];
     for (train, deploy, expected) in cases {
         let (text, json) = verified(train, deploy);
