@@ -32,12 +32,7 @@ use self::leftover::Operators;
 use self::select::Select;
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Part, Resolved};
-<<<<<<< HEAD
-use crate::recipe::detect::{Start, nothing, starts};
-=======
-use crate::recipe::Error;
 use crate::recipe::detect::{Start, is_start, nothing, possible_starts};
->>>>>>> main
 use crate::recipe::expand::{Expanded, Index, Looks, MOST_OPERATORS, expand, wanted_conv};
 use crate::recipe::model::{BlockRule, Recipe, Template};
 use crate::recipe::near::owner;
