@@ -170,12 +170,15 @@ fn advised(
             anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
         }
         Some(recipe::Error::Parts {
-            name,
             quantizer: true,
+            globs,
             ..
         }) => {
-            let end = name.rsplit('.').next().unwrap_or(name);
-            anyhow::anyhow!("{error:#}; `--drop '*.{}'` leaves it out", plain(end))
+            let drops: Vec<String> = globs
+                .iter()
+                .map(|glob| format!("--drop '{}'", plain(glob)))
+                .collect();
+            anyhow::anyhow!("{error:#}; `{}` leaves it out", drops.join(" "))
         }
         Some(recipe::Error::Parts { module, .. }) => {
             anyhow::anyhow!("{error:#}; `--skip '{}'` leaves it as it is", plain(module))

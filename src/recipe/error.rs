@@ -51,12 +51,12 @@ pub enum Error {
     NothingNamed { glob: String },
     #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
     NothingDropped { glob: String },
-    #[error("{} {is}: {tensor} is there; {remedy}", quoted(module))]
+    #[error("{} {is}: {} is there; {remedy}", quoted(module), quoted(name))]
     Parts {
         module: String,
-        tensor: String,
         name: String,
         quantizer: bool,
+        globs: Vec<String>,
         is: &'static str,
         remedy: &'static str,
     },

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::detect::{Segments, found_in};
+use super::detect::{Segments, deployed, found_in};
 use super::error::Error;
 use super::expand::Index;
 use super::model::Recipe;
@@ -74,7 +74,7 @@ pub(crate) fn seen_through<'i>(
     seen(index, &known)
 }
 
-/// The same for recipes of which not all are about the file: those count that find blocks in it as it is.
+/// The same for recipes of which not all are about the file: those count that find blocks or a deploy form in it as it is.
 ///
 /// # Errors
 /// As for [`seen_through`].
@@ -84,7 +84,9 @@ pub(crate) fn seen_by_any<'i>(
 ) -> Result<Cow<'i, Index>, Error> {
     let known = |word: &str| {
         let mut naming = recipes.iter().filter(|recipe| names(recipe, word));
-        naming.any(|recipe| found_in(recipe, index))
+        naming.any(|recipe| {
+            found_in(recipe, index) || deployed(std::slice::from_ref(recipe), index).is_some()
+        })
     };
     seen(index, &known)
 }
@@ -96,6 +98,7 @@ fn names(recipe: &Recipe, word: &str) -> bool {
     let mut patterns = rules()
         .flat_map(|rule| &rule.at)
         .chain(recipe.when.iter().flatten())
+        .chain(&recipe.deploy)
         .chain(convs().map(|(module, _)| module))
         .chain(convs().flat_map(|(_, template)| template.tensors()));
     patterns.any(|pattern| pattern.text().split('.').any(|segment| segment == word))

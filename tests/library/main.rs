@@ -5,6 +5,7 @@
 mod support;
 
 mod architecture;
+mod archives;
 mod closed_world;
 mod conv2d_laws;
 mod documents;
@@ -17,6 +18,7 @@ mod models;
 mod mutations;
 mod near;
 mod pickles;
+mod quantizers;
 mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
