@@ -112,20 +112,22 @@ class FuseSummary(TypedDict):
 
 
 class BlockVerdict(TypedDict):
-    """The verdict on one fused conv. Numbers that are infinite or not numbers are null."""
+    """The verdict on one fused conv. Numbers that are infinite or not numbers are null, and `state` says why."""
 
     name: str
     module: str
     expression: str
     accepted: bool
+    state: str
     dtype: Optional[str]
     trained_dtype: Optional[str]
     ratio: Optional[float]
     absolute: Optional[float]
     relative: Optional[float]
-    snr_db: Optional[float]
     tensor: Optional[str]
     index: Optional[List[int]]
+    found: Optional[float]
+    expected: Optional[float]
     impulses: int
     input_channels_per_group: int
     failure: Optional[str]
@@ -162,6 +164,7 @@ class Verdict(TypedDict):
     input: str
     output: Optional[str]
     accepted: bool
+    summary: str
     recipe: str
     bn_eps: Optional[float]
     bn_eps_source: str

@@ -12,7 +12,8 @@ use super::Answer;
 use super::families;
 use super::graph;
 use super::load;
-use super::output::{self, Cut, bytes, count, plural};
+use super::output::{self, bytes, count, plural};
+use super::planned;
 use super::progress;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
@@ -21,7 +22,7 @@ use super::workers::with_workers;
 use crate::fuse;
 use crate::fuse::diagnose::{self, EpsWeight, heaviest};
 use crate::graph::{Agreement, Folded};
-use crate::plan::{Plan, Source};
+use crate::plan::Plan;
 use crate::summary::cost;
 use crate::summary::leftover::branches_left;
 use crate::summary::norms::{Norms, norms};
@@ -74,6 +75,9 @@ pub(super) struct Args {
     /// Print what would be done, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run, one line for every conv and names in full
+    #[arg(long, hide_short_help = true, requires = "dry_run")]
+    all: bool,
     /// Replace OUT if it exists
     #[arg(long)]
     force: bool,
@@ -386,7 +390,7 @@ fn fuse_it(
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
-            output::result(&plan_table(plan))?;
+            output::result(&planned::table(checkpoint, plan, args.all))?;
         }
         let norms = norms(checkpoint, plan);
         output::result(&text(args, &summary, plan, &norms, weights))?;
@@ -475,16 +479,16 @@ fn write(
                 }
             })
         })??;
-        if !args.quiet && !args.json {
-            super::verify::sampled(&verdict);
-        }
-        if !verdict.accepted() {
+        if let Some(why) = verdict.why_not() {
             output::note(&format!(
-                "repfuse: what was written is not equivalent to its input; {} was not kept\n{}",
+                "repfuse: what was written is not equivalent to its input; {} was not kept\n  {}",
                 quoted(&args.output.display().to_string()),
-                super::verify::failures(&verdict).trim_end()
+                plain(&why)
             ));
             return Ok(None);
+        }
+        if !args.quiet && !args.json {
+            super::verify::sampled(&verdict);
         }
         verified = Some(true);
     }
@@ -729,35 +733,6 @@ fn left_line(norms: &Norms) -> Option<String> {
         named.join(", ")
     );
     Some(output::line("left", &line))
-}
-
-fn plan_table(plan: &Plan) -> String {
-    let mut rows = Vec::new();
-    for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        let shape = crate::summary::units::shape(&fused.geometry().weight_shape());
-        rows.push(vec![
-            crate::tensor::plain(&fused.module),
-            shape,
-            "=".to_owned(),
-            crate::algebra::describe::expression(fused.expr.root()),
-        ]);
-    }
-    let copied = plan
-        .outputs
-        .iter()
-        .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(_)))
-        .count();
-    format!(
-        "{}{} copied, {} dropped by name\n",
-        output::table(
-            &rows,
-            &[],
-            &[(0, Cut::Middle), (3, Cut::End)],
-            output::table_width(false)
-        ),
-        plural(copied, "tensor"),
-        plan.dropped.len()
-    )
 }
 
 #[cfg(test)]

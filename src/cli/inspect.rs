@@ -22,6 +22,7 @@ use crate::summary::cost::{self, Change, macs_per_pixel};
 use crate::summary::inspect::{self, Class, Form, Inspection};
 use crate::summary::int8::Int8;
 use crate::summary::kernels::Kernel;
+use crate::summary::order::FileOrder;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, Tensor, plain};
 
@@ -280,14 +281,13 @@ fn block_parameters(block: &Block) -> Change {
 
 fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     let mut out = String::new();
-    let mut assumed = false;
+    let order = FileOrder::new(checkpoint);
     if let Some(plan) = &found.plan {
-        out += &blocks(args, &plan.blocks);
+        out += &blocks(args, &plan.blocks, &order);
         out.push('\n');
-        assumed = plan.blocks.iter().any(|block| block.assumes_identity);
     }
     if !found.convs.is_empty() {
-        out += &convs(args, &found.convs);
+        out += &convs(args, &found.convs, &order);
         out.push('\n');
     }
     out += &line("form", form(found.form));
@@ -309,18 +309,12 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
             out += &line("", &plain(note));
         }
     }
-    if assumed {
-        out += &line(
-            "x",
-            "a bare identity, which no file shows and the recipe assumes",
-        );
-    }
     if let Some(plan) = &found.plan {
         let convs = plan.blocks.iter().flat_map(|block| &block.fused);
         let texts: Vec<String> = convs
             .map(|fused| describe::expression(fused.expr.root()))
             .collect();
-        out += &output::legend(&texts);
+        out += &output::legend(&texts, plan.assumes_identities());
     }
     if let Some(trouble) = &found.trouble {
         // Near misses stand on lines of their own.
@@ -376,7 +370,7 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
 const LONGEST_SHOWN: usize = 400;
 
 /// One line for each conv that a block becomes, or for a run of equal ones.
-fn blocks(args: &Args, blocks: &[Block]) -> String {
+fn blocks(args: &Args, blocks: &[Block], order: &FileOrder) -> String {
     let row = |block: &Block, fused: &PlannedConv, parameters: Change| {
         vec![
             units::shape(&fused.geometry().weight_shape()),
@@ -409,7 +403,8 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
     }
     let header = ["block", "", "becomes", "from", "params", "", ""];
     let mut rows = vec![header.map(output::soft).to_vec()];
-    for (name, n, mut cells) in runs(things, Clone::clone, !args.all) {
+    for (name, mut all) in runs(things, order, Clone::clone, !args.all) {
+        let (n, mut cells) = (all.len(), all.swap_remove(0));
         cells.pop();
         if cells[2] == "0" {
             cells[2..].fill(String::new());
@@ -425,7 +420,7 @@ fn blocks(args: &Args, blocks: &[Block]) -> String {
 }
 
 /// Convs outside blocks, runs of equal ones in one line.
-fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
+fn convs(args: &Args, convs: &[(Tensor, Class)], order: &FileOrder) -> String {
     let thing =
         |(tensor, kind): &(Tensor, Class)| (units::shape(tensor.shape()), class(*kind).to_owned());
     let names: Vec<(&str, (String, String))> = convs
@@ -434,8 +429,9 @@ fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
         .collect();
     let header = ["other convs", "", "shape", "kind"];
     let mut rows = vec![header.map(output::soft).to_vec()];
-    for (name, n, (shape, kind)) in runs(names, Clone::clone, !args.all) {
-        rows.push(vec![plain(&name), times(n), shape, kind]);
+    for (name, all) in runs(names, order, Clone::clone, !args.all) {
+        let (shape, kind) = all[0].clone();
+        rows.push(vec![plain(&name), times(all.len()), shape, kind]);
     }
     output::table(
         &rows,
@@ -445,7 +441,7 @@ fn convs(args: &Args, convs: &[(Tensor, Class)]) -> String {
     )
 }
 
-fn times(n: usize) -> String {
+pub(super) fn times(n: usize) -> String {
     if n == 1 {
         String::new()
     } else {

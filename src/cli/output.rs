@@ -198,6 +198,18 @@ pub(super) fn table(
     out
 }
 
+/// The rows without a column in which all cells are empty; whether it was.
+pub(super) fn without_empty(rows: &mut [Vec<String>], column: usize) -> bool {
+    let cell = |row: &Vec<String>| row.get(column).is_none_or(String::is_empty);
+    let empty = rows.iter().all(cell);
+    if empty {
+        for row in rows.iter_mut().filter(|row| column < row.len()) {
+            row.remove(column);
+        }
+    }
+    empty
+}
+
 /// Characters that take up space: colours do not.
 fn visible(text: &str) -> usize {
     anstream::adapter::strip_str(text)
@@ -249,24 +261,40 @@ pub(super) fn line(label: &str, text: &str) -> String {
     format!("  {label:<12}{}\n", wrapped(text, 14, width()))
 }
 
-/// What the words of expressions stand for, a line for each that is there.
-pub(super) fn legend(expressions: &[String]) -> String {
+/// What the words of expressions stand for, a line for each that is there; whether a recipe assumed their identities.
+pub(super) fn legend(expressions: &[String], assumed: bool) -> String {
     let words = [
-        ("dw ", "dw", "depthwise: each channel by itself"),
         (
-            "dw? ",
+            "x",
+            match assumed {
+                true => "a bare identity, which no file shows and the recipe assumes",
+                false => "the block's input itself, an identity",
+            },
+        ),
+        ("dw", "depthwise: each channel by itself"),
+        (
             "dw?",
             "depthwise, or any number of groups: the weights do not tell",
         ),
-        ("+b", "+b", "with a bias"),
+        ("b", "a bias of the conv"),
+        ("ᵀ", "a transposed conv"),
     ];
     let mut out = String::new();
-    for (sign, label, meaning) in words {
-        if expressions.iter().any(|text| text.contains(sign)) {
-            out += &line(label, meaning);
+    for (word, meaning) in words {
+        if expressions.iter().any(|text| has_word(text, word)) {
+            out += &line(word, meaning);
         }
     }
     out
+}
+
+/// Whether a word stands in an expression by itself.
+fn has_word(text: &str, word: &str) -> bool {
+    if word == "ᵀ" {
+        return text.contains(word);
+    }
+    let breaks = |c: char| !(c.is_alphanumeric() || c == '?') || c == '·' || c == '×';
+    text.replace('ᵀ', " ").split(breaks).any(|w| w == word)
 }
 
 #[cfg(test)]
@@ -295,6 +323,19 @@ mod tests {
             "ok  backbon…en_mixer  0.42  bn(3×3) + bn\nok  head               0.5  bn(3×3)\n"
         );
         assert!(table(&rows, &[2], &cut, 80).contains("backbone.stages.3.blocks.17.token_mixer"));
+    }
+
+    #[test]
+    fn a_legend_names_what_is_there() {
+        let words = |text: &str| {
+            let lines = legend(&[text.to_owned()], false);
+            let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+            lines.lines().filter_map(first).collect::<Vec<String>>()
+        };
+        assert_eq!(words("bn(3×3) + bn"), [""; 0]);
+        assert_eq!(words("bn(dw 3×3) + bn(x)"), ["x", "dw"]);
+        assert_eq!(words("2·bn(dw? 3×3+b) + x"), ["x", "dw?", "b"]);
+        assert_eq!(words("bn(4×4ᵀ+b)"), ["b", "ᵀ"]);
     }
 
     #[test]

@@ -3,17 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use crate::summary::units::natural_order;
+use crate::summary::order::FileOrder;
 
-/// Sorts named things as people count, and joins those with equal `rest` whose names differ in one number only, which goes up
-/// by one: `stage.3.1.conv` … `stage.3.13.conv` become `stage.3.1–13.conv`, whatever stands between them. Without `join`, only
-/// sorts. Gives name, how many, and the first of each group, in the order of the first.
+/// Sorts named things in the order of their file, and joins those with equal `rest` whose names differ in one number only, which
+/// goes up by one: `stage.3.1.conv` … `stage.3.13.conv` become `stage.3.1–13.conv`, whatever stands between them. Without `join`,
+/// only sorts. Gives the name and the things of each group, in the order of the first.
 pub(super) fn runs<T, K: Ord>(
     mut things: Vec<(&str, T)>,
+    order: &FileOrder,
     rest: impl Fn(&T) -> K,
     join: bool,
-) -> Vec<(String, usize, T)> {
-    things.sort_by(|a, b| natural_order(a.0, b.0));
+) -> Vec<(String, Vec<T>)> {
+    things.sort_by(|a, b| order.compare(a.0, b.0));
     let mut groups = match join {
         true => grouped(&things, rest),
         false => Vec::new(),
@@ -22,14 +23,19 @@ pub(super) fn runs<T, K: Ord>(
     for (g, group) in groups.iter().enumerate() {
         group.members.iter().for_each(|i| group_of[*i] = Some(g));
     }
-    let mut out = Vec::new();
+    let mut out: Vec<(String, Vec<T>)> = Vec::new();
+    // Where in `out` a group has gone.
+    let mut place_of: Vec<Option<usize>> = vec![None; groups.len()];
     for (i, (name, thing)) in things.into_iter().enumerate() {
-        match group_of[i].map(|g| &mut groups[g]) {
-            None => out.push((name.to_owned(), 1, thing)),
-            Some(group) if group.members[0] == i => {
-                out.push((std::mem::take(&mut group.name), group.members.len(), thing));
-            }
-            Some(_) => {}
+        match group_of[i] {
+            None => out.push((name.to_owned(), vec![thing])),
+            Some(g) => match place_of[g] {
+                Some(place) => out[place].1.push(thing),
+                None => {
+                    place_of[g] = Some(out.len());
+                    out.push((std::mem::take(&mut groups[g].name), vec![thing]));
+                }
+            },
         }
     }
     out
@@ -128,8 +134,9 @@ mod tests {
     use super::*;
 
     fn names(of: &[(&str, u8)]) -> Vec<(String, usize)> {
-        let found = runs(of.to_vec(), |kind| *kind, true);
-        found.into_iter().map(|(name, n, _)| (name, n)).collect()
+        let found = runs(of.to_vec(), &FileOrder::default(), |kind| *kind, true);
+        let counted = found.into_iter().map(|(name, all)| (name, all.len()));
+        counted.collect()
     }
 
     #[test]

@@ -201,6 +201,17 @@ fn failures(choice: &Choice) -> String {
 }
 
 impl Evidence {
+    /// That the sample does not support the plan, in a sentence.
+    pub(super) fn why_not(&self) -> Option<String> {
+        let differ = self.records.iter().filter(|r| !r.accepted).count();
+        (!self.accepted).then(|| {
+            format!(
+                "{differ} of {} not as the network computed them",
+                plural(self.records.len(), "recorded block")
+            )
+        })
+    }
+
     /// What is wrong, a line each; nothing for a sample that supports the plan.
     pub(super) fn failures(&self) -> &str {
         &self.lines
@@ -216,8 +227,9 @@ impl Evidence {
         activations.dedup();
         let mut text = match fit == self.records.len() {
             true => format!(
-                "{blocks} as the network computed them, worst difference {} of what arithmetic may be off by",
-                self.worst_ratio.map(units::ratio).unwrap_or_default()
+                "{blocks} as the network computed them, worst error {} × the bound for arithmetic",
+                self.worst_ratio
+                    .map_or_else(|| "–".to_owned(), units::ratio)
             ),
             false => format!("{fit} of {blocks} as the network computed them"),
         };

@@ -10,7 +10,7 @@ use crate::recipe::{self, Family, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, plain, quoted};
 
 /// Which blocks of which recipe.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Select {
     /// The recipe: a built-in name, or the path of a JSON file [default: detect]
     #[arg(long, value_name = "NAME|FILE")]
@@ -38,7 +38,7 @@ pub(super) struct Select {
 }
 
 /// What stands beside blocks.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Beside {
     /// Tensors or modules that stand in a block and act after it: they are copied; may be repeated
     #[arg(long, value_name = "GLOB", hide_short_help = true)]
@@ -114,6 +114,30 @@ impl Select {
                 })
             }
         }
+    }
+
+    /// If a deploy form says that it was made by another recipe or eps than those of the plan: the flags for what it says, and what they
+    /// select.
+    pub(super) fn as_made(&self, deployed: &Checkpoint, plan: &Plan) -> Option<(String, Select)> {
+        let said = |key: &str| {
+            let key = format!("{}{key}", crate::fuse::METADATA_PREFIX);
+            let mut metadata = deployed.metadata().iter();
+            metadata.find_map(|(k, value)| (*k == key).then(|| plain(value)))
+        };
+        let mut select = self.clone();
+        let mut flags = Vec::new();
+        if let Some(recipe) = said("recipe").filter(|recipe| *recipe != plan.recipe) {
+            flags.push(format!("--recipe {recipe}"));
+            select.recipe = Some(recipe);
+        }
+        if let Some(said) = said("eps").filter(|e| plan.eps.map(output::small).as_ref() != Some(e))
+        {
+            for of in said.split(", ") {
+                flags.push(format!("--bn-eps {of}"));
+                select.bn_eps.push(eps(of).ok()?);
+            }
+        }
+        (!flags.is_empty()).then(|| (flags.join(" "), select))
     }
 
     /// What the user decided about a plan.
@@ -364,26 +388,4 @@ pub(super) fn deployed(path: &Path) -> anyhow::Result<Checkpoint> {
         ),
         other => other.into(),
     })
-}
-
-/// If a deploy form says that it was made by another recipe or eps than it is verified with: how to verify it with those.
-pub(super) fn made_otherwise(deployed: &Checkpoint, plan: &Plan) -> Option<String> {
-    let said = |key: &str| {
-        let key = format!("{}{key}", crate::fuse::METADATA_PREFIX);
-        deployed
-            .metadata()
-            .iter()
-            .find(|(k, _)| *k == key)
-            .map(|(_, value)| plain(value))
-    };
-    let recipe = said("recipe").filter(|recipe| *recipe != plan.recipe);
-    let eps = said("eps").filter(|eps| plan.eps.map(output::small).as_ref() != Some(eps));
-    let flags: Vec<String> = [("recipe", recipe), ("bn-eps", eps)]
-        .into_iter()
-        .filter_map(|(flag, value)| Some(format!("--{flag} {}", value?)))
-        .collect();
-    let flags = (!flags.is_empty()).then(|| flags.join(" "))?;
-    Some(format!(
-        "repfuse: the file says it was fused with other settings; `{flags}` verifies it with those"
-    ))
 }

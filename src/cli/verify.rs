@@ -1,6 +1,5 @@
 //! `repfuse verify IN [OUT]`.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,18 +10,19 @@ use serde::Serialize;
 use super::Answer;
 use super::families;
 use super::graph;
-use super::output::{self, Cut, plural};
+use super::output;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
+use super::verdict::Told;
 use super::whole;
 use super::workers::with_workers;
-use crate::fuse::diagnose::{self, EpsWeight, heaviest};
+use crate::fuse::diagnose::{self, heaviest};
 use crate::graph::GraphFile;
 use crate::plan::Plan;
-use crate::summary::units;
-use crate::summary::warnings::warnings;
+use crate::summary::order::FileOrder;
+use crate::summary::warnings::{Warning, warnings};
 use crate::tensor::{Checkpoint, plain, quoted};
-use crate::verify::{self, Allowance, Deployed, Verdict};
+use crate::verify::{self, Allowance, BlockVerdict, Deployed, Verdict};
 
 /// Prove that a deploy form computes what its training form does
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,9 @@ pub(super) struct Args {
     seed: u64,
     #[command(flatten)]
     key: Key,
+    /// One row for every conv, every failure, and names in full
+    #[arg(long)]
+    all: bool,
     /// Print the verdict as JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -109,6 +112,8 @@ pub(super) struct Report<'a> {
     output: Option<String>,
     /// Whether both forms are the same network. The exit status is 0 if so, else 1.
     accepted: bool,
+    /// The verdict in a sentence: the first line of the text of a file that fails.
+    summary: String,
     recipe: &'a str,
     /// The eps of the batch norms; null if there are none, or if the file says several.
     bn_eps: Option<f64>,
@@ -120,22 +125,22 @@ pub(super) struct Report<'a> {
     allowance: &'static str,
     /// The largest ratio that passes.
     tolerance: f64,
-    /// The worst ratio of all convs; null if it is not a number.
+    /// The worst ratio of all convs; null where a conv has none, whose `state` says why.
     worst_ratio: Option<f64>,
     /// Tensors that were copied and are the same, byte for byte.
     copied: usize,
     /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
     rounded: usize,
     /// How the names of the deploy form differ from those that `fuse` would write; null if they do not.
-    names: Option<String>,
+    names: Option<&'a str>,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
-    failures: &'a [String],
+    failures: Vec<String>,
     /// One for each fused conv.
     blocks: Vec<Block<'a>>,
     #[serde(flatten)]
-    findings: whole::Findings,
+    findings: &'a whole::Findings,
     /// What the maps of `--sample` said.
-    sample: Option<Evidence>,
+    sample: Option<&'a Evidence>,
     /// The recipes, each with its eps and its part of the file; none for a graph.
     families: Vec<families::Document>,
     /// What rests on names alone, with its size for this file.
@@ -143,7 +148,7 @@ pub(super) struct Report<'a> {
     seconds: f64,
 }
 
-/// The verdict on one fused conv. Numbers that are infinite or not numbers are null.
+/// The verdict on one fused conv. Numbers that are infinite or not numbers are null, and `state` says why.
 #[derive(Serialize, JsonSchema)]
 struct Block<'a> {
     name: &'a str,
@@ -152,6 +157,9 @@ struct Block<'a> {
     /// What it was fused from, in a line.
     expression: &'a str,
     accepted: bool,
+    /// `equal`, `differs`, `not-finite` where a number of the deploy form is infinite or none, or `not-comparable` where its tensors
+    /// are missing or of another shape.
+    state: &'static str,
     /// The type of its weight in the deploy form.
     dtype: Option<String>,
     /// The type of the convs that it was fused from.
@@ -162,17 +170,19 @@ struct Block<'a> {
     absolute: Option<f64>,
     /// The worst difference relative to the larger of output and bound.
     relative: Option<f64>,
-    /// Signal to noise over all probes; null where there is no noise at all.
-    snr_db: Option<f64>,
     /// The tensor of the deploy form in which the worst ratio is.
     tensor: Option<&'a str>,
-    /// Where in it.
+    /// Where in it; an output channel alone where random maps show its weights to be wrong only together.
     index: Option<&'a [usize]>,
+    /// The number that stands there; null where it is none (see `state`) or nothing differs there.
+    found: Option<f64>,
+    /// The number that the training form gives.
+    expected: Option<f64>,
     /// Input channels of each group that an impulse was sent through.
     impulses: usize,
     input_channels_per_group: usize,
-    /// What is wrong with its tensors, if they cannot be compared at all.
-    failure: Option<&'a str>,
+    /// What is wrong with it, in a sentence; null if nothing is.
+    failure: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -210,31 +220,59 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
-    let said = Said {
-        names,
-        sample,
-        findings,
-    };
-    let answer = tell(args, begin, &plan, &weights, &verdict, said)?;
-    let accepted = matches!(answer, Answer::Yes);
-    let otherwise = deployed
+    let training_too = deployed
         .as_ref()
-        .and_then(|file| select::made_otherwise(file, &plan));
-    if let Some(hint) = otherwise.filter(|_| !accepted) {
+        .zip(args.output.as_ref())
+        .filter(|(file, _)| {
+            !verdict.accepted()
+                && verdict.blocks.iter().all(|b| b.failure.is_some())
+                && args.select.plan(file, None).is_ok()
+        });
+    let no_deploy_form = training_too.map(|(_, path)| {
+        let path = quoted(&path.display().to_string());
+        format!("{path} is in training form, too; `fuse` makes a deploy form of it")
+    });
+    let told = Told {
+        plan: &plan,
+        weights: &weights,
+        verdict: &verdict,
+        findings: &findings,
+        sample: sample.as_ref(),
+        no_deploy_form: no_deploy_form.as_deref(),
+        names: names.as_deref(),
+        order: &FileOrder::new(&checkpoint),
+        all: args.all,
+    };
+    let answer = tell(args, begin, &told)?;
+    if !verdict.accepted()
+        && let Some(file) = &deployed
+        && let Some(hint) = made_otherwise(args, &checkpoint, file, &plan)?
+    {
         output::note(&hint);
     }
-    let untouched = |file: &Checkpoint| {
-        verdict.blocks.iter().all(|b| b.failure.is_some()) && args.select.plan(file, None).is_ok()
-    };
-    if let Some((path, file)) = args.output.as_ref().zip(deployed.as_ref())
-        && untouched(file)
-    {
-        let path = quoted(&path.display().to_string());
-        output::note(&format!(
-            "repfuse: {path} is in training form, too; `fuse` makes a deploy form of it"
-        ));
-    }
     Ok(answer)
+}
+
+/// If a deploy form says that it was made by another recipe or eps, and it is equivalent by those: the flags for them.
+fn made_otherwise(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    deployed: &Checkpoint,
+    plan: &Plan,
+) -> anyhow::Result<Option<String>> {
+    let Some((flags, select)) = args.select.as_made(deployed, plan) else {
+        return Ok(None);
+    };
+    let Ok(plan) = select.plan(checkpoint, None) else {
+        return Ok(None);
+    };
+    let form = Deployed::File(deployed);
+    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options(args)))??;
+    Ok(verdict.accepted().then(|| {
+        format!(
+            "repfuse: the file says it was fused with other settings, and `{flags}` verifies it"
+        )
+    }))
 }
 
 fn options(args: &Args) -> verify::Options {
@@ -256,206 +294,98 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;
-    let said = Said {
-        names: None,
+    let told = Told {
+        plan: folded.plan(),
+        weights: &[],
+        verdict: &verdict,
+        findings: &findings,
         sample: None,
-        findings,
+        no_deploy_form: None,
+        names: None,
+        order: &FileOrder::new(file.constants()),
+        all: args.all,
     };
-    tell(args, begin, folded.plan(), &[], &verdict, said)
-}
-
-/// What is known besides the verdict.
-struct Said {
-    /// How the names of the deploy form differ.
-    names: Option<String>,
-    sample: Option<Evidence>,
-    findings: whole::Findings,
+    tell(args, begin, &told)
 }
 
 /// Prints the verdict.
-fn tell(
-    args: &Args,
-    begin: Instant,
-    plan: &Plan,
-    weights: &[EpsWeight],
-    verdict: &Verdict,
-    said: Said,
-) -> anyhow::Result<Answer> {
-    let Said {
-        names,
-        sample,
-        findings,
-    } = said;
-    let warnings = match sample {
+fn tell(args: &Args, begin: Instant, told: &Told<'_>) -> anyhow::Result<Answer> {
+    let warnings = match told.sample {
         Some(_) => Vec::new(),
-        None => warnings(plan, weights),
+        None => warnings(told.plan, told.weights),
     };
+    let accepted = told.accepted();
     if !args.quiet && !args.json {
         families::warn(&warnings);
-        sampled(verdict);
-    }
-    let weight = heaviest(weights);
-    let supported = sample.as_ref().is_none_or(|evidence| evidence.accepted);
-    let accepted = verdict.accepted() && findings.accepted() && supported;
-    if args.json {
-        let finite = |x: f64| x.is_finite().then_some(x);
-        output::json(&Report {
-            schema: "repfuse.verify/1",
-            input: args.input.display().to_string(),
-            output: args.output.as_ref().map(|p| p.display().to_string()),
-            accepted,
-            recipe: &plan.recipe,
-            bn_eps: weight.and(plan.eps),
-            bn_eps_source: plan.eps_source.name(),
-            bn_eps_weight: weight.map(|w| w.largest),
-            allowance: match verdict.allowance {
-                Allowance::OneRounding => "one-rounding",
-                Allowance::Arithmetic => "arithmetic",
-            },
-            tolerance: verdict.tolerance,
-            worst_ratio: finite(verdict.worst_ratio()),
-            copied: verdict.copied,
-            rounded: verdict.rounded,
-            names,
-            failures: &verdict.failures,
-            blocks: verdict
-                .blocks
-                .iter()
-                .map(|b| Block {
-                    name: &b.name,
-                    module: &b.module,
-                    expression: &b.expression,
-                    accepted: b.accepted,
-                    ratio: finite(b.ratio),
-                    trained_dtype: b.types.map(|[trained, _]| trained.to_string()),
-                    dtype: b.types.map(|[_, stored]| stored.to_string()),
-                    absolute: finite(b.absolute),
-                    relative: finite(b.relative),
-                    snr_db: finite(b.snr_db),
-                    tensor: b.at.as_ref().map(|(t, _)| t.as_str()),
-                    index: b.at.as_ref().map(|(_, i)| i.as_slice()),
-                    impulses: b.impulses[0],
-                    input_channels_per_group: b.impulses[1],
-                    failure: b.failure.as_deref(),
-                })
-                .collect(),
-            findings,
-            sample,
-            families: families::documents(plan, weights),
-            warnings: families::warned(&warnings),
-            seconds: begin.elapsed().as_secs_f64(),
-        })?;
-    } else if !args.quiet {
-        let mut text = blocks(verdict);
-        text += &failures(verdict);
-        text += &whole::text(&findings);
-        text += sample.as_ref().map_or("", Evidence::failures);
-        let allowed = match verdict.allowance {
-            Allowance::OneRounding => "rounding once allows",
-            Allowance::Arithmetic => {
-                "arithmetic in the stored type allows (repfuse did not write this file)"
-            }
-        };
-        let equal = if accepted {
-            output::good("equivalent")
-        } else {
-            output::bad("NOT equivalent")
-        };
-        let absent = verdict.blocks.iter().filter(|b| b.failure.is_some());
-        let [all, absent] = [verdict.blocks.len(), absent.count()];
-        let worst = match all - absent {
-            0 => "none of them comparable".to_owned(),
-            _ => format!(
-                "worst difference {} of what {allowed}",
-                units::ratio(verdict.worst_compared())
-            ),
-        };
-        let uncompared = match absent {
-            1.. if absent < all => format!(", {absent} not comparable"),
-            _ => String::new(),
-        };
-        let rounded = match verdict.rounded {
-            0 => String::new(),
-            n => format!(
-                ", {} rounded once to the file's type",
-                plural(n, "copied tensor")
-            ),
-        };
-        let sentence = format!(
-            "{equal}: {}{uncompared}, {worst}, {} copied{rounded}",
-            plural(all, "conv"),
-            plural(verdict.copied, "tensor")
-        );
-        text += &format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
-        text += &families::lines(plan);
-        text += &names.map_or(String::new(), |names| output::line("names", &names));
-        if let Some(types) = other_types(verdict) {
-            text += &output::line("types", &types);
+        if accepted {
+            sampled(told.verdict);
         }
-        text += &families::eps_lines(plan, weights);
-        let sample = sample.as_ref().map(|evidence| evidence.line(plan));
-        text += &sample.unwrap_or_default();
-        output::result(&text)?;
+    }
+    if args.json {
+        output::json(&report(args, begin, told, &warnings))?;
+    } else if !args.quiet {
+        output::result(&told.text())?;
     }
     Ok(if accepted { Answer::Yes } else { Answer::No })
 }
 
-/// In which types convs are stored, where they are not those of the training form: what rounding allows depends on them.
-fn other_types(verdict: &Verdict) -> Option<String> {
-    let types = verdict.blocks.iter().filter_map(|b| b.types);
-    let other: BTreeSet<String> = types
-        .filter(|[trained, stored]| trained != stored)
-        .map(|[trained, stored]| format!("{stored}, trained as {trained}"))
-        .collect();
-    let other: Vec<String> = other.into_iter().collect();
-    (!other.is_empty()).then(|| format!("convs are {}", other.join("; convs are ")))
+fn report<'a>(args: &Args, begin: Instant, told: &Told<'a>, warnings: &[Warning]) -> Report<'a> {
+    let (plan, verdict) = (told.plan, told.verdict);
+    let weight = heaviest(told.weights);
+    Report {
+        schema: "repfuse.verify/1",
+        input: args.input.display().to_string(),
+        output: args.output.as_ref().map(|p| p.display().to_string()),
+        accepted: told.accepted(),
+        summary: told.sentence(),
+        recipe: &plan.recipe,
+        bn_eps: weight.and(plan.eps),
+        bn_eps_source: plan.eps_source.name(),
+        bn_eps_weight: weight.map(|w| w.largest),
+        allowance: match verdict.allowance {
+            Allowance::OneRounding => "one-rounding",
+            Allowance::Arithmetic => "arithmetic",
+        },
+        tolerance: verdict.tolerance,
+        worst_ratio: finite(verdict.worst_ratio()),
+        copied: verdict.copied,
+        rounded: verdict.rounded,
+        names: told.names,
+        failures: verdict.failures_in_words(),
+        blocks: verdict.blocks.iter().map(block).collect(),
+        findings: told.findings,
+        sample: told.sample,
+        families: families::documents(plan, told.weights),
+        warnings: families::warned(warnings),
+        seconds: begin.elapsed().as_secs_f64(),
+    }
 }
 
-/// One line per fused conv.
-fn blocks(verdict: &Verdict) -> String {
-    let header = ["", "conv", "ratio", "worst", "expression"];
-    let mut rows = vec![header.map(output::soft).to_vec()];
-    let mut blocks: Vec<_> = verdict.blocks.iter().collect();
-    blocks.sort_by(|a, b| units::natural_order(&a.module, &b.module));
-    for b in blocks {
-        let measured = |number: String| match b.failure {
-            Some(_) => "–".to_owned(),
-            None => number,
-        };
-        rows.push(vec![
-            if b.accepted {
-                output::good("ok")
-            } else {
-                output::bad("FAIL")
-            },
-            plain(&b.module),
-            measured(units::ratio(b.ratio)),
-            measured(format!("{:.1e}", b.absolute)),
-            b.expression.clone(),
-        ]);
-    }
-    let cut = [(1, Cut::Middle), (4, Cut::End)];
-    output::table(&rows, &[2, 3], &cut, output::table_width(false))
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
 }
 
-/// What is wrong, a line each; nothing for a verdict that accepts.
-pub(super) fn failures(verdict: &Verdict) -> String {
-    let mut lines = String::new();
-    for b in verdict.blocks.iter().filter(|b| !b.accepted) {
-        let why = b.why_not().unwrap_or_default();
-        lines += &format!("  {}: {why}\n", plain(&b.name));
+fn block(b: &BlockVerdict) -> Block<'_> {
+    let number = b.at.as_ref().filter(|at| !at.whole_channel);
+    Block {
+        name: &b.name,
+        module: &b.module,
+        expression: &b.expression,
+        accepted: b.accepted,
+        state: b.state(),
+        ratio: finite(b.ratio),
+        trained_dtype: b.types.map(|[trained, _]| trained.to_string()),
+        dtype: b.types.map(|[_, stored]| stored.to_string()),
+        absolute: finite(b.absolute),
+        relative: finite(b.relative),
+        tensor: b.at.as_ref().map(|at| at.tensor.as_str()),
+        index: b.at.as_ref().map(|at| at.index.as_slice()),
+        found: number.and_then(|at| finite(at.found)),
+        expected: number.and_then(|at| at.expected).and_then(finite),
+        impulses: b.impulses[0],
+        input_channels_per_group: b.impulses[1],
+        failure: b.why_not(),
     }
-    // What a block lacks has been said of the block.
-    let said = |failure: &&String| {
-        verdict
-            .blocks
-            .iter()
-            .any(|b| b.failure.as_ref() == Some(failure))
-    };
-    for failure in verdict.failures.iter().filter(|failure| !said(failure)) {
-        lines += &format!("  {failure}\n");
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -13,9 +13,11 @@ use crate::network::divergence::{bidirectional_kl, dropout_kl};
 use crate::network::maps::{self, MapVerdict, Padding, verify_maps};
 use crate::network::{Outputs, sequential};
 use crate::plan::Plan;
+use crate::summary::units;
 use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
 use crate::verify::Deployed;
 use crate::verify::random::SplitMix64;
+use crate::verify::shown::list;
 
 mod graphs;
 
@@ -186,6 +188,27 @@ impl Findings {
     pub(super) fn accepted(&self) -> bool {
         self.maps.iter().all(|m| m.accepted)
     }
+
+    /// What is wrong on the user's own maps, in a sentence.
+    pub(super) fn why_not(&self) -> Option<String> {
+        let failed: Vec<&str> = self
+            .maps
+            .iter()
+            .filter(|m| !m.accepted)
+            .map(|m| m.module.as_str())
+            .collect();
+        (!failed.is_empty()).then(|| {
+            format!(
+                "{} of {} on your maps: {}",
+                failed.len(),
+                match self.maps.len() {
+                    1 => "1 conv differs".to_owned(),
+                    n => format!("{n} convs differ"),
+                },
+                list(&failed, 3)
+            )
+        })
+    }
 }
 
 pub(super) fn run(
@@ -318,18 +341,6 @@ pub(super) fn text(findings: &Findings) -> String {
                 .to_vec(),
         ];
         for m in &findings.maps {
-            let number = |x: Option<f64>, digits: usize| {
-                x.map_or_else(
-                    || "NaN".to_owned(),
-                    |x| {
-                        if digits == 2 {
-                            format!("{x:.2}")
-                        } else {
-                            format!("{x:.1e}")
-                        }
-                    },
-                )
-            };
             let ok = if m.accepted {
                 output::good("ok")
             } else {
@@ -339,8 +350,9 @@ pub(super) fn text(findings: &Findings) -> String {
                 ok,
                 plain(&m.module),
                 format!("{:?}", m.shape),
-                number(m.ratio, 2),
-                number(m.absolute, 1),
+                m.ratio.map_or_else(|| "–".to_owned(), units::ratio),
+                m.absolute
+                    .map_or_else(|| "–".to_owned(), |x| format!("{x:.1e}")),
             ]);
         }
         out += "\n";

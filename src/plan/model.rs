@@ -145,6 +145,11 @@ pub enum Source {
 }
 
 impl Plan {
+    /// Whether a block holds a bare identity, which no file shows.
+    pub fn assumes_identities(&self) -> bool {
+        self.blocks.iter().any(|block| block.assumes_identity)
+    }
+
     /// Stores all floating-point tensors in one type: copied ones are rounded, too.
     pub fn store_all(&mut self, float: Float) {
         let blocks = self.blocks.iter_mut();

@@ -265,7 +265,7 @@ pub fn report(
             tolerance: verdict.tolerance,
             worst_ratio: finite(verdict.worst_ratio()),
             copied: verdict.copied,
-            failures: verdict.failures.clone(),
+            failures: verdict.failures_in_words(),
         },
         blocks,
     })

@@ -6,5 +6,6 @@ pub mod int8;
 pub mod kernels;
 pub mod leftover;
 pub mod norms;
+pub mod order;
 pub mod units;
 pub mod warnings;

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::bound::{Allowance, Rounding, Shown, beyond};
 use super::deployed::{Deployed, Slab, Stored, deployed_rows, stored, stored_index};
 use super::probes::{amplitude, as_read, input_size, maps};
-use super::tally::Tally;
-use super::{BlockVerdict, Options};
+use super::tally::{At, Tally};
+use super::{BlockVerdict, Options, Place};
 use crate::algebra::describe;
 use crate::algebra::extent::{POINT, position, volume};
 use crate::algebra::forward::{self, Input, Reading, Spikes, forward};
@@ -63,7 +63,6 @@ impl Check<'_> {
             ratio: f64::NAN,
             absolute: f64::NAN,
             relative: f64::NAN,
-            snr_db: f64::NAN,
             at: None,
             impulses: [0, fused.geometry().in_per_group()],
             types: None,
@@ -104,10 +103,13 @@ impl Check<'_> {
         verdict.ratio = total.ratio;
         verdict.absolute = total.absolute;
         verdict.relative = total.relative;
-        verdict.snr_db = total.snr_db();
-        verdict.at = total
-            .at
-            .map(|(end, index)| (format!("{}.{end}", fused.module), index));
+        verdict.at = total.at.map(|at| Place {
+            tensor: format!("{}.{}", fused.module, at.end),
+            index: at.index,
+            found: at.found,
+            expected: at.expected,
+            whole_channel: at.whole_channel,
+        });
         verdict.accepted = total.ratio <= self.options.tolerance;
         Ok(verdict)
     }
@@ -139,6 +141,7 @@ impl Check<'_> {
             conv: &conv,
             slab: &slab,
             rows: rows.clone(),
+            amplitude,
         };
         let area = g.taps();
         // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
@@ -177,20 +180,27 @@ impl Check<'_> {
         // After the impulses, which name a weight where these can only name a channel.
         let dense = maps(g, self.options.probes.get().into(), self.options.seed);
         compare.over(&dense, POINT, &mut reader, &mut tally)?;
+        if let Some(at) = tally.at.take_if(|at| at.whole_channel) {
+            let named = compare.narrowed(at.index[0], self.options, &mut reader)?;
+            tally.at = Some(named.unwrap_or(at));
+        }
         Ok(tally)
     }
 }
 
 /// Both forms of some output channels, to run on the same input.
-struct Compare<'a> {
-    check: &'a Check<'a>,
-    conv: &'a Resolved<Stored>,
-    slab: &'a Slab,
-    rows: Range<usize>,
+#[derive(Clone)]
+pub(super) struct Compare<'a> {
+    pub check: &'a Check<'a>,
+    pub conv: &'a Resolved<Stored>,
+    pub slab: &'a Slab,
+    pub rows: Range<usize>,
+    /// The height of impulses.
+    pub amplitude: f64,
 }
 
 impl Compare<'_> {
-    fn over(
+    pub(super) fn over(
         &self,
         input: &Input,
         want: Extent,
@@ -208,7 +218,7 @@ impl Compare<'_> {
         let bound = self.bound(input, want)?;
         let off: Vec<f64> = trained
             .iter()
-            .zip(deployed)
+            .zip(&deployed)
             .map(|(a, b)| (a - b).abs())
             .collect();
         // Only where one rounding does not explain a difference does the arithmetic itself come in.
@@ -222,7 +232,10 @@ impl Compare<'_> {
         };
         for (i, y) in trained.iter().enumerate() {
             let allowed = bound[i] + beyond[i];
-            tally.add(off[i], *y, allowed, height, || self.place(input, i, want));
+            tally.add(off[i], *y, allowed, height, || {
+                let [found, expected] = [deployed[i], *y].map(|y| y / height);
+                self.place(input, i, want, found, expected)
+            });
         }
         Ok(())
     }
@@ -299,20 +312,30 @@ impl Compare<'_> {
     }
 
     /// The number of the deploy form that an output shows.
-    fn place(&self, input: &Input, i: usize, want: Extent) -> (&'static str, Vec<usize>) {
+    fn place(&self, input: &Input, i: usize, want: Extent, found: f64, expected: f64) -> At {
         let g = self.check.fused.geometry();
-        match input {
+        let (end, index, whole_channel) = match input {
             Input::Dense(maps) => {
                 let (o, map) = (self.rows.start + i / maps.maps(), i % maps.maps());
-                (if map == 0 { "bias" } else { "weight" }, vec![o])
+                // The first map is one of zeros.
+                let of_bias = map == 0;
+                (if of_bias { "bias" } else { "weight" }, vec![o], !of_bias)
             }
             Input::Spikes(Spikes { channels, .. }) => {
                 let area = volume(want);
                 let (map, tap) = (i / area, area - 1 - i % area);
                 let o = self.rows.start + map / channels.len();
                 let input = channels.start + map % channels.len();
-                ("weight", stored_index(g, [o, input], position(tap, want)))
+                let index = stored_index(g, [o, input], position(tap, want));
+                ("weight", index, false)
             }
+        };
+        At {
+            end,
+            index,
+            found,
+            expected: Some(expected),
+            whole_channel,
         }
     }
 }

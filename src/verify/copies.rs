@@ -1,13 +1,15 @@
 //! What is not fused: the same names in both files, and the same bytes.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::Options;
+use super::shown::{Place, natural_order};
+use super::{Failure, Options};
 use crate::algebra::Values;
 use crate::fuse::diagnose;
 use crate::plan::{Plan, Source};
 use crate::tensor::Reader;
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor, quoted};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Output, Tensor};
 
 /// How the copied tensors compare.
 #[derive(Debug, Default)]
@@ -17,7 +19,9 @@ pub(super) struct Copies {
     /// Those of which each number is rounded once.
     pub(super) rounded: usize,
     /// What is wrong with the others.
-    pub(super) failures: Vec<String>,
+    pub(super) failures: Vec<Failure>,
+    /// Of the tensors that fusing makes, those that the file has with that shape, and all.
+    pub(super) fits: Option<[usize; 2]>,
 }
 
 /// Compares all that is not fused.
@@ -31,6 +35,7 @@ pub(super) fn compare_copies(
 ) -> Result<Copies, TensorError> {
     let mut copies = Copies::default();
     let of_file = one_type(file);
+    let mut fit = 0;
     let planned: BTreeMap<&str, _> = plan
         .outputs
         .iter()
@@ -39,9 +44,10 @@ pub(super) fn compare_copies(
     for (name, planned) in &planned {
         options.go_on()?;
         let Some(found) = file.get(name) else {
-            copies.failures.push(format!("{} is missing", quoted(name)));
+            copies.failures.push(Failure::Missing((*name).to_owned()));
             continue;
         };
+        fit += usize::from(planned.output.shape == found.shape());
         match &planned.what {
             Source::Copy(tensor) | Source::Round(tensor) => {
                 let float = found.dtype().float();
@@ -58,23 +64,25 @@ pub(super) fn compare_copies(
                         difference
                     }
                 };
-                copies.failures.extend(difference);
+                copies.failures.extend(difference.map(Failure::Differs));
             }
-            Source::Fill(_) if !same_kind(&planned.output, found) => copies.failures.push(format!(
-                "{found} is {} {:?}; expected {} {:?}",
-                found.dtype(),
-                found.shape(),
-                planned.output.dtype,
-                planned.output.shape
-            )),
+            Source::Fill(_) if !same_kind(&planned.output, found) => {
+                copies.failures.push(Failure::Differs(format!(
+                    "{found} is {} {:?}; expected {} {:?}",
+                    found.dtype(),
+                    found.shape(),
+                    planned.output.dtype,
+                    planned.output.shape
+                )))
+            }
             Source::Fill(value) => {
                 let mut reader = Reader::new(file, 1 << 16);
                 let values = reader.vector(found, 0, found.len())?;
                 let value = found.dtype().float().map_or(*value, |f| f.round(*value));
-                if let Some(x) = values.iter().find(|x| **x != value) {
-                    copies
-                        .failures
-                        .push(format!("{found} holds {x}; the recipe sets it to {value}"));
+                if let Some(i) = values.iter().position(|x| *x != value) {
+                    let said = number(found, i, values[i], value);
+                    let said = format!("{said}, to which the recipe sets it");
+                    copies.failures.push(Failure::Differs(said));
                 }
             }
             // Compared as blocks.
@@ -87,14 +95,34 @@ pub(super) fn compare_copies(
         let in_parts = !parts.is_empty() && parts.iter().all(|part| of_plan(part.name()));
         !of_plan(name) && !in_parts
     });
-    let leftovers = leftovers.map(|(name, _)| name);
-    copies.failures.extend(leftovers.map(|name| {
-        format!(
-            "{} is left over; the deploy form has no such tensor",
-            quoted(name)
-        )
-    }));
+    let leftovers = leftovers.map(|(name, _)| Failure::LeftOver(name.clone()));
+    copies.failures.extend(leftovers);
+    copies.fits = Some([fit, planned.len()]);
+    copies.failures.sort_by(in_order);
     Ok(copies)
+}
+
+/// Missing ones first, then what differs, then what is left over; each by name, numbers as numbers.
+fn in_order(a: &Failure, b: &Failure) -> Ordering {
+    let key = |failure: &Failure| match failure {
+        Failure::Missing(name) => (0, name.clone()),
+        Failure::Differs(text) => (1, text.clone()),
+        Failure::LeftOver(name) => (2, name.clone()),
+    };
+    let (a, b) = (key(a), key(b));
+    a.0.cmp(&b.0).then_with(|| natural_order(&a.1, &b.1))
+}
+
+/// ``the name `head[3]` is 2, expected 1``: a number of a tensor that is not fused.
+fn number(found: &Tensor, flat: usize, is: f64, expected: f64) -> String {
+    let place = Place {
+        tensor: found.name().to_owned(),
+        index: diagnose::place_in(found.shape(), flat),
+        found: is,
+        expected: Some(expected),
+        whole_channel: false,
+    };
+    place.said()
 }
 
 /// The type of all floating-point tensors of a file, if they have one.
@@ -122,12 +150,8 @@ fn not_rounded(
                 && (rounded == *is || rounded.is_nan() && is.is_nan())
         };
         if let Some(i) = was.iter().zip(&is).position(|pair| !same(pair)) {
-            return Ok(Some(format!(
-                "{found} holds {} at {:?}; its copy in {float} would be {}",
-                is[i],
-                diagnose::place_in(tensor.shape(), first + i),
-                float.round(was[i])
-            )));
+            let said = number(found, first + i, is[i], float.round(was[i]));
+            return Ok(Some(format!("{said}, its copy in {float}")));
         }
     }
     Ok(None)
@@ -161,16 +185,35 @@ fn difference(
         file.read_at(found, at, b)?;
         if let Some(byte) = a.iter().zip(b.iter()).position(|(a, b)| a != b) {
             let byte = at as usize + byte;
-            let place = match tensor.dtype().bits() {
-                Some(bits) => {
-                    let flat = byte * 8 / bits.max(1);
-                    format!("{:?}", diagnose::place_in(tensor.shape(), flat))
-                }
-                None => format!("byte {byte}"),
-            };
-            return Ok(Some(format!("{found} differs from its copy at {place}")));
+            return copied_otherwise([checkpoint, file], [tensor, found], byte).map(Some);
         }
         at += len as u64;
     }
     Ok(None)
+}
+
+/// What is wrong with one number of a copy.
+fn copied_otherwise(
+    files: [&Checkpoint; 2],
+    [tensor, found]: [&Tensor; 2],
+    byte: usize,
+) -> Result<String, TensorError> {
+    let flat = tensor.dtype().bits().map(|bits| byte * 8 / bits.max(1));
+    if let (Some(flat), Some(_)) = (flat, tensor.dtype().float()) {
+        let [mut before, mut after] = files.map(|file| Reader::new(file, 0));
+        let was = before.vector(tensor, flat, 1)?;
+        let is = after.vector(found, flat, 1)?;
+        if let ([was], [is]) = (&was[..], &is[..])
+            && was != is
+            && was.is_finite()
+        {
+            return Ok(format!("{}, as it was", number(found, flat, *is, *was)));
+        }
+    }
+    // Of −0 and 0, and of two kinds of NaN, only the bytes differ.
+    let place = match flat {
+        Some(flat) => format!("{:?}", diagnose::place_in(tensor.shape(), flat)),
+        None => format!("byte {byte}"),
+    };
+    Ok(format!("{found} differs from its copy at {place}"))
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::ops::Range;
 
+use super::tally::At;
 use crate::algebra::extent::{POINT, position};
 use crate::algebra::shape::resolve;
 use crate::algebra::{Conv, Expr, Extent, Geometry, GeometryError, Operand, Resolved, Values};
@@ -204,17 +205,31 @@ pub(super) fn stored_index(g: &Geometry, [o, i]: [usize; 2], tap: Extent) -> Vec
 }
 
 impl Slab {
-    /// The first stored number that is none: in which tensor, and its index there.
-    pub(super) fn not_finite(&self) -> Option<(&'static str, Vec<usize>)> {
+    /// The first stored number that is none.
+    pub(super) fn not_finite(&self) -> Option<At> {
         let first = |values: &[f64]| values.iter().position(|x| !x.is_finite());
         let g = &self.geometry;
+        let at = |end, index, found| At {
+            end,
+            index,
+            found,
+            expected: None,
+            whole_channel: false,
+        };
         let of_kernel = first(&self.rows.kernel).map(|i| {
             let (row, taps) = (g.row_len(), g.taps());
             let channels = [self.first + i / row, i % row / taps];
             let tap = position(i % taps, g.extent());
-            ("weight", stored_index(g, channels, tap))
+            at(
+                "weight",
+                stored_index(g, channels, tap),
+                self.rows.kernel[i],
+            )
         });
-        of_kernel.or_else(|| first(&self.rows.bias).map(|i| ("bias", vec![self.first + i])))
+        of_kernel.or_else(|| {
+            let i = first(&self.rows.bias)?;
+            Some(at("bias", vec![self.first + i], self.rows.bias[i]))
+        })
     }
 
     /// The conv that the deploy form is.

@@ -18,6 +18,7 @@ mod copies;
 pub mod deploy;
 mod deployed;
 mod names;
+mod narrow;
 mod probes;
 pub mod random;
 pub mod shown;
@@ -39,6 +40,7 @@ pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub use names::aligned;
+pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
 
 /// How a file is verified.
@@ -86,12 +88,29 @@ pub struct Verdict {
     pub copied: usize,
     /// Tensors that were copied with each number rounded once to the type that all of the deploy form is stored in.
     pub rounded: usize,
-    /// What is wrong apart from the blocks: names missing or left over, copies that differ.
-    pub failures: Vec<String>,
+    /// What is wrong apart from the blocks, by name, numbers as numbers.
+    pub failures: Vec<Failure>,
+    /// Of the tensors that fusing makes, those that the deploy form has with that shape, and all; none where both are graphs or
+    /// nothing is on disk.
+    pub fits: Option<[usize; 2]>,
     /// Which rounding the file was allowed.
     pub allowance: Allowance,
     /// The largest ratio that passes.
     pub tolerance: f64,
+}
+
+/// What is wrong with a tensor that is not fused, or with a graph around its tensors.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The deploy form lacks the tensor of this name.
+    #[error("{} is missing", quoted(.0))]
+    Missing(String),
+    /// The deploy form has a tensor of this name, which fusing does not make.
+    #[error("{} is left over; the deploy form has no such tensor", quoted(.0))]
+    LeftOver(String),
+    /// Something is not the same, in a sentence.
+    #[error("{0}")]
+    Differs(String),
 }
 
 /// The outcome for one fused conv.
@@ -109,10 +128,8 @@ pub struct BlockVerdict {
     pub absolute: f64,
     /// The worst difference relative to the larger of output and bound.
     pub relative: f64,
-    /// Signal to noise over all probes, in dB.
-    pub snr_db: f64,
-    /// Where the worst ratio is: a tensor of the deploy form and an index in it.
-    pub at: Option<(String, Vec<usize>)>,
+    /// Where the worst ratio is, and what stands there.
+    pub at: Option<Place>,
     /// Input channels of each group that an impulse was sent through, of how many.
     pub impulses: [usize; 2],
     /// The types in which the training form's conv is and the deploy form's weight is stored.
@@ -131,17 +148,23 @@ impl BlockVerdict {
         }
         Some(match (&self.failure, &self.at) {
             (Some(failure), _) => failure.clone(),
-            (None, Some((tensor, index))) if self.ratio.is_nan() => format!(
-                "{} at {index:?} makes an output or a bound that is no number",
-                quoted(tensor)
+            (None, Some(place)) if self.ratio.is_nan() && place.found.is_finite() => format!(
+                "{} gives an output or a bound beyond the largest number",
+                quoted(&place.name())
             ),
-            (None, Some((tensor, index))) => format!(
-                "{} at {index:?} is off by {} times what rounding allows",
-                quoted(tensor),
-                shown::ratio(self.ratio)
-            ),
+            (None, Some(place)) => place.said(),
             (None, None) => "nothing was compared".to_owned(),
         })
+    }
+
+    /// `equal`, `differs`, `not-finite` where a number of the deploy form is none, or `not-comparable`.
+    pub fn state(&self) -> &'static str {
+        match () {
+            () if self.accepted => "equal",
+            () if self.failure.is_some() || self.at.is_none() => "not-comparable",
+            () if self.ratio.is_finite() => "differs",
+            () => "not-finite",
+        }
     }
 }
 
@@ -185,7 +208,7 @@ pub fn verify(
             Copies {
                 copied: count(|what| matches!(what, Source::Copy(_))),
                 rounded: count(|what| matches!(what, Source::Round(_))),
-                failures: Vec::new(),
+                ..Copies::default()
             }
         }
     };
@@ -194,6 +217,7 @@ pub fn verify(
         copied: copies.copied,
         rounded: copies.rounded,
         failures: copies.failures,
+        fits: copies.fits,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })

@@ -16,8 +16,8 @@ pub(crate) fn ratio(difference: f64, bound: f64) -> f64 {
     }
 }
 
-/// The worse of two numbers.
-pub(crate) fn worse(a: f64, b: f64) -> f64 {
+/// The worse of two numbers; what is no number is the worst.
+pub fn worse(a: f64, b: f64) -> f64 {
     if is_worse(b, a) { b } else { a }
 }
 
@@ -27,9 +27,20 @@ pub(super) struct Tally {
     pub ratio: f64,
     pub absolute: f64,
     pub relative: f64,
-    signal: f64,
-    noise: f64,
-    pub at: Option<(&'static str, Vec<usize>)>,
+    pub at: Option<At>,
+}
+
+/// A number of a conv that is compared.
+#[derive(Clone, Debug)]
+pub(super) struct At {
+    /// `weight` or `bias`.
+    pub end: &'static str,
+    /// Of a weight that random maps show, the output channel alone.
+    pub index: Vec<usize>,
+    pub found: f64,
+    pub expected: Option<f64>,
+    /// Whether the index is that of an output channel alone.
+    pub whole_channel: bool,
 }
 
 impl Tally {
@@ -40,11 +51,9 @@ impl Tally {
         value: f64,
         bound: f64,
         unit: f64,
-        at: impl FnOnce() -> (&'static str, Vec<usize>),
+        at: impl FnOnce() -> At,
     ) {
         let ratio = ratio(difference, bound);
-        self.signal += value * value;
-        self.noise += difference * difference;
         self.absolute = worse(self.absolute, difference / unit);
         self.relative = worse(self.relative, difference / value.abs().max(bound));
         if is_worse(ratio, self.ratio) {
@@ -55,17 +64,10 @@ impl Tally {
 
     /// Takes in what another part of the same conv gave.
     pub(super) fn merge(&mut self, other: Tally) {
-        self.signal += other.signal;
-        self.noise += other.noise;
         self.absolute = worse(self.absolute, other.absolute);
         self.relative = worse(self.relative, other.relative);
         if is_worse(other.ratio, self.ratio) {
             (self.ratio, self.at) = (other.ratio, other.at);
         }
-    }
-
-    /// Signal to noise, in dB.
-    pub(super) fn snr_db(&self) -> f64 {
-        10.0 * (self.signal / self.noise).log10()
     }
 }

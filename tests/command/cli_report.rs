@@ -154,7 +154,7 @@ fn what_does_not_fit_is_shown_as_failing() {
             .expect("a block")
     };
     assert!(at(2) < at(4) && at(4) < at(0), "failed blocks first");
-    assert!(page.contains("`stage1.1.rbr_reparam.weight` at [0, 0, 0, 0] is off by"));
+    assert!(page.contains("`stage1.1.rbr_reparam.weight[0,0,0,0]` is "));
     assert!(page.contains("Bars higher than the chart are cut."));
     assert_eq!(page.matches("<rect class=\"fails\"").count(), 2 * 2);
     assert_eq!(page.matches("<rect class=\"passes\"").count(), 2 * 3);

@@ -86,18 +86,24 @@ fn verify_prints_a_line_for_each_conv_and_a_sentence() {
     assert_eq!(
         tiny.prints(&["verify", "train.safetensors"]),
         "\
-\x20   conv                  ratio   worst  expression
-ok  stage0.rbr_reparam     0.84  2.7e-8  bn(3×3) + bn(1×1)
-ok  stage1.0.rbr_reparam   0.84  5.7e-8  bn(3×3) + bn(1×1) + bn
-ok  stage1.1.rbr_reparam   0.95  5.4e-8  bn(3×3) + bn(1×1) + bn
-ok  stage1.2.rbr_reparam   0.92  5.4e-8  bn(3×3) + bn(1×1) + bn
-ok  stage2.0.rbr_reparam   0.92  4.7e-8  bn(3×3) + bn(1×1)
+\x20   conv                        ratio   worst  expression
+ok  stage0.rbr_reparam           0.84  2.7e-8  bn(3×3) + bn(1×1)
+ok  stage1.0–2.rbr_reparam  3×   0.95  5.7e-8  bn(3×3) + bn(1×1) + bn
+ok  stage2.0.rbr_reparam         0.92  4.7e-8  bn(3×3) + bn(1×1)
 
-equivalent: 5 convs, worst difference 0.95 of what rounding once allows, 2
-tensors copied
+equivalent: 5 convs, worst error 0.95 × the rounding bound, 2 tensors copied
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
+  ratio       the error over the rounding bound; above 1 it fails
+  worst       the largest error of an output for inputs up to 1
 "
+    );
+    // With --all, a line for each conv.
+    let all = tiny.prints(&["verify", "train.safetensors", "--all"]);
+    assert_eq!(all.matches("\nok ").count(), 5, "{all}");
+    assert!(
+        all.contains("\nok  stage1.1.rbr_reparam   0.95  5.4e-8  bn(3×3) + bn(1×1) + bn\n"),
+        "{all}"
     );
 }
 
@@ -136,7 +142,7 @@ fn fuse_prints_what_became_less() {
         ])
         .lines()
         .next(),
-        Some("stage0.rbr_reparam    4×3×3×3  =  bn(3×3) + bn(1×1)")
+        Some("stage0.rbr_reparam          4×3×3×3  =  bn(3×3) + bn(1×1)")
     );
 }
 

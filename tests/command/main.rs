@@ -38,5 +38,6 @@ mod shards;
 #[cfg(unix)]
 mod streams;
 mod unsound;
+mod verdicts;
 mod weights_in_parts;
 mod written;

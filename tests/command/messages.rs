@@ -13,7 +13,7 @@ use repfuse::tensor::Reader;
 use repfuse::tensor::header::{self, Entry, Header};
 use repfuse::tensor::write::Layout;
 use repfuse::tensor::{Checkpoint, Destinations, Dtype, Output, Writer};
-use repfuse::verify::BlockVerdict;
+use repfuse::verify::{self, BlockVerdict};
 
 // Shapes
 
@@ -874,17 +874,39 @@ fn why_a_conv_does_not_pass() {
         ratio: 2.5,
         absolute: 0.5,
         relative: 0.5,
-        snr_db: 3.0,
-        at: Some(("a.out.weight".to_owned(), vec![0, 1, 2, 0])),
+        at: Some(verify::Place {
+            tensor: "a.out.weight".to_owned(),
+            index: vec![0, 1, 2, 0],
+            found: 0.7411,
+            expected: Some(0.7401),
+            whole_channel: false,
+        }),
         impulses: [4, 4],
         types: None,
         failure: None,
         accepted: false,
     };
-    let said = "`a.out.weight` at [0, 1, 2, 0] is off by 2.50 times what rounding allows";
+    let said = "`a.out.weight[0,1,2,0]` is 0.7411, expected 0.7401";
     assert_eq!(verdict.why_not().as_deref(), Some(said));
-    verdict.ratio = f64::NAN;
-    let said = "`a.out.weight` at [0, 1, 2, 0] makes an output or a bound that is no number";
+    for (found, expected, said) in [
+        (f64::NAN, None, "`a.out.weight[0,1,2,0]` is not a number"),
+        (f64::INFINITY, None, "`a.out.weight[0,1,2,0]` is infinite"),
+        (
+            1.0,
+            Some(1.5),
+            "`a.out.weight[0,1,2,0]` gives an output or a bound beyond the largest number",
+        ),
+    ] {
+        verdict.ratio = f64::NAN;
+        let at = verdict.at.as_mut().expect("a place");
+        (at.found, at.expected) = (found, expected);
+        assert_eq!(verdict.why_not().as_deref(), Some(said));
+    }
+    let at = verdict.at.as_mut().expect("a place");
+    verdict.ratio = 2.0;
+    (at.found, at.expected) = (1.5, Some(1.25));
+    (at.index, at.whole_channel) = (vec![7], true);
+    let said = "output channel `a.out.weight[7]` gives 1.5 for a random map, expected 1.25";
     assert_eq!(verdict.why_not().as_deref(), Some(said));
     verdict.at = None;
     assert_eq!(verdict.why_not().as_deref(), Some("nothing was compared"));

@@ -8,7 +8,9 @@ use serde_json::Value;
 #[test]
 fn deploy_forms_that_differ() {
     let place = Place::new();
-    let tensors = ones(&[("a.c.weight", &[1, 1, 1, 1]), ("a.s", &[2]), ("head", &[3])]);
+    let mut tensors = ones(&[("a.c.weight", &[1, 1, 1, 1]), ("a.s", &[2]), ("head", &[3])]);
+    let zero = Held::f32(&[2], &[0.0; 2]);
+    tensors.tensors.insert("zero".to_owned(), zero);
     tensors.write(&place.path("in.safetensors"));
     place.write(
         "own.json",
@@ -39,7 +41,7 @@ fn deploy_forms_that_differ() {
     for (edit, expected) in [
         (
             &(|out: &mut File| out.at("a.s").edit(|s| s[1] = 2.0)) as &dyn Fn(&mut File),
-            "`a.s` holds 2; the recipe sets it to 0.10000000149011612",
+            "`a.s[1]` is 2, expected 0.1, to which the recipe sets it",
         ),
         (
             &|out| out.at("a.s").shape = vec![2, 1],
@@ -51,7 +53,15 @@ fn deploy_forms_that_differ() {
         ),
         (
             &|out| out.at("head").edit(|x| x[1] = 2.0),
-            "`head` differs from its copy at [1]",
+            "`head[1]` is 2, expected 1, as it was",
+        ),
+        (
+            &|out| out.at("zero").edit(|x| x[1] = -0.0),
+            "`zero` differs from its copy at [1]",
+        ),
+        (
+            &|out| out.at("head").edit(|x| x[1] = f32::NAN),
+            "`head[1]` is not a number, as it was",
         ),
         (
             &|out| halves(out.at("head")),

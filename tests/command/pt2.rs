@@ -300,7 +300,7 @@ fn every_change_of_the_fused_program_is_noticed() {
             &Default::default(),
         )
         .unwrap();
-        (verdict.accepted(), verdict.failures)
+        (verdict.accepted(), verdict.failures_in_words())
     };
     assert_eq!(accepted(&to), (true, Vec::new()));
     let replaced = |what: &'static str, with: &'static str| {

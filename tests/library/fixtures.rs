@@ -135,8 +135,8 @@ fn check(case: &Case) -> Result<(), String> {
             ));
         }
         let serious: Vec<_> = verdict
-            .failures
-            .iter()
+            .failures_in_words()
+            .into_iter()
             .filter(|f| {
                 !f.split('`')
                     .nth(1)

@@ -109,7 +109,8 @@ fn rejects(verdict: &Verdict, module: &str) -> (String, Vec<usize>) {
         .iter()
         .find(|b| b.module == module)
         .expect("the block");
-    block.at.clone().expect("a place")
+    let at = block.at.clone().expect("a place");
+    (at.tensor, at.index)
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn accepts_what_fuse_writes_and_allows_it_one_rounding() {
         verdict
             .blocks
             .iter()
-            .all(|b| b.impulses[0] == b.impulses[1] && b.snr_db > 100.0)
+            .all(|b| b.impulses[0] == b.impulses[1])
     );
 }
 
@@ -376,7 +377,7 @@ fn rejects_a_missing_conv() {
     assert!(!verdict.accepted());
     assert!(
         verdict
-            .failures
+            .failures_in_words()
             .contains(&format!("`{module}.weight` is missing")),
         "{:?}",
         verdict.failures
@@ -397,7 +398,7 @@ fn rejects_a_left_over_branch() {
     let verdict = bench.verify(&file);
     assert!(verdict.blocks.iter().all(|b| b.accepted));
     assert_eq!(
-        verdict.failures,
+        verdict.failures_in_words(),
         [format!(
             "`{name}` is left over; the deploy form has no such tensor"
         )]
@@ -420,7 +421,7 @@ fn rejects_one_bit_of_a_copied_tensor() {
     assert!(verdict.blocks.iter().all(|b| b.accepted));
     assert_eq!(verdict.failures.len(), 1, "{:?}", verdict.failures);
     assert!(
-        verdict.failures[0].starts_with(&format!("`{name}` differs from its copy at [")),
+        verdict.failures_in_words()[0].starts_with(&format!("`{name}[1]` is ")),
         "{:?}",
         verdict.failures
     );
@@ -441,7 +442,7 @@ fn rejects_a_copied_tensor_in_another_type_or_shape() {
     let verdict = bench.verify(&file);
     assert_eq!(verdict.failures.len(), 1);
     assert!(
-        verdict.failures[0].starts_with(&format!("`{name}` is F32 [")),
+        verdict.failures_in_words()[0].starts_with(&format!("`{name}` is F32 [")),
         "{:?}",
         verdict.failures
     );

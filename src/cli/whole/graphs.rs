@@ -182,7 +182,7 @@ pub(super) fn text(finding: &Finding) -> String {
         let sentence = format!("the whole graph was not run: {why}");
         return format!("\n{}\n", output::wrapped(&sentence, 0, output::width()));
     }
-    let number = |x: Option<f64>| x.map_or_else(|| "NaN".to_owned(), |x| format!("{x:.1e}"));
+    let number = |x: Option<f64>| x.map_or_else(|| "–".to_owned(), |x| format!("{x:.1e}"));
     let shapes: Vec<String> = finding
         .inputs
         .iter()

@@ -11,7 +11,7 @@ use super::proto::{Name, Part};
 use super::wire::Wire;
 use crate::fuse::diagnose;
 use crate::tensor::{Error as TensorError, open::read_exact_at, quoted};
-use crate::verify::{Deployed, Options, Verdict, allowance_of, verify_blocks};
+use crate::verify::{Deployed, Failure as Wrong, Options, Verdict, allowance_of, verify_blocks};
 
 /// What went wrong with verifying a model, which is not that it differs.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,8 @@ pub fn verify(
         blocks,
         copied,
         rounded: 0,
-        failures,
+        failures: failures.into_iter().map(Wrong::Differs).collect(),
+        fits: None,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })

@@ -17,7 +17,7 @@ use crate::graph::model::{Conv, Node, Op, Pads};
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::{PlannedConv, Source};
 use crate::tensor::{Error as TensorError, Part, Place, Tensor, quoted};
-use crate::verify::{Deployed, Options, Verdict, allowance_of, verify_blocks};
+use crate::verify::{Deployed, Failure as Wrong, Options, Verdict, allowance_of, verify_blocks};
 
 /// Compares a program with what was made of it; without one, with what would be.
 ///
@@ -47,7 +47,8 @@ pub fn verify(
         blocks,
         copied: compare.copied,
         rounded: 0,
-        failures: compare.failures,
+        failures: compare.failures.into_iter().map(Wrong::Differs).collect(),
+        fits: None,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,
     })

@@ -514,7 +514,7 @@ fn every_difference_is_told_by_name() {
         let out = Pt2::open(&other).unwrap();
         verify(&pt2, &plan, Some(&out), &Default::default())
             .unwrap()
-            .failures
+            .failures_in_words()
     };
     let cases: &[(Change, &str)] = &[
         (
@@ -616,7 +616,7 @@ fn every_difference_is_told_by_name() {
     let out = Pt2::open(&other).unwrap();
     let failures = verify(&pt2, &plan, Some(&out), &Default::default())
         .unwrap()
-        .failures;
+        .failures_in_words();
     if plan.plan.blocks.is_empty() {
         assert_eq!(
             failures,
