@@ -116,7 +116,7 @@ impl Grow<'_, '_> {
             0..=2 => self.conv()?,
             3 => self.norm()?,
             4 => Expr::Identity,
-            5 => Expr::Mean(self.extent()?),
+            5 => Expr::AvgPool(self.extent()?),
             6 => self.select()?,
             7 if self.u.arbitrary()? => Expr::Shift(self.vector()?),
             7 => Expr::Scale(Factor::Tensor(Vector::of(self.vector()?))),

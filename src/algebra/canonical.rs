@@ -80,7 +80,7 @@ fn canonical<T: Display>(part: &Part<T>, groups: bool) -> String {
             format!("times {}{row} {:?}", v.tensor, v.through)
         }
         Op::Shift(t) => format!("plus {t}"),
-        Op::Mean(k) => format!("mean {k:?}"),
+        Op::AvgPool(k) => format!("mean {k:?}"),
         Op::Select(channels) => format!("channels {:?} of {}", channels.picked, channels.of),
         Op::Identity => "x".to_owned(),
     }

@@ -21,7 +21,7 @@ fn described<T>(part: &Part<T>, shapes: bool) -> String {
         Op::Scale(Factor::Tensor(v)) if v.through == Through::Sigmoid => "gate".to_owned(),
         Op::Scale(Factor::Tensor(_)) => "scale".to_owned(),
         Op::Shift(_) => "shift".to_owned(),
-        Op::Mean(window) => format!("mean {}", size(*window)),
+        Op::AvgPool(window) => format!("mean {}", size(*window)),
         Op::Identity => "x".to_owned(),
         Op::Sum(parts) => terms(parts, " + ", shapes),
         Op::Stack(parts) => format!("[{}]", terms(parts, ", ", shapes)),

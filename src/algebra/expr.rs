@@ -21,7 +21,7 @@ pub enum Expr<T> {
     /// An addition of a constant per channel.
     Shift(T),
     /// Average pooling over `[depth, height, width]`.
-    Mean(Extent),
+    AvgPool(Extent),
     /// The input itself.
     Identity,
     /// Operators applied one after the other, the first one first.

@@ -68,7 +68,13 @@ pub(super) fn warned(warnings: &[Warning]) -> Vec<Warned> {
 /// Prints what rests on names alone.
 pub(super) fn warn(warnings: &[Warning]) {
     for warning in warnings {
-        output::note(&format!("repfuse: warning: {}", plain(&warning.sentence)));
+        let remedy = warning.other_eps.map_or_else(String::new, |eps| {
+            format!("; if yours is one, pass --bn-eps {eps:e}, or a recorded sample with --sample")
+        });
+        output::note(&format!(
+            "repfuse: warning: {}{remedy}",
+            plain(&warning.sentence)
+        ));
     }
 }
 

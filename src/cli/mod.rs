@@ -139,7 +139,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
 const WAYS_ON: &str =
     "  a recipe of your own: `repfuse recipes learn MODEL.pt2`; see docs/recipes.md
   no recipe at all: `repfuse fuse MODEL.onnx OUT.onnx`, or the same of a .pt2
-  by the name of a model: `repfuse recipes --for MODEL`";
+  by the name of a model: `repfuse recipes --for MODEL`, then `--recipe NAME`";
 
 /// `-h` shows what is needed most, `--help` everything and examples. Clap's own long help spends three lines on each option;
 /// this keeps one.

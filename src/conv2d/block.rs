@@ -260,7 +260,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     false => strided(y.view(), stride),
                 })
             }
-            Op::Mean([_, height, width]) => {
+            Op::AvgPool([_, height, width]) => {
                 let weight = number(self.reading.of(1.0 / (height * width) as f64));
                 Ok(strided(pool(x, [*height, *width], weight).view(), stride))
             }

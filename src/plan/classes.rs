@@ -3,7 +3,7 @@
 
 use super::Left;
 use crate::recipe::Error;
-use crate::recipe::detect::Start;
+use crate::recipe::start::Start;
 use crate::tensor::plain;
 
 /// A module that has the names of a rule's, and a class that the rule does not know.

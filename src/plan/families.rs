@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::select::Select;
 use super::{EpsSource, Options, Plan, copies, ledger_of, without, wrapped};
-use crate::recipe::expand::{Index, Looks};
+use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::{Error, Family, Recipe, seen_through, split};
 
 /// A recipe that a plan is made by.
@@ -58,30 +58,7 @@ pub fn plan_families(
     let mut whole: Option<Plan> = None;
     let (parts, rest) = split(index, families);
     for (family, part) in families.iter().zip(parts) {
-        let own = eps_of(family.recipe, options);
-        let host = family.host.filter(|_| own.is_none());
-        let options = Options {
-            bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options))),
-            ..options.clone()
-        };
-        // What the file itself says goes before what the host would have.
-        let guest = host.map(|host| Recipe {
-            eps: host.eps,
-            ..family.recipe.clone()
-        });
-        let recipe = guest.as_ref().unwrap_or(family.recipe);
-        let looks = Looks::default();
-        let ledger = ledger_of(&part, recipe, &options, &select, &looks)?;
-        let mut plan = ledger.finish()?;
-        let applied = plan.families.iter_mut();
-        for applied in applied {
-            applied.at = family.at.clone();
-            applied.host = family.host.map(|host| host.name.clone());
-            let told = applied.eps_source == EpsSource::File;
-            if host.is_some() && applied.eps.is_some() && !told {
-                applied.eps_source = EpsSource::Host;
-            }
-        }
+        let plan = plan_part(&part, family, options, &select)?;
         match &mut whole {
             None => whole = Some(plan),
             Some(whole) => whole.append(plan),
@@ -102,6 +79,38 @@ pub fn plan_families(
     plan.dropped.extend(dropped);
     wrapped::restore(&mut plan, index.values());
     plan.without_clashes()
+}
+
+/// Plans the part of a file that a family has.
+fn plan_part(
+    part: &Index,
+    family: &Family<'_>,
+    options: &Options,
+    select: &Select,
+) -> Result<Plan, Error> {
+    let own = eps_of(family.recipe, options);
+    let host = family.host.filter(|_| own.is_none());
+    let options = Options {
+        bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options))),
+        ..options.clone()
+    };
+    // What the file itself says goes before what the host would have.
+    let guest = host.map(|host| Recipe {
+        eps: host.eps,
+        ..family.recipe.clone()
+    });
+    let recipe = guest.as_ref().unwrap_or(family.recipe);
+    let budget = MatchBudget::default();
+    let mut plan = ledger_of(part, recipe, &options, select, &budget)?.finish()?;
+    for applied in &mut plan.families {
+        applied.at = family.at.clone();
+        applied.host = family.host.map(|host| host.name.clone());
+        let told = applied.eps_source == EpsSource::File;
+        if host.is_some() && applied.eps.is_some() && !told {
+            applied.eps_source = EpsSource::Host;
+        }
+    }
+    Ok(plan)
 }
 
 /// The eps that a user gave for a recipe.

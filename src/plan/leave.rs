@@ -5,9 +5,9 @@ use super::closed::{Beside, Region};
 use super::select::Select;
 use super::{Fate, Ledger, Left, parts};
 use crate::recipe::Error;
-use crate::recipe::detect::Start;
 use crate::recipe::model::{BATCH_COUNT, NORM};
 use crate::recipe::pattern::covers;
+use crate::recipe::start::Start;
 
 impl Ledger<'_> {
     /// Refuses weights that are no plain numbers and what folding makes stale, where the user does not leave them as they are.
@@ -40,7 +40,7 @@ impl Ledger<'_> {
         let mut own = vec![start.anchor.name().to_owned()];
         for (_, template) in &rule.fuse {
             for pattern in template.tensors() {
-                let found = self.looked_at.names(self.index, pattern, captures);
+                let found = self.budget.names(self.index, pattern, captures);
                 own.extend(found.map(|(tensor, _)| tensor.name().to_owned()));
             }
         }

@@ -2,7 +2,7 @@
 //! block is found by.
 
 use crate::recipe::Recipe;
-use crate::recipe::expand::{Index, Looks};
+use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::model::{BlockRule, Presence, Template};
 use crate::recipe::pattern::{Captures, Pattern};
 use crate::tensor::{Tensor, quoted};
@@ -42,13 +42,13 @@ impl<'r> Operators<'r> {
         tensor: &Tensor,
         index: &Index,
         free: &dyn Fn(&str) -> bool,
-        looks: &Looks,
+        budget: &MatchBudget,
     ) -> Option<String> {
-        looks.add(1 + self.0.len() / FAIL_AT_ONCE);
+        budget.add(1 + self.0.len() / FAIL_AT_ONCE);
         self.0.iter().find_map(|operator| {
             operator.tensors.iter().find_map(|pattern| {
                 let captures = pattern.matches(tensor.name(), &Captures::new())?;
-                self.missing(operator, &captures, index, free, looks)
+                self.missing(operator, &captures, index, free, budget)
             })
         })
     }
@@ -60,16 +60,16 @@ impl<'r> Operators<'r> {
         captures: &Captures,
         index: &Index,
         free: &dyn Fn(&str) -> bool,
-        looks: &Looks,
+        budget: &MatchBudget,
     ) -> Option<String> {
         let bound = bound(left.rule, captures.clone());
-        let found = |pattern: &Pattern| looks.names(index, pattern, &bound).next();
+        let found = |pattern: &Pattern| budget.names(index, pattern, &bound).next();
         let there = |pattern: &Pattern| found(pattern).is_some();
         let named = |pattern: &Pattern| {
             let (known, complete) = pattern.known_start(captures);
             quoted(&(known + if complete { "" } else { "…" }))
         };
-        let own = |pattern: &Pattern| looks.names(index, pattern, captures).next().is_some();
+        let own = |pattern: &Pattern| budget.names(index, pattern, captures).next().is_some();
         if let Some(lost) = left.lost(&own) {
             return lost.map(named);
         }
@@ -130,14 +130,13 @@ fn collect<'r>(
         }
         Template::Optional(x) | Template::Each(x) => return collect(rule, x, true, out),
         Template::Bn { norm, .. } => (true, norm.tensors.to_vec()),
-        Template::Conv {
-            weight,
-            bias,
-            presence,
-            ..
-        } => {
-            let bias = bias.iter().filter(|_| *presence == Presence::Required);
-            (false, [weight].into_iter().chain(bias).cloned().collect())
+        Template::Conv(conv) => {
+            let is_required = conv.presence == Presence::Required;
+            let bias = conv.bias.iter().filter(|_| is_required);
+            (
+                false,
+                [&conv.weight].into_iter().chain(bias).cloned().collect(),
+            )
         }
         leaf => (false, leaf.tensors().into_iter().cloned().collect()),
     };

@@ -1,12 +1,13 @@
 //! The recipes that come with the program.
 
 use super::closest;
-use super::detect::{Segments, detect, nothing};
+use super::detect::{detect, nothing};
 use super::error::Error;
 use super::expand::Index;
 use super::model::Recipe;
 use super::parse;
 use super::regions::Family;
+use super::segments::Segments;
 use super::wrappers::seen_by_any;
 
 /// A built-in recipe that has not been parsed.

@@ -7,11 +7,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::model::{Groups, NORM, Norm, Presence, Size, Template, Window};
+use super::model::{ConvTemplate, Groups, NORM, Norm, Presence, Size, Template, Window};
 use super::pattern::{Captures, Pattern};
 use crate::algebra::extent::dilated;
 use crate::algebra::shape::{keeps_width, weight_axes};
-use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
+use crate::algebra::{Bn, Conv, Expr, Extent, Factor, Vector};
 use crate::tensor::{Tensor, quoted};
 
 /// The tensors of a file by name.
@@ -43,7 +43,7 @@ pub(crate) struct OptionalPart {
     pub there: bool,
 }
 
-/// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone; `looked_at` counts
+/// Expands a template. `eps` decides the eps of a norm, given the one that the recipe states for it alone; `budget` counts
 /// the names that were tried on the way.
 ///
 /// # Errors
@@ -53,12 +53,12 @@ pub(crate) fn expand(
     captures: &Captures,
     index: &Index,
     eps: &dyn Fn(Option<f64>) -> f64,
-    looked_at: &Looks,
+    budget: &MatchBudget,
 ) -> Result<(Expr<Tensor>, Expanded), String> {
     let mut expander = Expander {
         index,
         eps,
-        looked_at,
+        budget,
         operators: 0,
         claimed: Vec::new(),
         assumes_identity: false,
@@ -78,9 +78,11 @@ pub(crate) fn expand(
 pub(crate) fn wanted_conv(template: &Template, captures: &Captures) -> Option<String> {
     let mut found = None;
     template.visit(&mut |node| {
-        if let (None, Template::Conv { weight, .. }) = (&found, node) {
-            let name = weight.fill(captures);
-            found = Some(quoted(&name.unwrap_or_else(|| weight.text().to_owned())));
+        if let (None, Template::Conv(conv)) = (&found, node) {
+            let name = conv.weight.fill(captures);
+            found = Some(quoted(
+                &name.unwrap_or_else(|| conv.weight.text().to_owned()),
+            ));
         }
     });
     found
@@ -122,13 +124,13 @@ static NOTHING_BOUND: Captures = Captures::new();
 
 /// How many names have been tried for a plan.
 #[derive(Debug, Default)]
-pub(crate) struct Looks(Cell<usize>);
+pub(crate) struct MatchBudget(Cell<usize>);
 
 /// Names that begin with what the block has captured are found at once; others are looked for in the whole file. A second
 /// or two of that is enough.
-const MOST_LOOKED_AT: usize = 20_000_000;
+const MOST_MATCHES: usize = 20_000_000;
 
-impl Looks {
+impl MatchBudget {
     /// The same as [`names`], counted.
     pub(crate) fn names<'a, 'p>(
         &'p self,
@@ -158,7 +160,7 @@ impl Looks {
     /// # Errors
     /// When the file has been looked through too often.
     pub(crate) fn may_go_on(&self) -> Result<(), String> {
-        match self.0.get() > MOST_LOOKED_AT {
+        match self.0.get() > MOST_MATCHES {
             false => Ok(()),
             true => Err("the recipe looks through the file again and again; let its names begin with what `at` captures".to_owned()),
         }
@@ -171,7 +173,7 @@ pub(crate) const MOST_OPERATORS: usize = 4096;
 struct Expander<'a> {
     index: &'a Index,
     eps: &'a dyn Fn(Option<f64>) -> f64,
-    looked_at: &'a Looks,
+    budget: &'a MatchBudget,
     operators: usize,
     claimed: Vec<Tensor>,
     assumes_identity: bool,
@@ -297,63 +299,7 @@ impl Expander<'_> {
 
     fn leaf(&mut self, template: &Template, captures: &Captures) -> Result<Expr<Tensor>, String> {
         Ok(match template {
-            Template::Conv {
-                weight,
-                bias,
-                presence,
-                dilation,
-                groups,
-                transposed,
-                flipped,
-                axes,
-            } => {
-                let shared = axes.is_some_and(|axes| !axes.outputs);
-                let mut weight = self.claim(weight, captures)?;
-                if let Some(axes) = axes {
-                    let shape = axes.weight_shape(weight.shape()).ok_or_else(|| {
-                        let shape = weight.shape();
-                        format!("{weight} has shape {shape:?}; expected the axes `{axes}`")
-                    })?;
-                    weight = weight.reshaped(shape);
-                }
-                let bias = match bias {
-                    Some(bias) => self.bias(bias, *presence, captures)?,
-                    None => None,
-                };
-                let groups = match groups {
-                    Some(Groups::Is(n)) => Some(*n),
-                    // One kernel for all channels is depthwise by itself.
-                    Some(Groups::Depthwise) if shared => None,
-                    Some(Groups::Depthwise) => weight.shape().first().copied(),
-                    None => None,
-                };
-                let [depth, height, width] = dilation;
-                let dilation = [
-                    size(depth, captures)?,
-                    size(height, captures)?,
-                    size(width, captures)?,
-                ];
-                // (A kernel without taps is no kernel; that is said elsewhere.)
-                if weight_axes(weight.shape()).is_some_and(|(_, taps)| {
-                    let extent = dilated(taps.map(|n| n.max(1)), dilation);
-                    extent.iter().any(|n| *n > MAX_EXTENT)
-                }) {
-                    let axes = &dilation[usize::from(weight.shape().len() < 5)..];
-                    return Err(format!(
-                        "{weight} {:?} at dilation {axes:?} covers more than {MAX_EXTENT} taps",
-                        weight.shape()
-                    ));
-                }
-                Expr::Conv(Conv {
-                    weight,
-                    bias,
-                    dilation,
-                    groups,
-                    transposed: *transposed,
-                    flipped: *flipped,
-                    shared,
-                })
-            }
+            Template::Conv(conv) => Expr::Conv(self.conv(conv, captures)?),
             Template::Bn { norm, eps } => self.bn(norm, *eps, captures)?,
             Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
             Template::Scale(Factor::Tensor(t)) => {
@@ -365,24 +311,9 @@ impl Expander<'_> {
                 }))
             }
             Template::Shift(t) => Expr::Shift(self.claim(t, captures)?),
-            Template::Mean(Window::Is(window)) => Expr::Mean(*window),
-            Template::Mean(Window::Of(weight)) => {
-                let name = weight.fill(captures).unwrap_or_default();
-                match self.index.get(&name).map(|t| weight_axes(t.shape())) {
-                    None => {
-                        return Err(format!(
-                            "{} is missing, whose kernel an average pooling is as large as",
-                            quoted(&name)
-                        ));
-                    }
-                    Some(None) => {
-                        return Err(format!(
-                            "{} has no kernel that an average pooling could be as large as",
-                            quoted(&name)
-                        ));
-                    }
-                    Some(Some((_, taps))) => Expr::Mean(taps),
-                }
+            Template::AvgPool(Window::Is(window)) => Expr::AvgPool(*window),
+            Template::AvgPool(Window::Of(weight)) => {
+                Expr::AvgPool(self.window_of(weight, captures)?)
             }
             Template::Identity => {
                 self.assumes_identity = true;
@@ -393,6 +324,82 @@ impl Expander<'_> {
                 self.one(template, captures)?
             }
         })
+    }
+
+    fn conv(&mut self, conv: &ConvTemplate, captures: &Captures) -> Result<Conv<Tensor>, String> {
+        let ConvTemplate {
+            weight,
+            bias,
+            presence,
+            dilation,
+            groups,
+            transposed,
+            flipped,
+            axes,
+        } = conv;
+        let shared = axes.is_some_and(|axes| !axes.outputs);
+        let mut weight = self.claim(weight, captures)?;
+        if let Some(axes) = axes {
+            let shape = axes.weight_shape(weight.shape()).ok_or_else(|| {
+                let shape = weight.shape();
+                format!("{weight} has shape {shape:?}; expected the axes `{axes}`")
+            })?;
+            weight = weight.reshaped(shape);
+        }
+        let bias = match bias {
+            Some(bias) => self.bias(bias, *presence, captures)?,
+            None => None,
+        };
+        let groups = match groups {
+            Some(Groups::Is(n)) => Some(*n),
+            // One kernel for all channels is depthwise by itself.
+            Some(Groups::Depthwise) if shared => None,
+            Some(Groups::Depthwise) => weight.shape().first().copied(),
+            None => None,
+        };
+        let [depth, height, width] = dilation;
+        let dilation = [
+            size(depth, captures)?,
+            size(height, captures)?,
+            size(width, captures)?,
+        ];
+        // (A kernel without taps is no kernel; that is said elsewhere.)
+        if weight_axes(weight.shape()).is_some_and(|(_, taps)| {
+            let extent = dilated(taps.map(|n| n.max(1)), dilation);
+            extent.iter().any(|n| *n > MAX_EXTENT)
+        }) {
+            let axes = &dilation[usize::from(weight.shape().len() < 5)..];
+            return Err(format!(
+                "{weight} {:?} at dilation {axes:?} covers more than {MAX_EXTENT} taps",
+                weight.shape()
+            ));
+        }
+        Ok(Conv {
+            weight,
+            bias,
+            dilation,
+            groups,
+            transposed: *transposed,
+            flipped: *flipped,
+            shared,
+        })
+    }
+
+    /// The extent of the kernel of a weight.
+    fn window_of(&self, weight: &Pattern, captures: &Captures) -> Result<Extent, String> {
+        let name = weight
+            .fill(captures)
+            .unwrap_or_else(|| weight.text().to_owned());
+        let of = quoted(&name);
+        match self.index.get(&name).map(|t| weight_axes(t.shape())) {
+            None => Err(format!(
+                "{of} is missing, whose kernel an average pooling is as large as"
+            )),
+            Some(None) => Err(format!(
+                "{of} has no kernel that an average pooling could be as large as"
+            )),
+            Some(Some((_, taps))) => Ok(taps),
+        }
     }
 
     fn bias(
@@ -486,8 +493,8 @@ impl Expander<'_> {
     /// Whether any tensor of a template is in the file.
     fn any_there(&self, template: &Template, captures: &Captures) -> Result<bool, String> {
         for pattern in template.tensors() {
-            self.looked_at.may_go_on()?;
-            let mut found = self.looked_at.names(self.index, pattern, captures);
+            self.budget.may_go_on()?;
+            let mut found = self.budget.names(self.index, pattern, captures);
             if found.next().is_some() {
                 return Ok(true);
             }
@@ -508,8 +515,8 @@ impl Expander<'_> {
             .iter()
             .filter(|p| free.iter().all(|c| p.captures().any(|name| name == c)))
         {
-            self.looked_at.may_go_on()?;
-            let there = self.looked_at.names(self.index, pattern, captures);
+            self.budget.may_go_on()?;
+            let there = self.budget.names(self.index, pattern, captures);
             found.extend(there.map(|(_, captures)| captures));
         }
         let mut found: Vec<Captures> = found.into_iter().collect();

@@ -14,11 +14,15 @@ mod models;
 pub(crate) mod near;
 mod parse;
 pub(crate) mod pattern;
+mod place;
 mod regions;
+mod segments;
+pub(crate) mod start;
+mod template;
 mod wrappers;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
-pub use detect::{deployed, detect, detect_one, found_in};
+pub use detect::{deployed, detect, detect_one};
 pub use error::Error;
 pub use expand::Index;
 pub use model::{Network, Recipe};
@@ -26,6 +30,7 @@ pub use models::for_model;
 pub use parse::recipe as parse;
 pub use regions::Family;
 pub(crate) use regions::split;
+pub use start::found_in;
 pub(crate) use wrappers::{bare, seen_through, without as without_wrappers, wrappers_of};
 
 /// The JSON Schema of a recipe, for editors. [`parse`](fn@parse) says more, and says it better.

@@ -130,32 +130,32 @@ pub enum Dim {
     Any,
 }
 
+/// A convolution as a recipe describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvTemplate {
+    /// The weight's name.
+    pub weight: Pattern,
+    /// The bias's name, if it can have one.
+    pub bias: Option<Pattern>,
+    /// Whether it has one.
+    pub presence: Presence,
+    /// Distance between taps, `[depth, height, width]`.
+    pub dilation: [Size; 3],
+    /// Declared groups.
+    pub groups: Option<Groups>,
+    /// Whether it is a transposed conv.
+    pub transposed: bool,
+    /// Whether its taps are applied turned by 180°.
+    pub flipped: bool,
+    /// The axes of the weight, where they are not those of its number of dimensions.
+    pub axes: Option<Axes>,
+}
+
 /// An expression with name patterns at its leaves, and sugar that is gone once names are known.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a recipe has a few dozen of them"
-)]
 pub enum Template {
     /// A convolution.
-    Conv {
-        /// The weight's name.
-        weight: Pattern,
-        /// The bias's name, if it can have one.
-        bias: Option<Pattern>,
-        /// Whether it has one.
-        presence: Presence,
-        /// Distance between taps, `[depth, height, width]`.
-        dilation: [Size; 3],
-        /// Declared groups.
-        groups: Option<Groups>,
-        /// Whether it is a transposed conv.
-        transposed: bool,
-        /// Whether its taps are applied turned by 180°.
-        flipped: bool,
-        /// The axes of the weight, where they are not those of its number of dimensions.
-        axes: Option<Axes>,
-    },
+    Conv(Box<ConvTemplate>),
     /// A batch norm.
     Bn {
         /// The names of its module and tensors.
@@ -168,7 +168,7 @@ pub enum Template {
     /// An addition per channel.
     Shift(Pattern),
     /// Average pooling, over a window or over the extent of a weight's kernel.
-    Mean(Window),
+    AvgPool(Window),
     /// A bare identity.
     Identity,
     /// One after the other.
@@ -315,21 +315,16 @@ impl Template {
     /// Calls `f` with the name of each tensor that the template may use.
     pub(crate) fn visit_tensors<'a>(&'a self, f: &mut impl FnMut(&'a Pattern)) {
         match self {
-            Template::Conv {
-                weight,
-                bias,
-                presence,
-                ..
-            } => {
-                f(weight);
-                let bias = bias.iter().filter(|_| *presence != Presence::Forbidden);
-                bias.for_each(f);
+            Template::Conv(conv) => {
+                f(&conv.weight);
+                let can_be = conv.presence != Presence::Forbidden;
+                conv.bias.iter().filter(|_| can_be).for_each(f);
             }
             Template::Bn { norm, .. } => norm.tensors.iter().for_each(f),
             Template::Scale(Factor::Tensor(Vector { tensor, .. })) | Template::Shift(tensor) => {
                 f(tensor);
             }
-            Template::Scale(Factor::Number(_)) | Template::Mean(_) | Template::Identity => {}
+            Template::Scale(Factor::Number(_)) | Template::AvgPool(_) | Template::Identity => {}
             Template::Seq(xs) | Template::Sum(xs) => {
                 xs.iter().for_each(|x| x.visit_tensors(f));
             }
@@ -346,7 +341,7 @@ impl Template {
             .collect();
         names.extend(self.sizes());
         self.visit(&mut |node| {
-            if let Template::Mean(Window::Of(p)) = node {
+            if let Template::AvgPool(Window::Of(p)) = node {
                 names.extend(p.captures().map(str::to_owned));
             }
         });
@@ -357,8 +352,8 @@ impl Template {
     pub fn sizes(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         self.visit(&mut |node| {
-            if let Template::Conv { dilation, .. } = node {
-                for size in dilation {
+            if let Template::Conv(conv) = node {
+                for size in &conv.dilation {
                     if let Size::Captured(p) = size {
                         names.extend(p.captures().map(str::to_owned));
                     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::detect::{Segments, anchors, misfit};
 use super::expand::{Index, anywhere, names};
 use super::model::{BlockRule, Recipe};
 use super::pattern::{Captures, Pattern};
+use super::segments::Segments;
+use super::start::{anchors, misfit};
 use crate::tensor::{Tensor, quoted};
 
 /// How many near misses an error names.
@@ -13,71 +14,84 @@ const SHOWN: usize = 3;
 
 /// Sentences such as "`stage1.0` looks like `repvgg` but `…` is missing".
 pub(crate) fn near_misses(index: &Index, recipes: &[Recipe]) -> Vec<String> {
-    let mut lines = Vec::new();
-    let evident = |recipe: &&Recipe| {
-        let there = |pattern| anywhere(index, pattern).next().is_some();
-        recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
-    };
     let segments = Segments::of(index);
-    let owns_some = |recipe: &&Recipe| recipe.owns.iter().any(|owned| segments.have(owned));
-    for recipe in recipes.iter().filter(owns_some).filter(evident) {
-        let mut looked_at = BTreeSet::new();
-        for tensor in index.values() {
-            let new = |place: &String| looked_at.insert(place.clone());
-            let Some(place) = place_of(recipe, tensor).filter(new) else {
-                continue;
-            };
-            if let Some(missing) = lacks(recipe, &place, index) {
-                lines.push(format!(
-                    "{} looks like `{}` but {missing} is missing",
-                    quoted(&place),
-                    recipe.name
-                ));
-                break;
-            }
-        }
-    }
+    let mut lines = half_blocks(index, recipes, &segments);
     // What the names that only one family has say outweighs what any other looks like.
-    let recipes = if lines.is_empty() { recipes } else { &[] };
-    for recipe in recipes {
-        let possible = |rule: &&BlockRule| rule.at.iter().any(|p| segments.allow(p));
-        for rule in recipe.blocks.iter().filter(possible) {
-            // Without shapes to check, an anchor alone is too weak a sign to be named.
-            let miss = anchors(rule, index)
-                .filter(|_| !rule.shapes.is_empty())
-                .find_map(|start| Some((misfit(&start, index)?, start)));
-            if let Some((reason, start)) =
-                miss.filter(|_| recipe.unless.is_empty() && recipe.when.is_empty())
-            {
-                let path = rule.path(&start.captures).filter(|path| !path.is_empty());
-                let place = path.unwrap_or(start.anchor.name());
-                lines.push(format!(
-                    "{} looks like `{}` but {reason}",
-                    quoted(place),
-                    recipe.name
-                ));
-            } else if let Some(start) = anchors(rule, index)
-                .find(|start| !rule.shapes.is_empty() && misfit(start, index).is_none())
-            {
-                let there = |pattern| anywhere(index, pattern).next().is_some();
-                let absent = recipe.when.iter().find(|any| !any.iter().any(there));
-                // A file that has none of the words that tell a family is hardly of it.
-                let share = |pattern: &&Pattern| segments.share(pattern);
-                let told = |pattern: &&Pattern| {
-                    let [found, all] = share(pattern);
-                    2 * found > all
-                };
-                let nearest = absent.and_then(|any| any.iter().filter(told).max_by_key(share));
-                if let Some(pattern) = nearest {
-                    lines.push(format!("{} looks like `{}` but nothing is named {pattern}; pass --recipe {} if it is", start.anchor, recipe.name, recipe.name));
-                }
-            }
-        }
+    if lines.is_empty() {
+        lines = almost_blocks(index, recipes, &segments);
     }
     let mut seen = BTreeSet::new();
     lines.retain(|line| seen.insert(line.clone()));
     lines.truncate(SHOWN);
     lines
+}
+
+/// Blocks that lack a tensor, told by a path segment that only one family has.
+fn half_blocks(index: &Index, recipes: &[Recipe], segments: &Segments<'_>) -> Vec<String> {
+    let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
+    let evident = |recipe: &&Recipe| {
+        recipe.when.iter().all(|any| any.iter().any(there)) && !recipe.unless.iter().any(there)
+    };
+    let owns_some = |recipe: &&Recipe| recipe.owns.iter().any(|owned| segments.have(owned));
+    let half_block = |recipe: &Recipe| {
+        let mut seen = BTreeSet::new();
+        let places = index.values().filter_map(|t| place_of(recipe, t));
+        places
+            .filter(|place| seen.insert(place.clone()))
+            .find_map(|place| {
+                let missing = lacks(recipe, &place, index)?;
+                let place = quoted(&place);
+                Some(format!(
+                    "{place} looks like `{}` but {missing} is missing",
+                    recipe.name
+                ))
+            })
+    };
+    let recipes = recipes.iter().filter(owns_some).filter(evident);
+    recipes.filter_map(half_block).collect()
+}
+
+/// Blocks that are there but for a shape, and those of recipes whose evidence is not in the file.
+fn almost_blocks(index: &Index, recipes: &[Recipe], segments: &Segments<'_>) -> Vec<String> {
+    let possible = |rule: &&BlockRule| {
+        // Without shapes to check, an anchor alone is too weak a sign to be named.
+        !rule.shapes.is_empty() && rule.at.iter().any(|p| segments.allow(p))
+    };
+    let mut lines = Vec::new();
+    for recipe in recipes {
+        let no_evidence = recipe.unless.is_empty() && recipe.when.is_empty();
+        for rule in recipe.blocks.iter().filter(possible) {
+            let mut starts = anchors(rule, index);
+            let miss = starts.find_map(|start| Some((misfit(&start, index)?, start)));
+            if let Some((reason, start)) = miss.filter(|_| no_evidence) {
+                let path = rule.path(&start.captures).filter(|path| !path.is_empty());
+                let place = quoted(path.unwrap_or(start.anchor.name()));
+                lines.push(format!("{place} looks like `{}` but {reason}", recipe.name));
+                continue;
+            }
+            let whole = anchors(rule, index).find(|start| misfit(start, index).is_none());
+            if let (Some(start), Some(pattern)) = (whole, absent(recipe, index, segments)) {
+                lines.push(format!(
+                    "{} looks like `{}` but nothing is named {pattern}",
+                    start.anchor, recipe.name
+                ));
+            }
+        }
+    }
+    lines
+}
+
+/// What a recipe asks for and the file does not have, where the file has most of the words that tell it. (A file that has none
+/// of the words that tell a family is hardly of it.)
+fn absent<'r>(recipe: &'r Recipe, index: &Index, segments: &Segments<'_>) -> Option<&'r Pattern> {
+    let there = |pattern: &Pattern| anywhere(index, pattern).next().is_some();
+    let absent = recipe.when.iter().find(|any| !any.iter().any(there))?;
+    let told = |pattern: &&Pattern| {
+        let [found, all] = segments.share(pattern);
+        2 * found > all
+    };
+    let share = |pattern: &&Pattern| segments.share(pattern);
+    absent.iter().filter(told).max_by_key(share)
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).

@@ -1,21 +1,14 @@
 //! Reading a recipe's JSON, with the path to every mistake.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::error::Error;
-use super::model::{
-    Axes, BlockRule, Dim, Groups, Network, Norm, Presence, Recipe, Size, Template, Window,
-};
+use super::model::{BlockRule, Dim, Network, Presence, Recipe, Template};
 use super::pattern::Pattern;
-use crate::algebra::{Factor, Through, Vector};
-
-/// What is wrong at which place of the JSON.
-struct Mistake {
-    path: String,
-    message: String,
-}
-
-type Parsed<T> = Result<T, Mistake>;
+use super::place::{At, Parsed};
+use super::template::parse_template;
+use crate::algebra::{Factor, Vector};
+use crate::tensor::quoted;
 
 /// Reads a recipe. `origin` names it in errors: a file's path or a built-in recipe.
 ///
@@ -37,278 +30,50 @@ pub fn recipe(text: &str, origin: &str) -> Result<Recipe, Error> {
     .map_err(|m| mistake(&m.path, m.message))
 }
 
-/// A value and the path to it.
-struct At<'a> {
-    path: String,
-    value: &'a Value,
-    /// In a block, the module that names which begin with `.` are below.
-    module: Option<&'a str>,
-}
-
-impl<'a> At<'a> {
-    fn wrong<T>(&self, message: impl Into<String>) -> Parsed<T> {
-        Err(Mistake {
-            path: self.path.clone(),
-            message: message.into(),
-        })
-    }
-
-    fn expected<T>(&self, what: &str) -> Parsed<T> {
-        let found = match self.value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
-        };
-        self.wrong(format!("found {found}; expected {what}"))
-    }
-
-    fn key(&self, key: &str, value: &'a Value) -> At<'a> {
-        let path = if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        };
-        let module = self.module;
-        At {
-            path,
-            value,
-            module,
-        }
-    }
-
-    fn object(&self, what: &str) -> Parsed<&'a Map<String, Value>> {
-        self.value
-            .as_object()
-            .map_or_else(|| self.expected(what), Ok)
-    }
-
-    /// An object whose keys are all among `known`.
-    fn object_of(&self, what: &str, known: &[&str]) -> Parsed<&'a Map<String, Value>> {
-        let map = self.object(what)?;
-        for key in map.keys() {
-            if !known.contains(&key.as_str()) {
-                let hint = super::closest(key, known.iter().copied()).map_or_else(
-                    || format!("expected one of `{}`", known.join("`, `")),
-                    |k| format!("did you mean `{k}`?"),
-                );
-                return self.wrong(format!(
-                    "unknown key {}; {hint}",
-                    crate::tensor::quoted(key)
-                ));
-            }
-        }
-        Ok(map)
-    }
-
-    fn get(&self, key: &str) -> Option<At<'a>> {
-        self.value.get(key).map(|value| self.key(key, value))
-    }
-
-    /// A boolean that is false where it is left out.
-    fn flag(&self, key: &str) -> Parsed<bool> {
-        self.get(key).map_or(Ok(false), |at| at.boolean())
-    }
-
-    fn need(&self, key: &str) -> Parsed<At<'a>> {
-        self.get(key)
-            .map_or_else(|| self.wrong(format!("the key `{key}` is missing")), Ok)
-    }
-
-    fn entries(&self, what: &str) -> Parsed<Vec<(Pattern, At<'a>)>> {
-        let found = |(key, at): (&str, At<'a>)| Ok((self.pattern_of(key)?, at));
-        self.pairs(what)?.map(found).collect()
-    }
-
-    /// The same, where the keys are names that are written.
-    fn written_entries(&self, what: &str) -> Parsed<Vec<(Pattern, At<'a>)>> {
-        let written = |(key, at): (&str, At<'a>)| Ok((self.name_of(key)?, at));
-        self.pairs(what)?.map(written).collect()
-    }
-
-    fn pairs(&self, what: &str) -> Parsed<impl Iterator<Item = (&'a str, At<'a>)>> {
-        let entries = self.object(what)?.iter();
-        Ok(entries.map(|(key, value)| (key.as_str(), self.key(key, value))))
-    }
-
-    /// As many entries as a recipe may have of a kind: each is looked for in the whole file.
-    fn few<T>(&self, entries: Vec<T>) -> Parsed<Vec<T>> {
-        match entries.len() {
-            0..=MAX_ENTRIES => Ok(entries),
-            found => self.wrong(format!(
-                "found {found} entries; at most {MAX_ENTRIES} are taken"
-            )),
-        }
-    }
-
-    fn items(&self, what: &str) -> Parsed<Vec<At<'a>>> {
-        let Some(items) = self.value.as_array() else {
-            return self.expected(what);
-        };
-        Ok(items
-            .iter()
-            .enumerate()
-            .map(|(i, value)| At {
-                path: format!("{}[{i}]", self.path),
-                value,
-                module: self.module,
-            })
-            .collect())
-    }
-
-    fn string(&self) -> Parsed<&'a str> {
-        self.value
-            .as_str()
-            .map_or_else(|| self.expected("a string"), Ok)
-    }
-
-    fn number(&self) -> Parsed<f64> {
-        self.value
-            .as_f64()
-            .map_or_else(|| self.expected("a number"), Ok)
-    }
-
-    fn eps(&self) -> Parsed<f64> {
-        match self.number()? {
-            eps if eps > 0.0 && eps < 1.0 => Ok(eps),
-            eps => self.wrong(format!(
-                "an eps of {eps} makes no sense; expected a small positive number such as 1e-5"
-            )),
-        }
-    }
-
-    fn boolean(&self) -> Parsed<bool> {
-        self.value
-            .as_bool()
-            .map_or_else(|| self.expected("true or false"), Ok)
-    }
-
-    /// A count of channels, groups or taps.
-    fn count(&self) -> Parsed<usize> {
-        match self.value.as_u64() {
-            Some(n) if (1..=MAX_COUNT).contains(&n) => Ok(n as usize),
-            _ => self.expected(&format!("a whole number from 1 to {MAX_COUNT}")),
-        }
-    }
-
-    fn pattern_of(&self, text: &str) -> Parsed<Pattern> {
-        let pattern = self.name_of(text)?;
-        if let Some(name) = pattern.counts().next() {
-            return self.wrong(format!(
-                "{pattern} counts on from `{{{name}}}`, which only a name that is written does: an output of `fuse`, or a new name in `rename`"
-            ));
-        }
-        Ok(pattern)
-    }
-
-    /// The name of a tensor or module that is written.
-    fn name_of(&self, text: &str) -> Parsed<Pattern> {
-        let full = match (text.strip_prefix('.'), self.module) {
-            (None, _) => text.to_owned(),
-            (Some(""), Some(module)) => module.to_owned(),
-            (Some(_), Some(module)) => format!("{module}{text}"),
-            (Some(_), None) => {
-                return self.wrong(format!(
-                    "{} begins with a dot, which stands for the module that `at` of a block names; here is none",
-                    crate::tensor::quoted(text)
-                ));
-            }
-        };
-        Pattern::parse(&full).or_else(|message| self.wrong(message))
-    }
-
-    fn pattern(&self) -> Parsed<Pattern> {
-        self.pattern_of(self.string()?)
-    }
-
-    fn patterns(&self) -> Parsed<Vec<Pattern>> {
-        self.few(self.items("an array of patterns")?)?
-            .iter()
-            .map(At::pattern)
-            .collect()
-    }
-}
-
-/// More blocks, or names under one key, than any family needs.
-const MAX_ENTRIES: usize = 256;
-
-/// Windows, dilations and groups beyond this are mistakes.
-const MAX_COUNT: u64 = 1 << 16;
-
-fn list<'a, T>(
-    at: &At<'a>,
-    key: &str,
-    parse: impl Fn(&At<'a>) -> Parsed<Vec<T>>,
-) -> Parsed<Vec<T>> {
-    at.get(key).map_or(Ok(Vec::new()), |at| parse(&at))
-}
-
-fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
-    at.few(at.entries("an object: old name to new name")?)?
-        .into_iter()
-        .map(|(from, to)| Ok((from, to.name_of(to.string()?)?)))
-        .collect()
-}
+/// The keys of a recipe.
+const RECIPE: &[&str] = &[
+    "$schema",
+    "name",
+    "about",
+    "cite",
+    "models",
+    "load",
+    "eps",
+    "eps_note",
+    "identity_note",
+    "when",
+    "unless",
+    "owns",
+    "deploy",
+    "drop",
+    "rename",
+    "beside",
+    "blocks",
+    "network",
+    "host",
+];
 
 fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
     at.object_of(
         "an object with `name`, `about`, `cite` and `blocks`",
-        &[
-            "$schema",
-            "name",
-            "about",
-            "cite",
-            "models",
-            "load",
-            "eps",
-            "eps_note",
-            "identity_note",
-            "when",
-            "unless",
-            "owns",
-            "deploy",
-            "drop",
-            "rename",
-            "beside",
-            "blocks",
-            "network",
-            "host",
-        ],
+        RECIPE,
     )?;
     let recipe = Recipe {
         name: at.need("name")?.string()?.to_owned(),
         about: at.need("about")?.string()?.to_owned(),
-        cite: at
-            .get("cite")
-            .map_or(Ok(String::new()), |at| at.string().map(str::to_owned))?,
-        models: list(at, "models", parse_models)?,
-        load: at
-            .get("load")
-            .map(|at| at.string().map(str::to_owned))
-            .transpose()?,
+        cite: at.text("cite")?.unwrap_or_default(),
+        models: at.list("models", |at| at.strings("an array of model names"))?,
+        load: at.text("load")?,
         eps: at.get("eps").map(|at| at.eps()).transpose()?,
-        eps_note: at
-            .get("eps_note")
-            .map(|at| at.string().map(str::to_owned))
-            .transpose()?,
-        identity_note: at
-            .get("identity_note")
-            .map(|at| at.string().map(str::to_owned))
-            .transpose()?,
-        when: list(at, "when", parse_evidence)?,
-        unless: list(at, "unless", At::patterns)?,
-        owns: list(at, "owns", |at| {
-            at.few(at.items("an array of path segments")?)?
-                .iter()
-                .map(|at| Ok(at.string()?.to_owned()))
-                .collect()
-        })?,
-        deploy: list(at, "deploy", At::patterns)?,
-        drop: list(at, "drop", At::patterns)?,
-        rename: list(at, "rename", renames)?,
-        beside: list(at, "beside", At::patterns)?,
+        eps_note: at.text("eps_note")?,
+        identity_note: at.text("identity_note")?,
+        when: at.list("when", parse_evidence)?,
+        unless: at.list("unless", At::patterns)?,
+        owns: at.list("owns", |at| at.strings("an array of path segments"))?,
+        deploy: at.list("deploy", At::patterns)?,
+        drop: at.list("drop", At::patterns)?,
+        rename: at.list("rename", renames)?,
+        beside: at.list("beside", At::patterns)?,
         blocks: at
             .need("blocks")
             .and_then(|at| at.few(at.items("an array of blocks")?))?
@@ -318,6 +83,12 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         network: at.get("network").map(|at| parse_network(&at)).transpose()?,
         host: at.flag("host")?,
     };
+    check_recipe(at, &recipe)?;
+    Ok(recipe)
+}
+
+/// What no key can say by itself.
+fn check_recipe(at: &At<'_>, recipe: &Recipe) -> Parsed<()> {
     let name = at.need("name")?;
     if recipe.name.is_empty()
         || !recipe
@@ -327,7 +98,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
     {
         return name.wrong(format!(
             "{} is not a recipe name; expected lowercase letters, digits, `-` and `.`",
-            crate::tensor::quoted(&recipe.name)
+            quoted(&recipe.name)
         ));
     }
     if recipe.blocks.is_empty() {
@@ -340,7 +111,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         if let Some(free) = to.captures().find(|name| !bound.contains(name)) {
             return at.need("rename")?.wrong(format!(
                 "`{{{free}}}` is not bound; use a capture of the old name, {}",
-                crate::tensor::quoted(from.text())
+                quoted(from.text())
             ));
         }
     }
@@ -353,14 +124,13 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
             return at.wrong("the key `eps` is missing; no file stores the eps of a batch norm, so the recipe must (1e-5 is PyTorch's default)");
         }
     }
-    Ok(recipe)
+    Ok(())
 }
 
-/// Beginnings of model names.
-fn parse_models(at: &At<'_>) -> Parsed<Vec<String>> {
-    at.few(at.items("an array of model names")?)?
-        .iter()
-        .map(|at| Ok(at.string()?.to_owned()))
+fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
+    at.few(at.entries("an object: old name to new name")?)?
+        .into_iter()
+        .map(|(from, to)| Ok((from, to.name_of(to.string()?)?)))
         .collect()
 }
 
@@ -392,21 +162,6 @@ fn parse_network(at: &At<'_>) -> Parsed<Network> {
     })
 }
 
-fn all_bound<'p>(
-    at: &At<'_>,
-    captures: impl Iterator<Item = &'p str>,
-    bound: &[&str],
-) -> Parsed<()> {
-    for name in captures {
-        if !bound.contains(&name) {
-            return at.wrong(format!(
-                "`{{{name}}}` is not bound; use a capture of `at`, or `each` for one term per value"
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
@@ -432,7 +187,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     };
     let mut block = BlockRule {
         at: starts,
-        shapes: list(at, "where", parse_shapes)?,
+        shapes: at.list("where", parse_shapes)?,
         fuse: at
             .need("fuse")?
             .written_entries("an object: output module to expression")?
@@ -440,17 +195,17 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .map(|(module, at)| Ok((module, parse_template(&at, of_block)?)))
             .collect::<Parsed<_>>()?,
         bias,
-        drop: list(at, "drop", At::patterns)?,
-        rename: list(at, "rename", renames)?,
-        keep: list(at, "keep", At::patterns)?,
-        set: list(at, "set", |at| {
+        drop: at.list("drop", At::patterns)?,
+        rename: at.list("rename", renames)?,
+        keep: at.list("keep", At::patterns)?,
+        set: at.list("set", |at| {
             at.few(at.entries("an object: tensor to number")?)?
                 .into_iter()
                 .map(|(name, at)| Ok((name, at.number()?)))
                 .collect()
         })?,
-        beside: list(at, "beside", At::patterns)?,
-        classes: list(at, "classes", parse_classes)?,
+        beside: at.list("beside", At::patterns)?,
+        classes: at.list("classes", parse_classes)?,
     };
     if block.at.is_empty() || block.fuse.is_empty() {
         let empty = if block.at.is_empty() { "at" } else { "fuse" };
@@ -469,8 +224,14 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     for (_, to) in &block.rename {
         has_digits(&at.need("rename")?, to, &block.at)?;
     }
+    check_captures(at, &block)?;
+    Ok(block)
+}
+
+/// Every name of a block can be told from what it is found by.
+fn check_captures(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
     let Some(first) = block.at.first() else {
-        return anchor.wrong("`at` is empty");
+        return at.need("at")?.wrong("`at` is empty");
     };
     // Only what every alternative binds is bound.
     let bound: Vec<&str> = first
@@ -506,7 +267,22 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             &bound,
         )?;
     }
-    Ok(block)
+    Ok(())
+}
+
+fn all_bound<'p>(
+    at: &At<'_>,
+    captures: impl Iterator<Item = &'p str>,
+    bound: &[&str],
+) -> Parsed<()> {
+    for name in captures {
+        if !bound.contains(&name) {
+            return at.wrong(format!(
+                "`{{{name}}}` is not bound; use a capture of `at`, or `each` for one term per value"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The names that start a block: what `at` says, or where that is a module with operators below it, what tells each of those.
@@ -516,7 +292,7 @@ fn anchors(at: &Pattern, fuse: &[(Pattern, Template)]) -> Vec<Pattern> {
     for (_, template) in fuse {
         template.visit(&mut |node| {
             let tells = match node {
-                Template::Conv { weight, .. } => weight,
+                Template::Conv(conv) => &conv.weight,
                 // A norm of another kind has no such statistics.
                 Template::Bn { norm, .. } => &norm.tensors[2],
                 Template::Scale(Factor::Tensor(Vector { tensor, .. }))
@@ -590,13 +366,7 @@ fn check_bound(at: &At<'_>, template: &Template, bound: &[&str]) -> Parsed<()> {
 
 /// Modules, and the names of the classes that one of them may have.
 fn parse_classes(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<String>)>> {
-    let names = |at: &At<'_>| {
-        let names = at.few(at.items("an array of class names")?)?;
-        names
-            .iter()
-            .map(|at| Ok(at.string()?.to_owned()))
-            .collect::<Parsed<_>>()
-    };
+    let names = |at: &At<'_>| at.strings("an array of class names");
     at.few(at.entries("an object: module to the names of classes")?)?
         .into_iter()
         .map(|(module, at)| Ok((module, names(&at)?)))
@@ -633,254 +403,5 @@ fn parse_dim(at: &At<'_>) -> Parsed<Dim> {
             _ => return at.expected("a number, a letter, \"odd\" or \"_\""),
         }),
         _ => at.expected("a number, a letter, \"odd\" or \"_\""),
-    }
-}
-
-const KINDS: [&str; 9] = [
-    "conv", "bn", "scale", "shift", "mean", "seq", "sum", "optional", "each",
-];
-
-/// What may stand beside `conv`.
-const CONV_OPTIONS: [&str; 6] = [
-    "bias",
-    "dilation",
-    "groups",
-    "transposed",
-    "flipped",
-    "axes",
-];
-
-/// `bias` is what holds for a conv that does not say whether it has one.
-fn parse_template(at: &At<'_>, bias: Presence) -> Parsed<Template> {
-    if at.value.is_array() {
-        return Ok(Template::Seq(parse_terms(at, "seq", bias)?));
-    }
-    if let Value::String(word) = at.value {
-        return match word.as_str() {
-            "identity" => Ok(Template::Identity),
-            _ => at.wrong(format!(
-                "unknown expression {}; the only one without an object is \"identity\"",
-                crate::tensor::quoted(word)
-            )),
-        };
-    }
-    let map =
-        at.object("an expression: \"identity\", an array, or an object such as {\"conv\": …}")?;
-    let known: Vec<&str> = KINDS
-        .iter()
-        .copied()
-        .chain(CONV_OPTIONS)
-        .chain(["eps"])
-        .collect();
-    at.object_of("an expression", &known)?;
-    let kinds: Vec<&str> = KINDS
-        .iter()
-        .copied()
-        .filter(|kind| map.contains_key(*kind))
-        .collect();
-    if kinds == ["conv", "bn"] {
-        let [conv, norm] = parse_pair(at)?;
-        return Ok(Template::Seq(vec![conv, norm]));
-    }
-    let [kind] = kinds[..] else {
-        return at.wrong(format!(
-            "found {} of `{}` in one expression; expected exactly one, or `conv` and `bn`",
-            kinds.len(),
-            KINDS.join("`, `")
-        ));
-    };
-    let options: &[&str] = match kind {
-        "conv" => &[&["conv"], &CONV_OPTIONS[..]].concat(),
-        "bn" => &["bn", "eps"],
-        _ => &KINDS,
-    };
-    at.object_of("an expression", options)?;
-    let inside = at.need(kind)?;
-    Ok(match kind {
-        "conv" => parse_conv(at, &inside, bias)?,
-        "bn" => parse_norm(at, &inside)?,
-        "scale" => Template::Scale(match inside.value {
-            Value::Number(_) => Factor::Number(inside.number()?),
-            Value::Object(_) => Factor::Tensor(parse_vector(&inside)?),
-            _ => Factor::Tensor(Vector::of(inside.pattern()?)),
-        }),
-        "shift" => Template::Shift(inside.pattern()?),
-        "mean" => Template::Mean(match inside.value {
-            Value::String(_) => Window::Of(inside.pattern()?),
-            Value::Number(_) => {
-                let both = inside.count()?;
-                Window::Is([1, both, both])
-            }
-            _ => Window::Is(along_axes(&inside, 1, At::count)?),
-        }),
-        "seq" => Template::Seq(parse_terms(&inside, kind, bias)?),
-        "sum" => Template::Sum(parse_terms(&inside, kind, bias)?),
-        "optional" => {
-            let x = parse_template(&inside, bias)?;
-            if x != Template::Identity && x.tensors().is_empty() {
-                return at.wrong("nothing in a file tells whether it is there, for it has no tensor; only a bare identity can be optional without one");
-            }
-            Template::Optional(Box::new(x))
-        }
-        _ => Template::Each(Box::new(parse_template(&inside, bias)?)),
-    })
-}
-
-/// The parts of a `seq` or `sum`.
-fn parse_terms(at: &At<'_>, kind: &str, bias: Presence) -> Parsed<Vec<Template>> {
-    let items = at.items("an array of expressions")?;
-    if items.is_empty() {
-        return at.wrong(format!(
-            "an empty `{kind}`; expected at least one expression"
-        ));
-    }
-    let is = |at: &At<'_>, kind: &str| at.get(kind).is_some();
-    let mut terms = Vec::new();
-    for (i, item) in items.iter().enumerate() {
-        if kind == "seq" && is(item, "conv") && is(item, "bn") {
-            terms.extend(parse_pair(item)?);
-            continue;
-        }
-        // A norm takes the bias of the conv before it away: hardly any network has one there.
-        let norm_next = items
-            .get(i + 1)
-            .is_some_and(|next| is(next, "bn") && !is(next, "conv"));
-        let bias = match kind == "seq" && is(item, "conv") && norm_next {
-            true => Presence::Forbidden,
-            false => bias,
-        };
-        terms.push(parse_template(item, bias)?);
-    }
-    Ok(terms)
-}
-
-/// A conv and the norm behind it, in one object.
-fn parse_pair(at: &At<'_>) -> Parsed<[Template; 2]> {
-    at.object_of(
-        "an expression",
-        &[&["conv", "bn", "eps"], &CONV_OPTIONS[..]].concat(),
-    )?;
-    let conv = parse_conv(at, &at.need("conv")?, Presence::Forbidden)?;
-    Ok([conv, parse_norm(at, &at.need("bn")?)?])
-}
-
-fn parse_norm(at: &At<'_>, inside: &At<'_>) -> Parsed<Template> {
-    Ok(Template::Bn {
-        norm: Box::new(Norm::of(inside.pattern()?)),
-        eps: at.get("eps").map(|at| at.eps()).transpose()?,
-    })
-}
-
-fn parse_conv(at: &At<'_>, inside: &At<'_>, presence: Presence) -> Parsed<Template> {
-    let (weight, bias, presence) = match inside.value {
-        Value::String(text) => {
-            let module = inside.pattern()?;
-            if let Some(module) = [".weight", ".bias"]
-                .iter()
-                .find_map(|end| text.strip_suffix(end))
-            {
-                return inside.wrong(format!(
-                    "{} is a tensor; `conv` takes the module, not its weight: {}",
-                    crate::tensor::quoted(text),
-                    crate::tensor::quoted(module)
-                ));
-            }
-            let presence = at.get("bias").map_or(Ok(presence), |at| parse_bias(&at))?;
-            let bias = Some(module.with_end(".bias"));
-            (module.with_end(".weight"), bias, presence)
-        }
-        _ => {
-            let what = "a module, or an object with `weight` and `bias`";
-            inside.object_of(what, &["weight", "bias"])?;
-            if let Some(beside) = at.get("bias") {
-                return beside.wrong("the bias is named beside the weight; only a module says whether it must have one");
-            }
-            let bias = inside.get("bias").map(|at| at.pattern()).transpose()?;
-            (inside.need("weight")?.pattern()?, bias, Presence::Required)
-        }
-    };
-    let (transposed, flipped) = (at.flag("transposed")?, at.flag("flipped")?);
-    let axes = at.get("axes").map(|at| parse_axes(&at)).transpose()?;
-    if transposed && (flipped || axes.is_some() || at.get("dilation").is_some()) {
-        return at.wrong("a transposed conv has `[in, out/groups, kh, kw]` and no `dilation`, is not `flipped`, and has no other `axes`");
-    }
-    Ok(Template::Conv {
-        weight,
-        bias,
-        presence,
-        dilation: at.get("dilation").map_or(Ok([1; 3].map(Size::Is)), |at| {
-            match at.value.is_array() {
-                true => along_axes(&at, Size::Is(1), parse_size),
-                false => parse_size(&at).map(|all| [all.clone(), all.clone(), all]),
-            }
-        })?,
-        groups: match at.get("groups") {
-            None => None,
-            Some(at) if at.value == "depthwise" => Some(Groups::Depthwise),
-            Some(at) => Some(Groups::Is(at.count()?)),
-        },
-        transposed,
-        flipped,
-        axes,
-    })
-}
-
-/// Whether a conv that is named by its module has a bias.
-fn parse_bias(at: &At<'_>) -> Parsed<Presence> {
-    match at.value {
-        Value::Bool(true) => Ok(Presence::Required),
-        Value::Bool(false) => Ok(Presence::Forbidden),
-        Value::String(word) if word == "optional" => Ok(Presence::Optional),
-        _ => at.expected("true, false or \"optional\""),
-    }
-}
-
-fn parse_axes(at: &At<'_>) -> Parsed<Axes> {
-    let what = "letters of \"oihw\" in this order, and no `i` without an `o`";
-    let text = at.string()?;
-    match Axes::of(text) {
-        Some(axes) => Ok(axes),
-        None => {
-            let found = crate::tensor::quoted(text);
-            at.wrong(format!("found {found}; expected {what}"))
-        }
-    }
-}
-
-/// A row of a matrix, or a tensor behind a sigmoid.
-fn parse_vector(at: &At<'_>) -> Parsed<Vector<Pattern>> {
-    at.object_of("an object with `tensor`", &["tensor", "row", "sigmoid"])?;
-    let row = |at: At<'_>| match at.value.as_u64() {
-        Some(row) if row < MAX_COUNT => Ok(row as usize),
-        _ => at.expected("the number of a row, from 0"),
-    };
-    Ok(Vector {
-        tensor: at.need("tensor")?.pattern()?,
-        row: at.get("row").map(row).transpose()?,
-        through: match at.flag("sigmoid")? {
-            true => Through::Sigmoid,
-            false => Through::Itself,
-        },
-    })
-}
-
-fn parse_size(at: &At<'_>) -> Parsed<Size> {
-    match at.value {
-        Value::String(_) => Ok(Size::Captured(at.pattern()?)),
-        _ => Ok(Size::Is(at.count()?)),
-    }
-}
-
-/// `[height, width]`, with this depth, or `[depth, height, width]`.
-fn along_axes<'a, T>(
-    at: &At<'a>,
-    depth: T,
-    parse: impl Fn(&At<'a>) -> Parsed<T>,
-) -> Parsed<[T; 3]> {
-    let what = "[height, width] or [depth, height, width]";
-    match at.items(what)?.as_slice() {
-        [height, width] => Ok([depth, parse(height)?, parse(width)?]),
-        [depth, height, width] => Ok([parse(depth)?, parse(height)?, parse(width)?]),
-        _ => at.expected(what),
     }
 }

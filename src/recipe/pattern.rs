@@ -378,32 +378,6 @@ fn combinations(parts: &[Part]) -> usize {
     words.fold(1, usize::saturating_mul)
 }
 
-/// The segments that a pattern's text tells: every name that it matches has each of them, or one of the words of each.
-pub(crate) fn told_segments(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    // The words of a capture may have dots in them.
-    let mut inside = false;
-    text.split('.').filter_map(move |piece| {
-        let capture = inside || piece.contains('{');
-        let told = match capture {
-            false => Some(vec![piece]),
-            true if inside => None,
-            true => words_of(piece),
-        };
-        if let Some(last) = piece.rfind(['{', '}']) {
-            inside = piece[last..].starts_with('{');
-        }
-        told
-    })
-}
-
-/// The words of a piece that is a capture of words and nothing else.
-fn words_of(piece: &str) -> Option<Vec<&str>> {
-    let inside = piece.strip_prefix('{')?.strip_suffix('}')?;
-    let (_, words) = inside.split_once(':')?;
-    let alone = words != "*" && !inside.contains(['{', '}']);
-    alone.then(|| words.split('|').collect())
-}
-
 fn parse_capture(inside: &str) -> Result<Part, String> {
     let (name, kind) = inside
         .split_once(':')
@@ -533,20 +507,6 @@ mod tests {
         ] {
             assert_eq!(Pattern::parse(text).expect_err(text), expected);
         }
-    }
-
-    #[test]
-    fn a_pattern_tells_some_segments() {
-        let segments = |text| {
-            told_segments(text)
-                .map(|words| words.join("|"))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(segments("{p}.conv.{i}.weight"), ["conv", "weight"]);
-        assert_eq!(segments("{p}.{i}.{t:c|bn}.{u:*}"), ["c|bn"]);
-        assert_eq!(segments("a{i}b.{s:c}x.c"), ["c"]);
-        assert_eq!(segments("{p}.{s:a.b.c|d}.e.{t:f|g.h}x.i"), ["e", "i"]);
-        assert_eq!(segments("{p}.{s:a.b}{t:c.d}.e"), ["e"]);
     }
 
     #[test]

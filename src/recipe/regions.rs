@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::detect::{Start, found_in, is_start, possible_starts, starts};
 use super::error::Error;
-use super::expand::{Index, Looks, anywhere};
+use super::expand::{Index, MatchBudget, anywhere};
 use super::model::{BlockRule, Recipe};
 use super::pattern::{Captures, Pattern};
+use super::start::{Start, found_in, is_start, possible_starts, starts};
 use crate::tensor::Tensor;
 
 /// A family in a file.
@@ -47,12 +47,12 @@ pub(super) fn families<'a>(
     index: &Index,
     recipes: Vec<&'a Recipe>,
 ) -> Result<Vec<Family<'a>>, Error> {
-    let looks = Looks::default();
-    let there = |pattern: &Pattern| looks.anywhere(index, pattern).next().is_some();
+    let budget = MatchBudget::default();
+    let there = |pattern: &Pattern| budget.anywhere(index, pattern).next().is_some();
     let candidates: Vec<&Recipe> = recipes
         .into_iter()
         .filter(|recipe| recipe.when.iter().all(|any| any.iter().any(there)))
-        .filter(|recipe| starts(recipe, index, &looks).next().is_some())
+        .filter(|recipe| starts(recipe, index, &budget).next().is_some())
         .collect();
     match candidates[..] {
         [] => return Ok(Vec::new()),
@@ -60,7 +60,7 @@ pub(super) fn families<'a>(
         [recipe] if found_in(recipe, index) => return Ok(vec![Family::whole(recipe)]),
         _ => {}
     }
-    let file = File::of(index, candidates, &looks);
+    let file = File::of(index, candidates, &budget);
     let regions = file.divide("", 0..file.names.len(), 0);
     let regions = file.that_nothing_speaks_against(regions);
     let undecided = regions.iter().find(|region| region.recipes.len() > 1);
@@ -155,11 +155,11 @@ struct File<'a, 'i> {
 }
 
 impl<'a, 'i> File<'a, 'i> {
-    fn of(index: &'i Index, recipes: Vec<&'a Recipe>, looks: &Looks) -> File<'a, 'i> {
+    fn of(index: &'i Index, recipes: Vec<&'a Recipe>, budget: &MatchBudget) -> File<'a, 'i> {
         let names: Vec<&str> = index.keys().map(String::as_str).collect();
         let seen: Vec<Seen<'a>> = recipes
             .into_iter()
-            .map(|recipe| Seen::of(recipe, index, &names, looks))
+            .map(|recipe| Seen::of(recipe, index, &names, budget))
             .collect();
         let unlike = |one: &Seen<'_>, other: &Seen<'_>| {
             let mut counts = vec![0];
@@ -191,31 +191,54 @@ impl<'a, 'i> File<'a, 'i> {
         if self.are_networks(&below, &tensors) {
             return below;
         }
-        let region = |recipes, host| Region {
-            path: path.to_owned(),
-            tensors: tensors.clone(),
-            recipes,
-            host,
+        let fitting = self.fitting(&below, path, &tensors);
+        if !fitting.is_empty() {
+            return vec![Region {
+                path: path.to_owned(),
+                tensors,
+                recipes: fitting,
+                host: None,
+            }];
+        }
+        let is_host = |i: &usize| self.hosts(*i, &below, path, &tensors);
+        let Some(host) = (0..self.seen.len()).find(is_host) else {
+            return below;
         };
+        let network = Region {
+            path: path.to_owned(),
+            tensors,
+            recipes: vec![host],
+            host: None,
+        };
+        let guests = below.into_iter().filter(|r| !self.explains(host, r));
+        let guests = guests.map(|guest| Region {
+            host: Some(host),
+            ..guest
+        });
+        std::iter::once(network).chain(guests).collect()
+    }
+
+    /// The recipes that a part of a file may be of as a whole: several where they fit equally well.
+    fn fitting(&self, below: &[Region], path: &str, tensors: &Range<usize>) -> Vec<usize> {
         let all = 0..self.seen.len();
-        let mut whole: Vec<usize> = all
-            .clone()
-            .filter(|i| self.seen[*i].fits(&tensors))
-            .collect();
+        let mut whole: Vec<usize> = all.filter(|i| self.seen[*i].fits(tensors)).collect();
         // A recipe that found its evidence is preferred to one that asks for none.
         whole.retain(|i| below.iter().all(|region| self.explains(*i, region)));
         if whole.iter().any(|i| !self.seen[*i].recipe.when.is_empty()) {
             whole.retain(|i| !self.seen[*i].recipe.when.is_empty());
         }
         // Of blocks in blocks, the outer ones are right. (Those that are found by the same tensors are the same blocks.)
-        let here = |i: usize| region(vec![i], None);
+        let here = |i: usize| Region {
+            path: path.to_owned(),
+            tensors: tensors.clone(),
+            recipes: vec![i],
+            host: None,
+        };
         let found = |i: usize| {
             let blocks = &self.seen[i].blocks;
-            let here = within(blocks, &tensors, |block| block.0);
-            blocks[here]
-                .iter()
-                .map(|block| block.0)
-                .collect::<BTreeSet<_>>()
+            let here = within(blocks, tensors, |block| block.0);
+            let anchors = blocks[here].iter().map(|block| block.0);
+            anchors.collect::<BTreeSet<_>>()
         };
         let outermost = |i: &usize| {
             let mut others = whole.iter().filter(|other| *other != i);
@@ -225,44 +248,30 @@ impl<'a, 'i> File<'a, 'i> {
                     && found(*i).is_disjoint(&found(*other))
             })
         };
-        if let Some(outer) = whole.iter().copied().find(outermost) {
-            whole = vec![outer];
+        match whole.iter().copied().find(outermost) {
+            Some(outer) => vec![outer],
+            None => whole,
         }
-        if !whole.is_empty() {
-            return vec![region(whole, None)];
+    }
+
+    /// Whether a part of a file is a network of this recipe with the networks below it as guests.
+    fn hosts(&self, host: usize, below: &[Region], path: &str, tensors: &Range<usize>) -> bool {
+        let seen = &self.seen[host];
+        if !seen.recipe.host {
+            return false;
         }
-        for host in all.filter(|i| self.seen[*i].recipe.host) {
-            let (guests, own): (Vec<usize>, Vec<usize>) =
-                (0..below.len()).partition(|i| !self.explains(host, &below[*i]));
-            let is_guests = |tensor: usize| {
-                let mut guests = guests.iter().map(|i| &below[*i]);
-                guests.any(|guest| guest.tensors.contains(&tensor))
-            };
-            // A network that is whole further down has nothing to do with what stands beside it.
-            let outside = |block: &(usize, Vec<usize>)| {
-                let inside = |region: &Region| region.tensors.contains(&block.0);
-                !below.iter().any(inside)
-            };
-            let spreads = own.len() > 1 || self.seen[host].blocks_in(&tensors).any(outside);
-            let is_below = |root: &String| path == root || is_in(path, root);
-            let begins = self.seen[host].roots.iter().any(is_below);
-            let fits = self.seen[host].fits_beside(&tensors, &is_guests);
-            if spreads && begins && fits && !guests.is_empty() {
-                let mut kept = Vec::new();
-                for (i, guest) in below.into_iter().enumerate() {
-                    if !own.contains(&i) {
-                        kept.push(Region {
-                            host: Some(host),
-                            ..guest
-                        });
-                    }
-                }
-                return std::iter::once(region(vec![host], None))
-                    .chain(kept)
-                    .collect();
-            }
-        }
-        below
+        let guests: Vec<&Region> = below.iter().filter(|r| !self.explains(host, r)).collect();
+        let is_guests = |tensor: usize| guests.iter().any(|g| g.tensors.contains(&tensor));
+        // A network that is whole further down has nothing to do with what stands beside it.
+        let outside = |block: &(usize, Vec<usize>)| {
+            let inside = |region: &Region| region.tensors.contains(&block.0);
+            !below.iter().any(inside)
+        };
+        let own = below.len() - guests.len();
+        let spreads = own > 1 || seen.blocks_in(tensors).any(outside);
+        let is_below = |root: &String| path == root || is_in(path, root);
+        let begins = seen.roots.iter().any(is_below);
+        spreads && begins && !guests.is_empty() && seen.fits_beside(tensors, &is_guests)
     }
 
     /// Whether what was found are networks side by side: all of the file below a path, each with its own evidence and nothing
@@ -367,7 +376,7 @@ fn within<T>(sorted: &[T], range: &Range<usize>, key: impl Fn(&T) -> usize) -> R
 }
 
 impl<'a> Seen<'a> {
-    fn of(recipe: &'a Recipe, index: &Index, all: &[&str], looks: &Looks) -> Seen<'a> {
+    fn of(recipe: &'a Recipe, index: &Index, all: &[&str], budget: &MatchBudget) -> Seen<'a> {
         // Every name is one of the file.
         let number = |tensor: &Tensor| all.binary_search(&tensor.name()).ok();
         let matching = |pattern: &Pattern| -> Vec<usize> {
@@ -392,7 +401,7 @@ impl<'a> Seen<'a> {
         };
         let mut blocks: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut claimed = vec![None; all.len()];
-        for start in possible_starts(recipe, index, looks) {
+        for start in possible_starts(recipe, index, budget) {
             // As in a plan, the first rule has it.
             let free = number(start.anchor)
                 .filter(|anchor| claimed[*anchor].is_none())
@@ -401,7 +410,7 @@ impl<'a> Seen<'a> {
             let (Some(anchor), Some((_, own))) = (free, of_rule) else {
                 continue;
             };
-            let mut tensors: Vec<usize> = tensors_of(&start, own, index, looks)
+            let mut tensors: Vec<usize> = tensors_of(&start, own, index, budget)
                 .iter()
                 .filter_map(number)
                 .collect();
@@ -461,13 +470,18 @@ fn own(rule: &BlockRule) -> Vec<Pattern> {
 }
 
 /// The tensors that a block is made of.
-fn tensors_of(start: &Start<'_>, own: &[Pattern], index: &Index, looks: &Looks) -> Vec<Tensor> {
+fn tensors_of(
+    start: &Start<'_>,
+    own: &[Pattern],
+    index: &Index,
+    budget: &MatchBudget,
+) -> Vec<Tensor> {
     let mut found = vec![start.anchor.clone()];
     for pattern in own {
         match pattern.fill(&start.captures) {
             Some(name) => found.extend(index.get(&name).cloned()),
-            None if looks.may_go_on().is_ok() => {
-                let named = looks.names(index, pattern, &start.captures);
+            None if budget.may_go_on().is_ok() => {
+                let named = budget.names(index, pattern, &start.captures);
                 found.extend(named.map(|(tensor, _)| tensor.clone()));
             }
             None => {}

@@ -6,10 +6,12 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::detect::{Segments, deployed, found_in};
+use super::detect::deployed;
 use super::error::Error;
 use super::expand::Index;
 use super::model::Recipe;
+use super::segments::Segments;
+use super::start::found_in;
 use crate::tensor::Tensor;
 
 /// What PyTorch and the usual libraries put into names: `torch.compile`, FSDP, activation checkpointing, Fabric and DeepSpeed; and

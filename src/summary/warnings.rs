@@ -12,6 +12,8 @@ pub struct Warning {
     pub sentence: String,
     /// The tensors that it is about.
     pub tensors: Vec<String>,
+    /// The eps that the file may have instead of the recipe's, if it is about an eps.
+    pub other_eps: Option<f64>,
 }
 
 /// What of a plan rests on names alone. `weights` are those of [`check_norms`](crate::fuse::diagnose::check_norms).
@@ -39,6 +41,7 @@ fn about_eps(family: &Applied, weight: &EpsWeight) -> Option<Warning> {
             units::share(weight.largest)
         ),
         tensors: vec![weight.tensor.clone()],
+        other_eps: Some(weight.other),
     })
 }
 
@@ -60,5 +63,6 @@ fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
             quoted(&family.recipe)
         ),
         tensors,
+        other_eps: None,
     })
 }

@@ -137,7 +137,7 @@ fn steps<T>(part: &Part<T>) -> f64 {
     match part.op() {
         Op::Conv(_) => 2.0,
         Op::Bn(_) => 4.0,
-        Op::Scale(_) | Op::Shift(_) | Op::Mean(_) => 1.0,
+        Op::Scale(_) | Op::Shift(_) | Op::AvgPool(_) => 1.0,
         Op::Identity | Op::Select(_) => 0.0,
         Op::Sum(parts) => parts.iter().map(steps).fold(0.0, f64::max) + parts.len() as f64,
         Op::Stack(parts) => parts.iter().map(steps).fold(0.0, f64::max),

@@ -225,10 +225,10 @@ fn shapes_that_do_not_fit() {
             sum([c(), plain_conv("d", &[4, 4, 1, 1])]),
         ),
         (
-            sum([c(), Expr::Mean([1, 2, 2])]),
+            sum([c(), Expr::AvgPool([1, 2, 2])]),
             "`c` [4, 4, 3, 3] covers [3, 3] taps and the average pooling covers [2, 2]: they have no common centre; each axis needs \
              both odd or both even",
-            sum([c(), Expr::Mean([1, 3, 3])]),
+            sum([c(), Expr::AvgPool([1, 3, 3])]),
         ),
         (
             sum([plain_conv("c", &[4, 4, 2, 2]), Expr::Identity]),
@@ -307,9 +307,9 @@ fn shapes_that_do_not_fit() {
             sum([c(), seq([Expr::Identity])]),
         ),
         (
-            sum([c(), Expr::Mean([1, 0, 3])]),
+            sum([c(), Expr::AvgPool([1, 0, 3])]),
             "an average pooling over a window of [1, 0, 3]; expected at least 1 along each axis",
-            sum([c(), Expr::Mean([1, 1, 3])]),
+            sum([c(), Expr::AvgPool([1, 1, 3])]),
         ),
         (
             dilated(0),
@@ -343,9 +343,9 @@ fn shapes_that_do_not_fit() {
             dilated(2),
         ),
         (
-            seq([c(), Expr::Mean([1, 63, 63])]),
+            seq([c(), Expr::AvgPool([1, 63, 63])]),
             "one kernel for it would be [4, 4, 65, 65], far more than the 144 numbers of its tensors; a dilation or a mean is too wide",
-            seq([c(), Expr::Mean([1, 62, 62])]),
+            seq([c(), Expr::AvgPool([1, 62, 62])]),
         ),
         (
             seq([vec![c()], vec![doubled(); 11]].concat()),
@@ -670,7 +670,7 @@ fn tensors_that_have_no_single_fate() {
 /// What follows where no recipe knows a block.
 const WAYS_ON: &str = "\n  a recipe of your own: `repfuse recipes learn MODEL.pt2`; see docs/recipes.md\n  \
     no recipe at all: `repfuse fuse MODEL.onnx OUT.onnx`, or the same of a .pt2\n  \
-    by the name of a model: `repfuse recipes --for MODEL`";
+    by the name of a model: `repfuse recipes --for MODEL`, then `--recipe NAME`";
 
 #[test]
 fn files_that_no_recipe_fits() {
@@ -768,8 +768,7 @@ fn files_that_several_recipes_fit() {
     ];
     ones(&tensors[..5]).write(&place.path("little.safetensors"));
     let ran = place.run("fuse little.safetensors x");
-    let hint = "\n  `model.0.bn.bias` looks like `ultralytics-cls` but nothing is named `{p}.model.{i}.conv.conv.weight`; pass \
-                --recipe ultralytics-cls if it is";
+    let hint = "\n  `model.0.bn.bias` looks like `ultralytics-cls` but nothing is named `{p}.model.{i}.conv.conv.weight`\n";
     assert!(ran.stderr.contains(hint), "{}", ran.stderr);
     ones(&tensors).write(&place.path("enough.safetensors"));
     assert_eq!(

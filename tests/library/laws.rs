@@ -118,7 +118,7 @@ impl Grow<'_> {
             0 => self.conv(inputs, outputs, extent),
             1 if inputs == outputs && extent[1] == extent[2] => Expr::Seq(vec![
                 self.diagonal(inputs),
-                Expr::Mean(extent),
+                Expr::AvgPool(extent),
                 self.diagonal(inputs),
             ]),
             1 => Expr::Seq(vec![
@@ -424,9 +424,9 @@ fn squared(tree: &Tree) -> Tree {
             factors(read.into_iter().map(|x| x * x).collect())
         }
         Expr::Shift(shift) => Expr::Shift(square(shift)),
-        Expr::Mean(k) => {
+        Expr::AvgPool(k) => {
             let weight = 1.0 / volume(*k) as f64;
-            Expr::Seq(vec![Expr::Mean(*k), Expr::Scale(Factor::Number(weight))])
+            Expr::Seq(vec![Expr::AvgPool(*k), Expr::Scale(Factor::Number(weight))])
         }
         Expr::Identity => Expr::Identity,
         Expr::Seq(xs) => Expr::Seq(xs.iter().map(squared).collect()),

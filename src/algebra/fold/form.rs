@@ -239,7 +239,7 @@ fn apply<T: Operand, V: Values<T>>(
             let channels: Vec<_> = picked.iter().map(|channel| Some(*channel)).collect();
             Ok(form.picked(&channels))
         }
-        Op::Mean(window) => {
+        Op::AvgPool(window) => {
             let terms = form.terms.iter_mut();
             terms.for_each(|term| term.means.push(*window));
             Ok(form)

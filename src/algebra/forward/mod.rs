@@ -286,7 +286,7 @@ impl<V> Run<'_, V> {
                 let picked = picked[rows].iter().map(|channel| channel - start);
                 Ok(held.maps.picked(picked).cropped(want))
             }
-            Op::Mean(window) => {
+            Op::AvgPool(window) => {
                 let weight = self.reading.of(1.0 / volume(*window) as f64);
                 let maps = held.part(rows, grown(want, *window));
                 Ok(maps.pooled(*window, weight))

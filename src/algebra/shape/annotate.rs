@@ -63,8 +63,8 @@ pub(super) fn annotate<T: Operand>(
             }
             Op::Shift(t.clone())
         }
-        Expr::Mean(window) if window.contains(&0) => return Err(E::Window(*window)),
-        Expr::Mean(window) => Op::Mean(*window),
+        Expr::AvgPool(window) if window.contains(&0) => return Err(E::Window(*window)),
+        Expr::AvgPool(window) => Op::AvgPool(*window),
         Expr::Identity => Op::Identity,
     };
     Ok(Part::new(Geometry::channelwise(inputs, &op), op))
@@ -299,7 +299,7 @@ fn label<T: Operand>(part: &Part<T>) -> String {
     match (part.convs().first(), part.leaves().first(), part.op()) {
         (Some((conv, _)), ..) => format!("{} {:?}", conv.weight, conv.weight.shape()),
         (None, Some(leaf), _) => leaf.to_string(),
-        (None, None, Op::Mean(_)) => "the average pooling".to_owned(),
+        (None, None, Op::AvgPool(_)) => "the average pooling".to_owned(),
         (None, None, Op::Select(_)) => "the selection of channels".to_owned(),
         _ => "the identity".to_owned(),
     }

@@ -21,7 +21,7 @@ impl Geometry {
     /// Of an operator that maps every channel by itself.
     pub(in crate::algebra) fn channelwise<T>(inputs: usize, op: &Op<T>) -> Geometry {
         let extent = match op {
-            Op::Mean(window) => *window,
+            Op::AvgPool(window) => *window,
             _ => POINT,
         };
         Geometry {

@@ -83,7 +83,7 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
         Expr::Bn(b) => Some((b.var.len(), &b.var)),
         Expr::Scale(Factor::Tensor(v)) if v.len() > 1 => Some((v.len(), &v.tensor)),
         Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
-        Expr::Scale(_) | Expr::Shift(_) | Expr::Mean(_) | Expr::Identity => None,
+        Expr::Scale(_) | Expr::Shift(_) | Expr::AvgPool(_) | Expr::Identity => None,
         // (A selection says it, too, but is no leaf.)
         Expr::Select(_) => None,
         Expr::Sum(xs) | Expr::Stack(xs) => xs.iter().find_map(told_inputs),
@@ -208,7 +208,7 @@ pub(super) fn any_inputs<T: Operand>(expr: &Expr<T>) -> Result<usize, GeometryEr
     if convs.len() == 1 && is_chain(expr) {
         return Ok(per_group);
     }
-    let mut found: Option<(usize, Geometry, Vec<Option<Steps>>)> = None;
+    let mut found: Option<(usize, Geometry, Vec<Option<ChannelLayout>>)> = None;
     for groups in divisors(out) {
         let Some(inputs) = per_group.checked_mul(groups) else {
             continue;
@@ -217,7 +217,7 @@ pub(super) fn any_inputs<T: Operand>(expr: &Expr<T>) -> Result<usize, GeometryEr
             continue;
         };
         let mut steps = Vec::new();
-        inner_steps(&root, &mut steps);
+        inner_layouts(&root, &mut steps);
         match &found {
             None => found = Some((inputs, *root.geometry(), steps)),
             Some((_, other, others)) => {
@@ -242,7 +242,7 @@ fn is_chain<T>(expr: &Expr<T>) -> bool {
 
 /// How the channels of an inner map lie over the input channels of one group of the whole.
 #[derive(PartialEq)]
-struct Steps {
+struct ChannelLayout {
     /// Parts of the group that different channels see.
     parts: usize,
     /// Channels, side by side, that see the same part.
@@ -250,9 +250,9 @@ struct Steps {
 }
 
 /// The steps of channels in groups; none where each channel sees the whole of its group.
-fn steps(map: &Geometry, of_whole: usize) -> Option<Steps> {
+fn channel_layout(map: &Geometry, of_whole: usize) -> Option<ChannelLayout> {
     let parts = map.groups() / of_whole;
-    (parts > 1).then(|| Steps {
+    (parts > 1).then(|| ChannelLayout {
         parts,
         channels: map.out_per_group(),
     })
@@ -260,23 +260,23 @@ fn steps(map: &Geometry, of_whole: usize) -> Option<Steps> {
 
 /// The steps of every part of the tree that has a conv behind it or a branch beside it, in the order of the tree. Widths of the
 /// input that agree in all of them give the same kernel.
-fn inner_steps<T>(part: &Part<T>, found: &mut Vec<Option<Steps>>) {
+fn inner_layouts<T>(part: &Part<T>, found: &mut Vec<Option<ChannelLayout>>) {
     match part.op() {
         Op::Sum(branches) | Op::Stack(branches) => {
             // A branch that is narrower than the widest lies in steps over its group, too.
             for branch in branches {
-                inner_steps(branch, found);
-                found.push(steps(branch.geometry(), part.geometry().groups()));
+                inner_layouts(branch, found);
+                found.push(channel_layout(branch.geometry(), part.geometry().groups()));
             }
         }
         Op::Seq(parts) => {
             let mut before: Option<Geometry> = None;
             let mut channelwise = true;
             for x in parts {
-                inner_steps(x, found);
+                inner_layouts(x, found);
                 let whole = before.map_or(*x.geometry(), |before| before.then(x.geometry()));
                 let inner = before.filter(|_| !channelwise);
-                found.push(inner.and_then(|inner| steps(&inner, whole.groups())));
+                found.push(inner.and_then(|inner| channel_layout(&inner, whole.groups())));
                 before = Some(whole);
                 channelwise &= x.is_channelwise();
             }

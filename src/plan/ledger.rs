@@ -1,0 +1,511 @@
+//! The ledger of a plan: block by block it takes tensors, and at the end it decides about those that no block took.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::agree::Agreement;
+use super::classes::Unknown;
+use super::closed::{Beside, Region, Regions};
+use super::leftover::Operators;
+use super::select::Select;
+use super::{
+    Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
+    facts, planned, stored_type,
+};
+use crate::algebra::shape::resolve;
+use crate::algebra::{GeometryError, Resolved};
+use crate::recipe::Error;
+use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand, wanted_conv};
+use crate::recipe::model::{BlockRule, Recipe, Template};
+use crate::recipe::near::owner;
+use crate::recipe::pattern::{Captures, Pattern, covers};
+use crate::recipe::start::Start;
+use crate::tensor::{Tensor, quoted};
+
+/// A recipe may make several convs of one tensor, but a small file no endless plan.
+const CONVS_PER_TENSOR: usize = 8;
+
+/// Nor may a few tensors become operators without end.
+const OPERATORS_PER_TENSOR: usize = 64;
+
+/// What has been decided about the tensors of a file so far.
+pub(super) struct Ledger<'a> {
+    pub(super) index: &'a Index,
+    pub(super) recipe: &'a Recipe,
+    pub(super) options: &'a Options,
+    /// What has been decided about a tensor: taken by a block, or kept by the user's wish.
+    pub(super) taken: HashMap<String, Fate>,
+    used_names: HashSet<String>,
+    pub(super) blocks: Vec<Block>,
+    /// The convs of all blocks so far.
+    convs: usize,
+    /// The operators that they are fused from.
+    operators: usize,
+    /// The names that were tried for them.
+    pub(super) budget: &'a MatchBudget,
+    pub(super) skipped: Vec<String>,
+    pub(super) left: Vec<Left>,
+    /// The first that has a class which the recipe does not know.
+    pub(super) stranger: Option<Unknown>,
+    pub(super) dropped: Vec<Tensor>,
+    renamed: BTreeMap<String, String>,
+    /// What blocks use and leave where it is.
+    kept: HashSet<String>,
+    /// The name of a block, a tensor that it sets, and the number.
+    filled: Vec<(String, Tensor, f64)>,
+    /// What each block says is its own.
+    pub(super) regions: Vec<Region>,
+    /// Whether the blocks have what they may have.
+    agreement: Agreement,
+}
+
+/// What decides about the tensors that no block has.
+struct Around<'a> {
+    regions: Regions,
+    operators: Operators<'a>,
+    beside: Beside<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// A part of the block with this number.
+    Fused(usize),
+    /// Of a block that the user left out.
+    Kept,
+    /// Written with one number everywhere.
+    Filled,
+}
+
+impl<'a> Ledger<'a> {
+    pub(super) fn new(
+        index: &'a Index,
+        recipe: &'a Recipe,
+        options: &'a Options,
+        budget: &'a MatchBudget,
+    ) -> Ledger<'a> {
+        Ledger {
+            index,
+            recipe,
+            options,
+            taken: HashMap::new(),
+            used_names: HashSet::new(),
+            blocks: Vec::new(),
+            convs: 0,
+            operators: 0,
+            budget,
+            skipped: Vec::new(),
+            left: Vec::new(),
+            stranger: None,
+            dropped: Vec::new(),
+            renamed: BTreeMap::new(),
+            kept: HashSet::new(),
+            filled: Vec::new(),
+            regions: Vec::new(),
+            agreement: Agreement::default(),
+        }
+    }
+
+    /// Enters a block with all that it writes.
+    pub(super) fn block(&mut self, start: &Start<'_>, select: &Select) -> Result<(), Error> {
+        let Start { rule, captures, .. } = start;
+        let name = self.name_of(rule, captures);
+        if !select.takes(&name) {
+            self.leave(start, &name);
+            self.skipped.push(name);
+            return Ok(());
+        }
+        self.expect_whole(start, &name)?;
+        let mut block = Block {
+            name,
+            fused: Vec::new(),
+            consumed: Vec::new(),
+            assumes_identity: false,
+        };
+        let mut optional = Vec::new();
+        for (module, template) in &rule.fuse {
+            let (conv, mut expanded) = self.fused(module, template, start, &block.name)?;
+            block.fused.push(conv);
+            block.consumed.append(&mut expanded.claimed);
+            block.assumes_identity |= expanded.assumes_identity;
+            optional.append(&mut expanded.optional);
+        }
+        for module in rule.drop.iter().filter_map(|p| p.fill(captures)) {
+            block.consumed.extend(below(self.index, &module).cloned());
+        }
+        block.consumed.sort_by(|a, b| a.name().cmp(b.name()));
+        block.consumed.dedup_by(|a, b| a.name() == b.name());
+        if self.is_again(&block.consumed) {
+            return Ok(());
+        }
+        let used = block.consumed.iter().map(Tensor::name);
+        let region = Region::of(&block.name, rule, captures, used);
+        self.take(&mut block, start)?;
+        self.regions.push(region);
+        let is_rule = |other: &BlockRule| std::ptr::eq(other, *rule);
+        let number = self.recipe.blocks.iter().position(is_rule);
+        for part in optional {
+            self.agreement.note(number, &block.name, part);
+        }
+        for (from, to) in &rule.rename {
+            if let (Some(from), Some(to)) = (from.fill(captures), to.fill(captures)) {
+                self.rename(&from, &to);
+            }
+        }
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    /// Checks that a block has what the recipe's `where` asks for, and that the recipe does not make convs without end.
+    fn expect_whole(&mut self, start: &Start<'_>, block: &str) -> Result<(), Error> {
+        let Start { rule, captures, .. } = start;
+        let fail = |message: String| Error::Block {
+            block: block.to_owned(),
+            message,
+        };
+        self.convs += rule.fuse.len();
+        let (tensors, convs) = (self.index.len(), self.convs);
+        let most = CONVS_PER_TENSOR * tensors;
+        if convs > most {
+            return Err(fail(format!(
+                "with it the recipe makes {convs} convs of {tensors} tensors; at most {most} are planned"
+            )));
+        }
+        // A start with a tensor missing was let through as half a block.
+        let wanted = rule.shapes.iter().filter(|(_, shape)| shape.is_some());
+        let mut names = wanted.filter_map(|(pattern, _)| pattern.fill(captures));
+        match names.find(|name| !self.index.contains_key(name)) {
+            Some(name) => Err(fail(format!("{} is missing", quoted(&name)))),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the tensors of a block, and those that it keeps or sets.
+    fn take(&mut self, block: &mut Block, start: &Start<'_>) -> Result<(), Error> {
+        let Start { rule, captures, .. } = start;
+        let kept: Vec<String> = rule.keep.iter().filter_map(|p| p.fill(captures)).collect();
+        block
+            .consumed
+            .retain(|tensor| !kept.iter().any(|name| name == tensor.name()));
+        self.kept.extend(kept);
+        let fate = Fate::Fused(self.blocks.len());
+        for tensor in &block.consumed {
+            if let Some(other) = self.taken.insert(tensor.name().to_owned(), fate) {
+                let of = match other {
+                    Fate::Fused(i) => format!("block {}", quoted(&self.blocks[i].name)),
+                    _ => "another block".to_owned(),
+                };
+                return Err(Error::Block {
+                    block: block.name.clone(),
+                    message: format!("{tensor} is a part of {of} too; a tensor can be fused once"),
+                });
+            }
+        }
+        for (pattern, value) in &rule.set {
+            let name = pattern.fill(captures);
+            if let Some(tensor) = name.and_then(|name| self.index.get(&name)) {
+                self.taken.insert(tensor.name().to_owned(), Fate::Filled);
+                let filled = (block.name.clone(), tensor.clone(), *value);
+                self.filled.push(filled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether these are the tensors of a block that has been found by another of them. (What it was found by now is none of
+    /// them: an anchor may say "any tensor of this module".)
+    fn is_again(&self, consumed: &[Tensor]) -> bool {
+        let first = consumed.first().and_then(|t| self.taken.get(t.name()));
+        let Some(Fate::Fused(block)) = first else {
+            return false;
+        };
+        let names = |tensors: &[Tensor]| {
+            tensors
+                .iter()
+                .map(|t| t.name().to_owned())
+                .collect::<Vec<_>>()
+        };
+        names(&self.blocks[*block].consumed) == names(consumed)
+    }
+
+    /// One output of a block, and what else there is to know of its expression.
+    fn fused(
+        &mut self,
+        module: &Pattern,
+        template: &Template,
+        start: &Start<'_>,
+        block: &str,
+    ) -> Result<(PlannedConv, Expanded), Error> {
+        let Start { rule, captures, .. } = start;
+        let fail = |message: String| Error::Block {
+            block: block.to_owned(),
+            message,
+        };
+        let given = self.bn_eps();
+        // A recipe with norms has an eps; without one, no number is made of it.
+        let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps).unwrap_or(f64::NAN);
+        let (mut expr, expanded) =
+            expand(template, captures, self.index, &eps, self.budget).map_err(fail)?;
+        facts::told(&mut expr, given).map_err(fail)?;
+        self.operators += expanded.operators;
+        let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
+        if self.operators > most {
+            return Err(fail(format!(
+                "with it the recipe makes {} operators of {} tensors; at most {most} are planned",
+                self.operators,
+                self.index.len()
+            )));
+        }
+        let module = module.fill(captures).ok_or_else(|| {
+            fail(format!(
+                "{module} has no name here: a number in it is below 0"
+            ))
+        })?;
+        let expr =
+            resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
+                (GeometryError::NoConv, Some(conv)) => {
+                    fail(format!("no conv of it is in the file; {conv} would be one"))
+                }
+                _ => Error::Shapes {
+                    block: block.to_owned(),
+                    source,
+                },
+            })?;
+        let expr = stored_like(expr, &format!("{module}.weight"));
+        if let Some(leaf) = expr.root().constant().filter(|_| !rule.bias) {
+            return Err(fail(format!(
+                "{leaf} adds a constant, and the recipe says that the block has no `bias`"
+            )));
+        }
+        let stored = stored_type(expr.root()).map_err(fail)?;
+        let fused = PlannedConv {
+            module,
+            expr,
+            bias: rule.bias,
+            dtype: self.options.dtype.unwrap_or(stored),
+        };
+        Ok((fused, expanded))
+    }
+
+    /// The dotted path that the block's names share; the first output's module if that is empty or taken.
+    fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
+        let path = rule.path(captures).map(str::to_owned);
+        let module = rule
+            .fuse
+            .first()
+            .and_then(|(module, _)| module.fill(captures))
+            .unwrap_or_default();
+        let name = path
+            .filter(|path| !path.is_empty() && !self.used_names.contains(path))
+            .unwrap_or(module);
+        self.used_names.insert(name.clone());
+        name
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        for tensor in below(self.index, from) {
+            self.renamed.insert(
+                tensor.name().to_owned(),
+                format!("{to}{}", &tensor.name()[from.len()..]),
+            );
+        }
+    }
+
+    /// The plan: what becomes of every tensor.
+    pub(super) fn finish(mut self) -> Result<Plan, Error> {
+        if let Some((block, message)) = self.agreement.odd() {
+            return Err(Error::Block { block, message });
+        }
+        let mut outputs = Vec::new();
+        self.rest(&mut outputs)?;
+        for (block, tensor, value) in &self.filled {
+            outputs.push(filled(block, tensor, *value)?);
+        }
+        for (b, block) in self.blocks.iter().enumerate() {
+            for (f, fused) in block.fused.iter().enumerate() {
+                outputs.extend(of_conv(fused, [b, f]));
+            }
+        }
+        let recipe = self.recipe;
+        let (eps, eps_source) = match (facts::all_eps(&self.blocks), self.bn_eps()) {
+            (Some(told), _) => (told, EpsSource::File),
+            (None, Some(eps)) => (Some(eps), EpsSource::User),
+            (None, None) => (recipe.eps, EpsSource::Recipe),
+        };
+        Ok(Plan {
+            recipe: recipe.name.clone(),
+            eps,
+            eps_source,
+            eps_note: recipe.eps_note.clone(),
+            families: vec![Applied {
+                recipe: recipe.name.clone(),
+                eps,
+                eps_source,
+                eps_note: recipe.eps_note.clone(),
+                identity_note: recipe.identity_note.clone(),
+                host: None,
+                at: vec![String::new()],
+                blocks: 0..self.blocks.len(),
+            }],
+            load: recipe.load.clone(),
+            network: recipe.network.clone(),
+            blocks: self.blocks,
+            skipped: self.skipped,
+            wrappers_removed: Vec::new(),
+            left: self.left,
+            outputs,
+            dropped: self.dropped,
+        })
+    }
+
+    /// Decides about every tensor that no block has: it is copied, or dropped by name.
+    fn rest(&mut self, outputs: &mut Vec<Planned>) -> Result<(), Error> {
+        let around = Around {
+            regions: Regions::of(std::mem::take(&mut self.regions)),
+            operators: Operators::of(self.recipe),
+            beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
+        };
+        for tensor in self.index.values() {
+            let name = tensor.name();
+            match self.taken.get(name) {
+                Some(Fate::Fused(_) | Fate::Filled) => continue,
+                Some(Fate::Kept) => {
+                    outputs.extend(copies(tensor, name));
+                    continue;
+                }
+                None => {}
+            }
+            if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) {
+                self.dropped.push(tensor.clone());
+                continue;
+            }
+            if around.regions.are_left(name) {
+                outputs.extend(copies(tensor, name));
+                continue;
+            }
+            let owner = owner(self.recipe, tensor, self.index);
+            if let Some((_, missing)) = owner.filter(|_| !self.kept.contains(name)) {
+                return Err(self.orphan(tensor, missing));
+            }
+            self.has_no_part(tensor, &around)?;
+            let to = self
+                .renamed
+                .remove(name)
+                .or_else(|| renamed(&self.recipe.rename, name));
+            outputs.extend(copies(tensor, to.as_deref().unwrap_or(name)));
+        }
+        Ok(())
+    }
+
+    /// The error of a tensor that is left of a block which is not whole.
+    fn orphan(&self, tensor: &Tensor, missing: String) -> Error {
+        Error::Orphan {
+            tensor: tensor.to_string(),
+            name: tensor.name().to_owned(),
+            recipe: self.recipe.name.clone(),
+            missing,
+        }
+    }
+
+    /// Checks that a tensor which no block has is no part of one.
+    ///
+    /// # Errors
+    /// When it stands in a block that does not know it, or is left of a block that is not whole.
+    fn has_no_part(&self, tensor: &Tensor, around: &Around<'_>) -> Result<(), Error> {
+        let name = tensor.name();
+        if self.kept.contains(name) || self.renamed.contains_key(name) {
+            return Ok(());
+        }
+        let recipe = &self.recipe.name;
+        let tried = |n| self.budget.add(n);
+        self.budget.may_go_on().map_err(|message| Error::Block {
+            block: recipe.clone(),
+            message,
+        })?;
+        if !around.beside.covers(name) {
+            let free = |name: &str| !self.taken.contains_key(name);
+            let operators = &around.operators;
+            let left = operators.leftover(tensor, self.index, &free, self.budget);
+            if let Some(missing) = left {
+                return Err(self.orphan(tensor, missing));
+            }
+        }
+        around.regions.check(tensor, recipe, &around.beside, &tried)
+    }
+
+    /// The eps that the user gave.
+    fn bn_eps(&self) -> Option<f64> {
+        let mut of = self.options.bn_eps_of.iter();
+        let own = of.find(|(recipe, _)| *recipe == self.recipe.name);
+        own.map(|(_, eps)| *eps).or(self.options.bn_eps)
+    }
+}
+
+/// A tensor that a block sets to one number everywhere.
+fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
+    let fail = |message: String| Error::Block {
+        block: block.to_owned(),
+        message,
+    };
+    match tensor.dtype().float() {
+        None => Err(fail(format!(
+            "{tensor} is {}; only a floating-point tensor can be set to {value}",
+            tensor.dtype()
+        ))),
+        Some(float) if !float.round(value).is_finite() => Err(fail(format!(
+            "{tensor} is {float}, which cannot hold the {value:e} it is set to"
+        ))),
+        Some(_) => Ok(Planned {
+            what: Source::Fill(value),
+            ..copy(tensor, tensor.name().to_owned())
+        }),
+    }
+}
+
+/// The weight of a fused conv and, if it has one, its bias; `place` are the numbers of block and conv.
+fn of_conv(fused: &PlannedConv, [b, f]: [usize; 2]) -> impl Iterator<Item = Planned> {
+    let (geometry, dtype) = (fused.geometry(), fused.dtype);
+    let weight = planned(
+        format!("{}.weight", fused.module),
+        dtype,
+        geometry.weight_shape(),
+        Source::Weight(b, f),
+    );
+    let bias = fused.bias.then(|| {
+        planned(
+            format!("{}.bias", fused.module),
+            dtype,
+            vec![geometry.out()],
+            Source::Bias(b, f),
+        )
+    });
+    std::iter::once(weight).chain(bias)
+}
+
+/// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.
+fn stored_like(expr: Resolved<Tensor>, weight: &str) -> Resolved<Tensor> {
+    let leaves = expr.root().leaves();
+    let in_place = leaves.iter().find(|leaf| leaf.name() == weight);
+    match in_place.map(|leaf| leaf.shape().len()) {
+        Some(rank) => expr.with_rank(rank),
+        None => expr,
+    }
+}
+
+/// A tensor of this name, or the tensors of the module of this name.
+fn below<'a>(index: &'a Index, module: &str) -> impl Iterator<Item = &'a Tensor> {
+    let inside = format!("{module}.");
+    let range = index.range::<str, _>((
+        std::ops::Bound::Included(inside.as_str()),
+        std::ops::Bound::Unbounded,
+    ));
+    let tensors = range
+        .take_while(move |(name, _)| name.starts_with(&inside))
+        .map(|(_, tensor)| tensor);
+    index.get(module).into_iter().chain(tensors)
+}
+
+fn renamed(rules: &[(Pattern, Pattern)], name: &str) -> Option<String> {
+    rules.iter().find_map(|(from, to)| {
+        let (end, captures) = covers(from, name)?;
+        Some(to.fill(&captures)? + &name[end..])
+    })
+}
