@@ -3,14 +3,12 @@
 use std::path::Path;
 
 use super::output;
-use super::select::{self, Select};
 use crate::graph::file::Error;
 use crate::graph::plan::Left;
 use crate::graph::{Agreement, Folded, GraphFile, numbers, pt2};
 use crate::plan::{Options, Plan};
 use crate::summary::inspect::{Form, Inspection, of_plan};
 use crate::tensor::{Checkpoint, Float, quoted};
-use crate::verify::{self, Deployed, Verdict};
 
 /// Opens a file if its bytes say that it is a graph.
 pub(super) fn open(path: &Path) -> anyhow::Result<Option<GraphFile>> {
@@ -29,39 +27,6 @@ pub(super) fn plain<T>(result: Result<T, Error>) -> anyhow::Result<T> {
 /// Whether a file of this name is to hold weights alone.
 pub(super) fn names_weights(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "safetensors")
-}
-
-/// What was made of a graph.
-pub(super) enum Made {
-    Graph(Box<GraphFile>),
-    Weights(Box<Checkpoint>),
-}
-
-/// Opens what was made of a graph.
-pub(super) fn made(path: &Path) -> anyhow::Result<Made> {
-    Ok(match open(path)? {
-        Some(file) => Made::Graph(Box::new(file)),
-        None => Made::Weights(Box::new(select::deployed(path)?)),
-    })
-}
-
-/// Compares a graph with what was made of it.
-pub(super) fn verify(
-    file: &GraphFile,
-    folded: &Folded<'_>,
-    made: Option<&Made>,
-    options: &verify::Options,
-) -> anyhow::Result<Verdict> {
-    match made {
-        None => plain(folded.verify(None, options)),
-        Some(Made::Graph(made)) => plain(folded.verify(Some(made), options)),
-        Some(Made::Weights(weights)) => Ok(verify::verify(
-            file.constants(),
-            folded.plan(),
-            Deployed::File(weights),
-            options,
-        )?),
-    }
 }
 
 /// What is known about a graph, and what of it stays although it nearly could be folded.
@@ -90,7 +55,7 @@ fn tell(agreement: &Agreement) {
 /// The plan for a file of weights by a graph of the same model.
 pub(super) fn with_numbers(
     path: &Path,
-    select: &Select,
+    (options, even_if_dearer): (&Options, bool),
     checkpoint: &Checkpoint,
     dtype: Option<Float>,
 ) -> anyhow::Result<Plan> {
@@ -100,7 +65,7 @@ pub(super) fn with_numbers(
             quoted(&path.display().to_string())
         );
     };
-    let edit = pt2::edit(&pt2, &select.options(None), select.even_if_dearer)?;
+    let edit = pt2::edit(&pt2, options, even_if_dearer)?;
     tell(&edit.agreement);
     Ok(numbers::with_numbers(&pt2, edit.plan, checkpoint, dtype)?)
 }

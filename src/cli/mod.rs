@@ -9,6 +9,7 @@ mod int8;
 mod kernels;
 mod learn;
 mod load;
+mod made;
 mod output;
 mod planned;
 mod progress;

@@ -85,7 +85,8 @@ impl Select {
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
         if let Some(graph) = &self.graph {
-            return graph::with_numbers(graph, self, checkpoint, dtype);
+            let by = (&self.options(None), self.even_if_dearer);
+            return graph::with_numbers(graph, by, checkpoint, dtype);
         }
         if self.even_if_dearer {
             anyhow::bail!("--even-if-dearer is about graphs; leave it out for a file of weights");

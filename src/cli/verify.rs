@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::Answer;
 use super::families;
 use super::graph;
+use super::made;
 use super::output;
 use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
@@ -289,8 +290,8 @@ fn options(args: &Args) -> verify::Options {
 fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
     let folded = args.select.fold(file, None)?;
     diagnose::check_norms(file.constants(), folded.plan())?;
-    let made = args.output.as_deref().map(graph::made).transpose()?;
-    let verdict = with_workers(|| graph::verify(file, &folded, made.as_ref(), &options(args)))??;
+    let made = args.output.as_deref().map(made::made).transpose()?;
+    let verdict = with_workers(|| made::verify(file, &folded, made.as_ref(), &options(args)))??;
     let findings = args
         .whole
         .run_graphs(args.seed, &args.input, args.output.as_deref())?;

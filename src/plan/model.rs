@@ -27,7 +27,9 @@ pub struct Options {
 }
 
 /// Where the eps of the batch norms comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub enum EpsSource {
     /// The recipe states it.
     Recipe,

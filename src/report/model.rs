@@ -70,8 +70,8 @@ pub type Totals = Change;
 pub struct Eps {
     /// The eps that was used.
     pub value: f64,
-    /// `recipe`, `user` or `sample`.
-    pub source: String,
+    /// Who decided it.
+    pub source: EpsSource,
     /// Who else uses these names with another eps.
     pub note: Option<String>,
     /// The eps it is compared with.
@@ -99,7 +99,7 @@ pub struct Verified {
     /// Whether both forms are the same network.
     pub accepted: bool,
     /// `one-rounding` for what repfuse wrote, `arithmetic` for the files of other converters.
-    pub allowance: String,
+    pub allowance: Allowance,
     /// The largest ratio that passes.
     pub tolerance: f64,
     /// The worst ratio of all blocks; null if it is not a number.
@@ -172,6 +172,78 @@ pub fn report(
     verdict: &Verdict,
     options: &Options,
 ) -> Result<Report, Error> {
+    let file = match deployed {
+        Deployed::File(file) => Some(file),
+        Deployed::InMemory => None,
+    };
+    Ok(Report {
+        input: checkpoint.path().display().to_string(),
+        output: file.map(|file| file.path().display().to_string()),
+        recipe: plan.recipe.clone(),
+        eps: eps(checkpoint, plan)?,
+        tensors: Change {
+            before: checkpoint.tensors().len() as u64,
+            after: file.map_or(plan.outputs.len(), |file| file.tensors().len()) as u64,
+        },
+        parameters: Change {
+            before: cost::parameters(checkpoint.tensors().values()),
+            after: match file {
+                Some(file) => cost::parameters(file.tensors().values()),
+                None => cost::planned_parameters(plan),
+            },
+        },
+        bytes: Change {
+            before: checkpoint.file_len(),
+            after: file.map_or_else(
+                || crate::fuse::file_len(checkpoint, plan),
+                Checkpoint::file_len,
+            ),
+        },
+        macs: Macs {
+            input_size: options.input_size,
+            total: cost::macs_of_network(checkpoint, plan, options.input_size),
+        },
+        verified: verified(verdict),
+        blocks: blocks(checkpoint, plan, deployed, verdict)?,
+    })
+}
+
+/// What the eps of the batch norms is, and how much it matters.
+fn eps(checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<Eps>, Error> {
+    let weights = diagnose::check_norms(checkpoint, plan)?;
+    let weight = diagnose::heaviest(&weights).cloned();
+    Ok(weight.zip(plan.eps).map(|(weight, value)| Eps {
+        value,
+        source: plan.eps_source,
+        note: plan
+            .eps_note
+            .clone()
+            .filter(|_| plan.eps_source == EpsSource::Recipe),
+        other: weight.other,
+        weight: weight.largest,
+        tensor: weight.tensor,
+    }))
+}
+
+fn verified(verdict: &Verdict) -> Verified {
+    let worst = verdict.worst_ratio();
+    Verified {
+        accepted: verdict.accepted(),
+        allowance: verdict.allowance,
+        tolerance: verdict.tolerance,
+        worst_ratio: worst.is_finite().then_some(worst),
+        copied: verdict.copied,
+        failures: verdict.failures_in_words(),
+    }
+}
+
+/// Every block with its convs, in the natural order of the names.
+fn blocks(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    verdict: &Verdict,
+) -> Result<Vec<Block>, Error> {
     let convs: Vec<&PlannedConv> = plan.blocks.iter().flat_map(|block| &block.fused).collect();
     let maps = convs
         .par_iter()
@@ -211,64 +283,7 @@ pub fn report(
         })
         .collect();
     blocks.sort_by(|a, b| units::natural_order(&a.name, &b.name));
-    let weights = diagnose::check_norms(checkpoint, plan)?;
-    let weight = diagnose::heaviest(&weights).cloned();
-    let file = match deployed {
-        Deployed::File(file) => Some(file),
-        Deployed::InMemory => None,
-    };
-    let finite = |x: f64| x.is_finite().then_some(x);
-    Ok(Report {
-        input: checkpoint.path().display().to_string(),
-        output: file.map(|file| file.path().display().to_string()),
-        recipe: plan.recipe.clone(),
-        eps: weight.zip(plan.eps).map(|(weight, value)| Eps {
-            value,
-            source: plan.eps_source.name().to_owned(),
-            note: plan
-                .eps_note
-                .clone()
-                .filter(|_| plan.eps_source == EpsSource::Recipe),
-            other: weight.other,
-            weight: weight.largest,
-            tensor: weight.tensor,
-        }),
-        tensors: Change {
-            before: checkpoint.tensors().len() as u64,
-            after: file.map_or(plan.outputs.len(), |file| file.tensors().len()) as u64,
-        },
-        parameters: Change {
-            before: cost::parameters(checkpoint.tensors().values()),
-            after: match file {
-                Some(file) => cost::parameters(file.tensors().values()),
-                None => cost::planned_parameters(plan),
-            },
-        },
-        bytes: Change {
-            before: checkpoint.file_len(),
-            after: file.map_or_else(
-                || crate::fuse::file_len(checkpoint, plan),
-                Checkpoint::file_len,
-            ),
-        },
-        macs: Macs {
-            input_size: options.input_size,
-            total: cost::macs_of_network(checkpoint, plan, options.input_size),
-        },
-        verified: Verified {
-            accepted: verdict.accepted(),
-            allowance: match verdict.allowance {
-                Allowance::OneRounding => "one-rounding",
-                Allowance::Arithmetic => "arithmetic",
-            }
-            .to_owned(),
-            tolerance: verdict.tolerance,
-            worst_ratio: finite(verdict.worst_ratio()),
-            copied: verdict.copied,
-            failures: verdict.failures_in_words(),
-        },
-        blocks,
-    })
+    Ok(blocks)
 }
 
 fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps, int8: Option<Int8>) -> Conv {

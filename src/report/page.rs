@@ -7,11 +7,13 @@ use askama::Template;
 
 use super::model::{Block, Conv, Error, Report};
 use super::{chart, heat};
+use crate::plan::EpsSource;
 use crate::summary::cost::Change;
 use crate::summary::int8;
 use crate::summary::kernels::Kernel;
 use crate::summary::units;
 use crate::tensor::plain;
+use crate::verify::Allowance;
 
 /// The page's template. Whatever it interpolates is escaped, unless it says `safe`: that is for SVG made here.
 #[derive(Template)]
@@ -205,9 +207,9 @@ const NAMED: usize = 4;
 impl Page<'_> {
     fn verdict(&self) -> String {
         let convs = units::plural(self.report.convs().count(), "conv");
-        let limit = match self.report.verified.allowance.as_str() {
-            "one-rounding" => "the rounding bound",
-            _ => "the bound for arithmetic in the stored type",
+        let limit = match self.report.verified.allowance {
+            Allowance::OneRounding => "the rounding bound",
+            Allowance::Arithmetic => "the bound for arithmetic in the stored type",
         };
         let failing = self.report.convs().filter(|conv| !conv.accepted).count();
         let worst = self.report.verified.worst_ratio.map(units::ratio);
@@ -240,9 +242,9 @@ impl Page<'_> {
             1.0 => String::new(),
             tolerance => format!("{tolerance} times "),
         };
-        let more = match self.report.verified.allowance.as_str() {
-            "one-rounding" => "",
-            _ => {
+        let more = match self.report.verified.allowance {
+            Allowance::OneRounding => "",
+            Allowance::Arithmetic => {
                 ", and, since another program folded this file, what folding in the stored type can add to that"
             }
         };
@@ -294,9 +296,12 @@ fn totals(report: &Report) -> Vec<Row> {
 /// Which eps, and what another would do.
 fn eps(report: &Report) -> Option<[String; 2]> {
     let eps = report.eps.as_ref()?;
-    let source = match eps.source.as_str() {
-        "user" => "from --bn-eps".to_owned(),
-        _ => format!("from recipe {}", plain(&report.recipe)),
+    let source = match eps.source {
+        EpsSource::Recipe => format!("from recipe {}", plain(&report.recipe)),
+        EpsSource::User => "as given".to_owned(),
+        EpsSource::File => "from the file".to_owned(),
+        EpsSource::Sample => "from the recorded sample".to_owned(),
+        EpsSource::Host => "from the recipe of the whole network".to_owned(),
     };
     let mut weight = format!(
         "No file stores it. With {} instead, a batch norm’s scale would change by up to {} (in {}).",

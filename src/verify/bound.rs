@@ -9,7 +9,9 @@ use crate::fuse::METADATA_PREFIX;
 use crate::tensor::{Checkpoint, Float};
 
 /// Which rounding a deploy form is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub enum Allowance {
     /// Each stored number is the exact one rounded once: the file says that repfuse wrote it.
     OneRounding,

@@ -533,7 +533,8 @@ const UNHELD: &[&str] = &[
 /// Literals of the library that no user meets: notes to its readers, and what cannot happen.
 const NOT_SHOWN: &[&str] = &[
     "the messages say what the fields are",
-    "a recipe has a few dozen of them",
+    // As many as there are outputs.
+    "a bound for each output",
     // What the reader of a graph has looked at before, and mistakes of the runtime.
     "it has several inputs",
     "it is not folded",

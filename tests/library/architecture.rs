@@ -2,7 +2,7 @@
 //!
 //! `algebra → tensor → conv2d → recipe → plan → fuse → verify → network → summary → report → cli → main`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -146,5 +146,199 @@ fn no_rust_knows_a_family() {
                 path.display()
             );
         }
+    }
+}
+
+/// Functions of more lines than this say why.
+const LONG: usize = 100;
+
+/// Those that do, and the reason.
+const LONG_FUNCTIONS: &[(&str, &str)] = &[
+    // One arm for each opcode.
+    ("tensor/pytorch/pickle.rs", "step"),
+    // One arm for each operator.
+    ("graph/onnx/shapes.rs", "one"),
+    // One field of the format after the other.
+    ("graph/pt2/read.rs", "graph"),
+    // The lines of a verdict, in the order in which they are printed.
+    ("cli/verify.rs", "tell"),
+];
+
+/// Every function of a file, with the number of its lines.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (begin, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = &line[..line.len() - code.len()];
+        let words: Vec<&str> = code.split([' ', '(', '<']).collect();
+        let Some(at) = words.iter().position(|word| *word == "fn") else {
+            continue;
+        };
+        let leads = |word: &&str| matches!(*word, "pub" | "crate)" | "super)" | "const" | "async");
+        if !words[..at].iter().all(leads) || code.ends_with(';') || code.ends_with('}') {
+            continue;
+        }
+        let end = format!("{indent}}}");
+        let len = lines[begin..].iter().take_while(|line| **line != end);
+        found.push((words[at + 1].to_owned(), len.count() + 1));
+    }
+    found
+}
+
+#[test]
+fn long_functions_say_why() {
+    let mut long = BTreeSet::new();
+    for (path, text) in source() {
+        for (name, lines) in functions(&text) {
+            if lines > LONG {
+                long.insert((path.to_string_lossy().replace('\\', "/"), name));
+            }
+        }
+    }
+    let listed: BTreeSet<(String, String)> = LONG_FUNCTIONS
+        .iter()
+        .map(|(path, name)| ((*path).to_owned(), (*name).to_owned()))
+        .collect();
+    let unknown: Vec<_> = long.difference(&listed).collect();
+    assert!(
+        unknown.is_empty(),
+        "longer than {LONG} lines, and no reason is given: {unknown:?}"
+    );
+}
+
+/// Files of one room that import each other. No other file may come to them.
+const CIRCLES: &[&[&str]] = &[
+    // A tree of operators costs what its regions do, and a region is cut where it costs more.
+    &["graph/cost", "graph/region", "graph/tree"],
+    &[
+        "graph/onnx/edit",
+        "graph/onnx/ints",
+        "graph/onnx/open",
+        "graph/onnx/ops",
+        "graph/onnx/parts",
+        "graph/onnx/shapes",
+        "graph/onnx/write",
+    ],
+    &[
+        "graph/pt2/edit",
+        "graph/pt2/nodes",
+        "graph/pt2/read",
+        "graph/pt2/write",
+    ],
+    // A shard is a checkpoint, and a checkpoint may have shards.
+    &["tensor/checkpoint", "tensor/shards"],
+    // A computed tensor has tensors that it is computed from.
+    &["tensor/computed", "tensor/single"],
+];
+
+/// The paths that a file's `use` lines name, whole.
+fn imports(text: &str) -> Vec<String> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        let line = code[..at].rsplit('\n').next().unwrap_or_default();
+        if line.starts_with("pub") || line.is_empty() {
+            let end = code[at..].find(';').map_or(code.len(), |end| at + end);
+            let path: String = code[at + 4..end].split_whitespace().collect();
+            expand("", &path, &mut found);
+        }
+    }
+    found
+}
+
+/// `a::{b, c::{d, e}}` is `a::b`, `a::c::d` and `a::c::e`.
+fn expand(before: &str, path: &str, found: &mut Vec<String>) {
+    let Some((begin, inside)) = path.split_once('{') else {
+        return found.push(format!("{before}{path}"));
+    };
+    let before = format!("{before}{begin}");
+    let (mut depth, mut from) = (0, 0);
+    for (at, c) in inside.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                expand(&before, &inside[from..at], found);
+                from = at + 1;
+                if c == '}' {
+                    return;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The file that an import of the file `own` is found in, if it is one of these.
+fn file_of(import: &str, own: &str, files: &BTreeSet<String>) -> Option<String> {
+    let mut parts: Vec<&str> = import.split("::").collect();
+    let mut path: Vec<&str> = own.split('/').collect();
+    match parts[0] {
+        "crate" => {
+            path.clear();
+            parts.remove(0);
+        }
+        "super" => {
+            while parts.first() == Some(&"super") {
+                path.pop();
+                parts.remove(0);
+            }
+        }
+        _ => return None,
+    }
+    path.extend(parts);
+    (1..=path.len())
+        .rev()
+        .map(|len| path[..len].join("/"))
+        .find(|path| files.contains(path))
+}
+
+/// Every file that a file imports, or one of those does.
+fn reached<'a>(from: &str, uses: &'a BTreeMap<&str, BTreeSet<String>>) -> BTreeSet<&'a str> {
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let mut left: Vec<&str> = uses[from].iter().map(String::as_str).collect();
+    while let Some(file) = left.pop() {
+        if seen.insert(file) {
+            left.extend(uses[file].iter().map(String::as_str));
+        }
+    }
+    seen
+}
+
+#[test]
+fn files_do_not_import_each_other() {
+    // A `mod.rs` stands for its folder, and may use what is in it.
+    let texts: Vec<(String, String)> = source()
+        .into_iter()
+        .map(|(path, text)| (path.to_string_lossy().replace('\\', "/"), text))
+        .filter(|(path, _)| path.contains('/') && !path.ends_with("mod.rs"))
+        .map(|(path, text)| (path.trim_end_matches(".rs").to_owned(), text))
+        .collect();
+    let files: BTreeSet<String> = texts.iter().map(|(path, _)| path.clone()).collect();
+    let uses: BTreeMap<&str, BTreeSet<String>> = texts
+        .iter()
+        .map(|(path, text)| {
+            let imports = imports(text);
+            let found = imports.iter().filter_map(|i| file_of(i, path, &files));
+            (path.as_str(), found.filter(|other| other != path).collect())
+        })
+        .collect();
+    assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 200);
+    let all: BTreeMap<&str, BTreeSet<&str>> =
+        uses.keys().map(|f| (*f, reached(f, &uses))).collect();
+    for (file, reached) in &all {
+        let circle: Vec<&str> = reached
+            .iter()
+            .copied()
+            .filter(|other| all[other].contains(file))
+            .collect();
+        assert!(
+            circle.is_empty()
+                || CIRCLES
+                    .iter()
+                    .any(|known| circle.iter().all(|f| known.contains(f))),
+            "{circle:?} import each other"
+        );
     }
 }

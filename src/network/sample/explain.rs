@@ -7,7 +7,7 @@ use ndarray::{Array4, ArrayView4};
 
 use super::activation::{Activation, TRIED};
 use super::after::After;
-use super::fit::Tried;
+use super::run::Tried;
 use crate::algebra::branches::branches;
 use crate::algebra::describe;
 use crate::algebra::forward::Reading;

@@ -1,20 +1,17 @@
 //! One recorded block: run as the plan says, and compared with what was recorded.
 
-use std::ops::Range;
+use ndarray::Array4;
 
-use ndarray::{Array4, ArrayView4, Axis, Slice};
-
-use super::activation::{Activation, TRIED};
 use super::after::{After, norms_after};
 use super::explain::{Seen, explain};
-use super::lie::{inside, placements};
+use super::lie::placements;
+use super::run::{Fit, LEAST_TOLD, Tried};
 use super::{Error, RecordVerdict, in_four_dims};
 use crate::algebra::Resolved;
-use crate::algebra::forward::Reading;
-use crate::conv2d::block::{self, Placement, pad, run_part};
+use crate::conv2d::block::{self, Placement};
 use crate::plan::{Block, Plan, PlannedConv};
-use crate::tensor::{Checkpoint, Float, Reader, Tensor};
-use crate::verify::{is_worse, ratio, while_running, worse};
+use crate::tensor::{Checkpoint, Float, Tensor};
+use crate::verify::is_worse;
 
 /// What was recorded of a block.
 pub(super) struct Maps<'a> {
@@ -24,9 +21,6 @@ pub(super) struct Maps<'a> {
     pub output_shape: &'a [usize],
     pub float: Float,
 }
-
-/// Fewer numbers than these that tell anything are no comparison.
-const LEAST_TOLD: u64 = 4;
 
 /// The most multiply-adds for a record.
 const MOST_WORK: f64 = 1e13;
@@ -58,6 +52,19 @@ pub(super) fn record(
     }))
 }
 
+/// A record, the block that it is of, and its maps.
+struct Recorded<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    of: &'a Block,
+    fused: &'a PlannedConv,
+    /// The block with the inputs that the maps have.
+    block: Resolved<Tensor>,
+    x: Array4<f64>,
+    y: Array4<f64>,
+    float: Float,
+}
+
 fn one(
     checkpoint: &Checkpoint,
     plan: &Plan,
@@ -65,78 +72,29 @@ fn one(
     (of, fused): (&Block, &PlannedConv),
     maps: &Maps<'_>,
 ) -> Result<Result<RecordVerdict, String>, Error> {
-    let g = fused.geometry();
-    let four = |shape, values: &[f64], channels| in_four_dims(shape, values.to_vec(), channels);
-    let input = four(maps.input_shape, &maps.input, g.inputs());
-    let output = four(maps.output_shape, &maps.output, g.out());
-    let (Some(x), Some(y)) = (input, output) else {
-        return Ok(Err(format!(
-            "its maps have the shapes {:?} and {:?}; expected [maps, channels, height, width]",
-            maps.input_shape, maps.output_shape
-        )));
+    let [x, y] = match in_maps(fused, maps) {
+        Ok(maps) => maps,
+        Err(reason) => return Ok(Err(reason)),
     };
-    if g.transposed() {
-        return Ok(Err(
-            "it is a transposed conv, which is not run on maps".to_owned()
-        ));
-    }
-    let (n, channels, h, w) = x.dim();
-    let (maps_out, out, oh, ow) = y.dim();
-    let block = match fused.expr.for_inputs(channels) {
+    let block = match expect_fitting(fused, &x, &y) {
         Ok(block) => block,
-        Err(e) => return Ok(Err(format!("the block does not take its maps: {e}"))),
+        Err(reason) => return Ok(Err(reason)),
     };
-    let g = block.geometry();
-    if maps_out != n || out != g.out() {
+    let recorded = Recorded {
+        checkpoint,
+        plan,
+        of,
+        fused,
+        block,
+        x,
+        y,
+        float: maps.float,
+    };
+    let Some((Fit { tried, found }, after)) = recorded.best()? else {
+        let ([_, _, h, w], [_, _, oh, ow]) = (recorded.x.dim().into(), recorded.y.dim().into());
+        let [_, rows, columns] = recorded.block.geometry().extent();
         return Ok(Err(format!(
-            "the block makes {n} × {} maps of its input; {maps_out} × {out} were recorded",
-            g.out()
-        )));
-    }
-    if y.len() as f64 * g.row_len() as f64 > MOST_WORK {
-        return Ok(Err(
-            "its maps are too large; record a smaller image".to_owned()
-        ));
-    }
-    let placements = placements([h, w], [g.extent()[1], g.extent()[2]], [oh, ow]);
-    let failed = |source| Error::Run {
-        block: fused.module.clone(),
-        source: Box::new(source),
-    };
-    let run = |placement: &Placement| {
-        let tried = Tried::run(checkpoint, &block, x.view(), placement, maps.float);
-        tried.map_err(failed)
-    };
-    let mut best: Option<Fit> = None;
-    let mut after = None;
-    for placement in &placements {
-        let fit = run(placement)?.compare(y.view());
-        let accepted = fit.found.accepted();
-        let better = |best: &Fit| is_worse(best.found.ratio, fit.found.ratio);
-        if accepted || best.as_ref().is_none_or(better) {
-            best = Some(fit);
-        }
-        if accepted {
-            break;
-        }
-    }
-    if best.as_ref().is_some_and(|best| !best.found.accepted()) {
-        // The block may be recorded behind a norm that is left where it is.
-        'tried: for norm in norms_after(checkpoint, plan, of, out)? {
-            for placement in &placements {
-                let fit = run(placement)?.behind(&norm).compare(y.view());
-                if fit.found.accepted() {
-                    (best, after) = (Some(fit), Some(norm.module));
-                    break 'tried;
-                }
-            }
-        }
-    }
-    let Some(Fit { tried, found }) = best else {
-        return Ok(Err(format!(
-            "no usual stride and padding make maps of {oh}×{ow} of maps of {h}×{w} with a kernel of {}×{}",
-            g.extent()[1],
-            g.extent()[2]
+            "no usual stride and padding make maps of {oh}×{ow} of maps of {h}×{w} with a kernel of {rows}×{columns}"
         )));
     };
     if found.told < LEAST_TOLD {
@@ -145,27 +103,10 @@ fn one(
         ));
     }
     let accepted = found.accepted();
-    let mut why = None;
-    if !accepted {
-        let seen = Seen {
-            checkpoint,
-            block: &block,
-            x: x.view(),
-            y: y.view(),
-            after: None,
-        };
-        why = explain(&seen, &tried).map_err(failed)?;
-        for norm in norms_after(checkpoint, plan, of, out)? {
-            if why.is_none() {
-                let tried = run(&tried.placement)?.behind(&norm);
-                let seen = Seen {
-                    after: Some(&norm),
-                    ..seen
-                };
-                why = explain(&seen, &tried).map_err(failed)?;
-            }
-        }
-    }
+    let why = match accepted {
+        true => None,
+        false => recorded.why(&tried)?,
+    };
     Ok(Ok(RecordVerdict {
         name: name.to_owned(),
         module: fused.module.clone(),
@@ -175,7 +116,7 @@ fn one(
         stride: tried.placement.stride,
         padding: tried.placement.padding,
         compared: found.compared,
-        recorded: y.len() as u64,
+        recorded: recorded.y.len() as u64,
         ratio: found.ratio,
         rms: (found.squares / found.compared as f64).sqrt(),
         absolute: found.absolute,
@@ -185,186 +126,118 @@ fn one(
     }))
 }
 
-/// A block that has been run.
-pub(super) struct Tried {
-    pub placement: Placement,
-    /// Its output, before any activation.
-    pub value: Array4<f64>,
-    /// What arithmetic in the recorded type may be off by.
-    pub bound: Array4<f64>,
-    pub float: Float,
-    /// The rows and columns that see no padding.
-    pub within: [Range<usize>; 2],
+/// The maps as `[maps, channels, height, width]`; the reason, where they are none.
+fn in_maps(fused: &PlannedConv, maps: &Maps<'_>) -> Result<[Array4<f64>; 2], String> {
+    let g = fused.geometry();
+    let four = |shape, values: &[f64], channels| in_four_dims(shape, values.to_vec(), channels);
+    let input = four(maps.input_shape, &maps.input, g.inputs());
+    let output = four(maps.output_shape, &maps.output, g.out());
+    match (input, output) {
+        (Some(x), Some(y)) => Ok([x, y]),
+        _ => Err(format!(
+            "its maps have the shapes {:?} and {:?}; expected [maps, channels, height, width]",
+            maps.input_shape, maps.output_shape
+        )),
+    }
 }
 
-impl Tried {
-    pub(super) fn run(
-        checkpoint: &Checkpoint,
-        block: &Resolved<Tensor>,
-        x: ArrayView4<'_, f64>,
-        placement: &Placement,
-        float: Float,
-    ) -> Result<Tried, block::Error> {
-        let padded = pad(x, placement)?;
-        let mut reader = Reader::new(checkpoint, 1 << 20);
-        let mut run = |part: &_, reading: Reading| {
-            let x = padded.mapv(|x| reading.of(x));
-            run_part(
-                block,
-                part,
-                x.view(),
-                placement.stride,
-                reading,
-                &mut reader,
-            )
-        };
-        let value = run(block.root(), Reading::Value)?;
-        let mut off = while_running(float, block, |part, reading| {
-            Ok::<_, block::Error>(run(part, reading)?.into_iter().collect())
-        })?;
-        let (unit, least) = (float.unit_roundoff(), float.half_subnormal());
-        for (off, y) in off.iter_mut().zip(&value) {
-            *off += unit * y.abs() + least;
-        }
-        // As many as there are outputs.
-        let bound = Array4::from_shape_vec(value.dim(), off).expect("a bound for each output");
-        let (_, _, h, w) = x.dim();
-        let (_, _, oh, ow) = value.dim();
-        let within = |axis: usize, [input, output]: [usize; 2]| {
-            let (stride, padding) = (placement.stride[axis], placement.padding[axis]);
-            inside(
-                input,
-                block.geometry().extent()[axis + 1],
-                stride,
-                padding,
-                output,
-            )
-        };
-        Ok(Tried {
-            placement: *placement,
-            within: [within(0, [h, oh]), within(1, [w, ow])],
-            value,
-            bound,
-            float,
-        })
+/// The block for maps of these sizes; the reason, where it does not take them.
+fn expect_fitting(
+    fused: &PlannedConv,
+    x: &Array4<f64>,
+    y: &Array4<f64>,
+) -> Result<Resolved<Tensor>, String> {
+    if fused.geometry().transposed() {
+        return Err("it is a transposed conv, which is not run on maps".to_owned());
+    }
+    let (n, channels, _, _) = x.dim();
+    let (maps, out, _, _) = y.dim();
+    let block = fused.expr.for_inputs(channels);
+    let block = block.map_err(|e| format!("the block does not take its maps: {e}"))?;
+    let g = block.geometry();
+    if maps != n || out != g.out() {
+        return Err(format!(
+            "the block makes {n} × {} maps of its input; {maps} × {out} were recorded",
+            g.out()
+        ));
+    }
+    match y.len() as f64 * g.row_len() as f64 > MOST_WORK {
+        true => Err("its maps are too large; record a smaller image".to_owned()),
+        false => Ok(block),
+    }
+}
+
+impl Recorded<'_> {
+    fn run(&self, placement: &Placement) -> Result<Tried, Error> {
+        let x = self.x.view();
+        let tried = Tried::run(self.checkpoint, &self.block, x, placement, self.float);
+        tried.map_err(|source| self.failed(source))
     }
 
-    /// The same behind a norm.
-    fn behind(self, norm: &After) -> Tried {
-        let unit = self.float.unit_roundoff();
-        Tried {
-            bound: norm.off(&self.value, &self.bound, unit),
-            value: norm.of(&self.value),
-            ..self
+    fn failed(&self, source: block::Error) -> Error {
+        Error::Run {
+            block: self.fused.module.clone(),
+            source: Box::new(source),
         }
     }
 
-    /// The activation that fits best, over all outputs if these fit, else over those that see no padding.
-    fn compare(self, y: ArrayView4<'_, f64>) -> Fit {
-        let (_, _, oh, ow) = y.dim();
-        let all = self.over(y, 0..oh, 0..ow);
-        let found = match all.accepted() {
-            true => all,
-            false => {
-                // A border that is padded otherwise says nothing of the block's weights, of which every one is seen inside.
-                let [rows, columns] = self.within.clone();
-                let within = self.over(y, rows, columns);
-                if within.told >= LEAST_TOLD {
-                    within
-                } else {
-                    all
+    /// The norms that the block may be recorded behind.
+    fn norms_after(&self) -> Result<Vec<After>, Error> {
+        let channels = self.y.dim().1;
+        Ok(norms_after(self.checkpoint, self.plan, self.of, channels)?)
+    }
+
+    /// The stride and padding that fit best, and the norm that it was recorded behind.
+    fn best(&self) -> Result<Option<(Fit, Option<String>)>, Error> {
+        let ([_, _, h, w], [_, _, oh, ow]) = (self.x.dim().into(), self.y.dim().into());
+        let [_, rows, columns] = self.block.geometry().extent();
+        let placements = placements([h, w], [rows, columns], [oh, ow]);
+        let mut best: Option<Fit> = None;
+        for placement in &placements {
+            let fit = self.run(placement)?.compare(self.y.view());
+            if fit.found.accepted() {
+                return Ok(Some((fit, None)));
+            }
+            let better = |best: &Fit| is_worse(best.found.ratio, fit.found.ratio);
+            if best.as_ref().is_none_or(better) {
+                best = Some(fit);
+            }
+        }
+        let Some(best) = best else {
+            return Ok(None);
+        };
+        // The block may be recorded behind a norm that is left where it is.
+        for norm in self.norms_after()? {
+            for placement in &placements {
+                let fit = self.run(placement)?.behind(&norm).compare(self.y.view());
+                if fit.found.accepted() {
+                    return Ok(Some((fit, Some(norm.module))));
                 }
             }
-        };
-        Fit { tried: self, found }
+        }
+        Ok(Some((best, None)))
     }
 
-    /// The activation with which these rows and columns fit best.
-    fn over(&self, y: ArrayView4<'_, f64>, rows: Range<usize>, columns: Range<usize>) -> Found {
-        let mut best: Option<Found> = None;
-        for activation in TRIED {
-            let found = self.with(activation, y, rows.clone(), columns.clone());
-            if found.accepted() {
-                return found;
-            }
-            if best
-                .as_ref()
-                .is_none_or(|best| is_worse(best.ratio, found.ratio))
-            {
-                best = Some(found);
+    /// What explains the difference, if one part does.
+    fn why(&self, tried: &Tried) -> Result<Option<String>, Error> {
+        let seen = Seen {
+            checkpoint: self.checkpoint,
+            block: &self.block,
+            x: self.x.view(),
+            y: self.y.view(),
+            after: None,
+        };
+        let mut why = explain(&seen, tried).map_err(|e| self.failed(e))?;
+        for norm in self.norms_after()? {
+            if why.is_none() {
+                let tried = self.run(&tried.placement)?.behind(&norm);
+                let seen = Seen {
+                    after: Some(&norm),
+                    ..seen
+                };
+                why = explain(&seen, &tried).map_err(|e| self.failed(e))?;
             }
         }
-        best.unwrap_or_else(|| self.with(Activation::Identity, y, rows, columns))
+        Ok(why)
     }
-
-    /// Whether the outputs that see no padding fit with an activation.
-    pub(super) fn fits(&self, activation: Activation, y: ArrayView4<'_, f64>) -> bool {
-        let [rows, columns] = self.within.clone();
-        self.with(activation, y, rows, columns).accepted()
-    }
-
-    fn with(
-        &self,
-        activation: Activation,
-        y: ArrayView4<'_, f64>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-    ) -> Found {
-        let [top, left] = [rows.start, columns.start];
-        let window = |maps: ArrayView4<'_, f64>| -> Array4<f64> {
-            let rows = maps.slice_axis(Axis(2), Slice::from(rows.clone()));
-            rows.slice_axis(Axis(3), Slice::from(columns.clone()))
-                .to_owned()
-        };
-        let mut found = Found {
-            activation,
-            compared: 0,
-            told: 0,
-            squares: 0.0,
-            ratio: 0.0,
-            absolute: 0.0,
-            at: [0; 4],
-        };
-        let unit = self.float.unit_roundoff();
-        let (z, bound) = (window(self.value.view()), window(self.bound.view()));
-        for (((at, z), y), bound) in z.indexed_iter().zip(&window(y)).zip(&bound) {
-            let off = (activation.of(*z) - y).abs();
-            let allowed = activation.steepest() * bound + activation.rounding(*z, unit);
-            let ratio = ratio(off, allowed);
-            found.compared += 1;
-            found.told += u64::from(activation.shows(*z));
-            found.squares += ratio * ratio;
-            found.absolute = worse(found.absolute, off);
-            if is_worse(ratio, found.ratio) {
-                found.ratio = ratio;
-                found.at = [at.0, at.1, at.2 + top, at.3 + left];
-            }
-        }
-        found
-    }
-}
-
-/// How the outputs compare with an activation.
-struct Found {
-    activation: Activation,
-    compared: u64,
-    /// Of these, how many tell anything.
-    told: u64,
-    /// The sum of the squares of all ratios.
-    squares: f64,
-    ratio: f64,
-    absolute: f64,
-    at: [usize; 4],
-}
-
-impl Found {
-    fn accepted(&self) -> bool {
-        self.told >= LEAST_TOLD && self.ratio <= 1.0
-    }
-}
-
-/// A block that has been run, and how it compares.
-struct Fit {
-    tried: Tried,
-    found: Found,
 }

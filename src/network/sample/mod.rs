@@ -10,6 +10,7 @@ mod choose;
 mod explain;
 mod fit;
 mod lie;
+mod run;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
