@@ -6,9 +6,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::detect::deployed;
 use super::error::Error;
-use super::expand::Index;
+use super::expand::{Index, anywhere};
 use super::model::Recipe;
 use super::segments::Segments;
 use super::start::found_in;
@@ -87,7 +86,8 @@ pub(crate) fn seen_by_any<'i>(
     let known = |word: &str| {
         let mut naming = recipes.iter().filter(|recipe| names(recipe, word));
         naming.any(|recipe| {
-            found_in(recipe, index) || deployed(std::slice::from_ref(recipe), index).is_some()
+            let there = |pattern| anywhere(index, pattern).next().is_some();
+            found_in(recipe, index) || recipe.deploy.iter().any(there)
         })
     };
     seen(index, &known)
