@@ -594,7 +594,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
             .map(|fused| OutputSummary {
                 module: &fused.module,
                 dtype: fused.dtype.to_string(),
-                weight_shape: fused.geometry().weight_shape(),
+                weight_shape: fused.stored_shape(),
                 groups: fused
                     .geometry()
                     .groups_known()

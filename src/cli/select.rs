@@ -85,6 +85,10 @@ impl Select {
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
         if let Some(graph) = &self.graph {
+            anyhow::ensure!(
+                !checkpoint.is_channels_last(),
+                "--graph is about files of PyTorch; this one has `format: mlx`"
+            );
             let by = (&self.options(None), self.even_if_dearer);
             return graph::with_numbers(graph, by, checkpoint, dtype);
         }

@@ -119,6 +119,9 @@ pub fn fuse(
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
     if Format::of(destination)? == Format::Pytorch {
+        if checkpoint.is_channels_last() {
+            return Err(TensorError::ChannelsLast(destination.to_owned()).into());
+        }
         expect_one_file(destination, options)?;
         let places = place_for(checkpoint, destination, options.replace)?;
         let entries = pytorch::entries(checkpoint, plan, destination)?;
@@ -537,6 +540,8 @@ struct Worker<'a> {
     reader: Reader<'a>,
     scratch: Scratch,
     row: Vec<f64>,
+    /// A row as it is written, where that is in another order.
+    turned: Vec<f64>,
     biases: Vec<f64>,
     bytes: Vec<u8>,
 }
@@ -556,6 +561,7 @@ impl<'a> Worker<'a> {
             reader: Reader::new(checkpoint, SLAB_BYTES),
             scratch: Scratch::default(),
             row: Vec::new(),
+            turned: Vec::new(),
             biases: Vec::new(),
             bytes: Vec::new(),
         }
@@ -624,6 +630,7 @@ impl<'a> Worker<'a> {
     fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, diagnose::Error> {
         let (fused, (all_rows, row_len)) = (job.fused, job.stored_rows());
         let (g, dtype) = (fused.geometry(), fused.dtype);
+        let taps = fused.is_channels_last().then(|| g.taps());
         self.reader.forget();
         let folded = {
             let mut folded = lock(&job.folded);
@@ -649,7 +656,14 @@ impl<'a> Worker<'a> {
             } else {
                 folded.row(row, reader, scratch, &mut self.row)?
             };
-            if !dtype.encode(&self.row, stored) {
+            let row_of_file = match taps {
+                Some(taps) => {
+                    channels_last(&self.row, taps, &mut self.turned);
+                    &self.turned
+                }
+                None => &self.row,
+            };
+            if !dtype.encode(row_of_file, stored) {
                 return Err(explain(self.checkpoint, fused, row, &self.row, bias));
             }
             vanished += dtype.vanishing(&self.row);
@@ -701,6 +715,13 @@ impl<'a> Worker<'a> {
         self.bytes = self.writes.put(bytes, at)?;
         Ok(len)
     }
+}
+
+/// Puts a row of a weight, which has so many taps for each input channel, in the order of a file with the channels last.
+fn channels_last(row: &[f64], taps: usize, out: &mut Vec<f64>) {
+    let channels = row.len() / taps.max(1);
+    out.clear();
+    out.extend((0..taps).flat_map(|tap| (0..channels).map(move |i| row[i * taps + tap])));
 }
 
 /// Folds some output channels in memory: their kernel rows and biases, in f64, checked to fit the stored type.

@@ -13,6 +13,7 @@ mod leave;
 mod ledger;
 mod leftover;
 mod model;
+mod padding;
 mod parts;
 mod prefix;
 pub(crate) mod select;
@@ -145,6 +146,7 @@ pub(crate) fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Sourc
 }
 
 pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
+    let tensor = &tensor.as_it_lies();
     let output = Output {
         name,
         dtype: tensor.dtype().clone(),

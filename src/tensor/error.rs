@@ -54,6 +54,8 @@ pub enum Error {
         known: Vec<String>,
         more: bool,
     },
+    #[error("{} would be a file of PyTorch, whose convs are [out, in, kh, kw]; the input has `format: mlx`, and so [out, kh, kw, in]: write a `.safetensors`", quoted(&_0.display().to_string()))]
+    ChannelsLast(PathBuf),
     #[error("{} does not join shards to a checkpoint: {reason}", quoted(&path.display().to_string()))]
     Index { path: PathBuf, reason: String },
     #[error("{} is {of} of a checkpoint; {remedy}", quoted(&path.display().to_string()))]

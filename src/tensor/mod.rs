@@ -5,6 +5,7 @@
 #[cfg(feature = "cli")]
 pub mod arrays;
 pub(crate) mod bytes;
+pub(crate) mod channels_last;
 pub mod checkpoint;
 mod computed;
 pub mod destination;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
+use super::channels_last::says;
 use super::checkpoint::Checkpoint;
 use super::single::Tensor;
 
@@ -39,6 +40,11 @@ impl Checkpoint {
             tensors.retain(|name, _| is_below(name));
         }
         Ok(self)
+    }
+
+    /// Whether its convs are stored with the channels last, as MLX does.
+    pub fn is_channels_last(&self) -> bool {
+        says(self.metadata())
     }
 
     /// The same tensors, looked at under other names. No two may become the same.

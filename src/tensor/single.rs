@@ -25,6 +25,8 @@ struct Info {
     stored: Option<Vec<usize>>,
     place: Place,
     byte_len: u64,
+    /// How it lies in the file, where it is looked at with its dimensions in another order.
+    lies: Option<(Vec<usize>, Place)>,
     /// What its file says of modules, if it says anything.
     facts: Option<Arc<Facts>>,
 }
@@ -98,6 +100,7 @@ impl Tensor {
             stored: None,
             place: part.place,
             byte_len,
+            lies: None,
             facts: None,
         })))
     }
@@ -118,6 +121,7 @@ impl Tensor {
             stored: None,
             place,
             byte_len,
+            lies: None,
             facts: None,
         }))
     }
@@ -169,6 +173,35 @@ impl Tensor {
             name_in_file: Some(self.name_in_file().to_owned()),
             ..(*self.0).clone()
         }))
+    }
+
+    /// The same tensor, looked at with its dimensions in another order than in the file.
+    pub(super) fn seen_with(self, shape: Vec<usize>, place: Place) -> Tensor {
+        Tensor(Arc::new(Info {
+            lies: Some((self.shape().to_vec(), self.place().clone())),
+            shape,
+            place,
+            ..Arc::unwrap_or_clone(self.0)
+        }))
+    }
+
+    /// The tensor with its dimensions in the order of the file.
+    pub fn as_it_lies(&self) -> Tensor {
+        match &self.0.lies {
+            None => self.clone(),
+            Some((shape, place)) => Tensor(Arc::new(Info {
+                lies: None,
+                stored: None,
+                shape: shape.clone(),
+                place: place.clone(),
+                ..(*self.0).clone()
+            })),
+        }
+    }
+
+    /// Whether its file has the second dimension last.
+    pub fn is_channels_last(&self) -> bool {
+        self.0.lies.is_some()
     }
 
     /// The same numbers under another name.

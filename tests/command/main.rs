@@ -24,6 +24,7 @@ mod maps;
 mod messages;
 mod mismatches;
 mod mistakes;
+mod mlx;
 mod names;
 mod network;
 mod notes;
