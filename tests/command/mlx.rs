@@ -135,7 +135,7 @@ fn shapes_and_places_of_mlx_are_those_of_the_file() {
         .edit(|v| v[at([5, 2, 0, 1])] = f32::NAN);
     tiny.write();
     let ran = tiny.run(&args);
-    let expected = "`stage2.0.rbr_dense.conv.weight` at [5, 2, 0, 1]";
+    let expected = "`stage2.0.rbr_dense.conv.weight` is NaN at [5, 2, 0, 1]";
     assert!(ran.status == 2 && ran.stderr.contains(expected), "{ran:?}");
 }
 
