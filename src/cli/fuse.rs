@@ -16,7 +16,7 @@ use super::output::{self, bytes, count, plural};
 use super::planned;
 use super::progress;
 use super::sample::{Evidence, Sampled};
-use super::select::{Key, Select};
+use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
@@ -62,6 +62,12 @@ pub(super) struct Args {
     /// Write shards of at most this size, such as 5GB or 500MiB, and an index: `OUT-00001-of-00002.safetensors` …
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
+    /// Take this path away from the beginning of every name of OUT, as in `module`
+    #[arg(long, hide_short_help = true, value_name = "PREFIX", value_parser = select::path)]
+    strip: Option<String>,
+    /// Put this path before every name of OUT
+    #[arg(long, hide_short_help = true, value_name = "PREFIX", value_parser = select::path)]
+    prefix: Option<String>,
     /// Verify before OUT is replaced, and leave it as it was if that fails
     #[arg(long)]
     verify: bool,
@@ -181,6 +187,8 @@ pub(super) struct Summary<'a> {
     /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
     load: String,
     blocks: Vec<BlockSummary<'a>>,
+    /// Segments of wrappers, as `_orig_mod`, that stood inside of blocks, and that the names of the output are without.
+    wrappers_removed: &'a [String],
     /// Tensors that are dropped by name, without a part in any fused tensor.
     dropped: Vec<&'a str>,
     /// The norms with running statistics, of the input.
@@ -234,6 +242,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             args.dtype_all.is_none(),
             "--dtype-all is about files of weights; leave it out for a graph"
         );
+        for (flag, given) in [("--strip", &args.strip), ("--prefix", &args.prefix)] {
+            anyhow::ensure!(
+                given.is_none(),
+                "{flag} is about files of weights; leave it out for a graph"
+            );
+        }
         anyhow::ensure!(
             args.shard_size.is_none() || graph::names_weights(&args.output),
             "--shard-size is about files of weights; leave it out for a graph"
@@ -279,6 +293,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(float) = args.dtype_all.and_then(Stored::float) {
         plan.store_all(float);
     }
+    plan.set_prefix(args.strip.as_deref(), args.prefix.as_deref())?;
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let input = Input {
         checkpoint: &checkpoint,
@@ -323,6 +338,7 @@ fn fuse_it(
     if !args.quiet && !args.json {
         families::warn(&warnings);
         families::mention(&branches_left(plan));
+        wrappers(plan);
     }
     let options = fuse::Options {
         replace: args.force,
@@ -381,6 +397,16 @@ fn fuse_it(
         output::result(&text(args, &summary, plan, &norms, weights))?;
     }
     Ok(Answer::Yes)
+}
+
+/// Says which segments of wrappers the names of the output are without.
+fn wrappers(plan: &Plan) {
+    if !plan.wrappers_removed.is_empty() {
+        output::note(&format!(
+            "repfuse: inside of blocks the names of the output are without `{}`, which wrappers had put there",
+            plan.wrappers_removed.join("` and `")
+        ));
+    }
 }
 
 /// Says what the sample has against a plan; nothing is written.
@@ -557,6 +583,7 @@ fn summary<'a>(
         agreement: agreed,
         load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
         blocks: plan.blocks.iter().map(block_summary).collect(),
+        wrappers_removed: &plan.wrappers_removed,
         dropped: plan.dropped.iter().map(|t| t.name()).collect(),
         norms: norms.all,
         norms_left: norms.left.iter().map(|(norm, _)| norm.clone()).collect(),
@@ -573,7 +600,7 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
             .map(|fused| OutputSummary {
                 module: &fused.module,
                 dtype: fused.dtype.to_string(),
-                weight_shape: fused.geometry().weight_shape(),
+                weight_shape: fused.stored_shape(),
                 groups: fused
                     .geometry()
                     .groups_known()

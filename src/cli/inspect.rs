@@ -385,7 +385,7 @@ const LONGEST_SHOWN: usize = 400;
 fn blocks(args: &Args, blocks: &[Block], order: &FileOrder) -> String {
     let row = |block: &Block, fused: &PlannedConv, parameters: Change| {
         vec![
-            units::shape(&fused.geometry().weight_shape()),
+            units::shape(&fused.stored_shape()),
             match args.shapes {
                 true => describe::with_shapes(fused.expr.root()),
                 false => describe::expression(fused.expr.root()),
@@ -534,7 +534,7 @@ fn output_document(fused: &PlannedConv, kernels: Option<Vec<Kernel>>) -> OutputD
     let g = fused.geometry();
     OutputDocument {
         module: &fused.module,
-        weight_shape: g.weight_shape(),
+        weight_shape: fused.stored_shape(),
         dtype: fused.dtype.to_string(),
         groups: g.groups_known().then_some(g.groups()),
         expression: describe::expression(fused.expr.root()),

@@ -13,7 +13,7 @@ use crate::tensor::{Checkpoint, plain};
 pub(super) fn table(checkpoint: &Checkpoint, plan: &Plan, all: bool) -> String {
     let convs = plan.blocks.iter().flat_map(|block| &block.fused);
     let cells = convs.map(|fused| {
-        let shape = units::shape(&fused.geometry().weight_shape());
+        let shape = units::shape(&fused.stored_shape());
         let from = describe::expression(fused.expr.root());
         (fused.module.as_str(), (shape, from))
     });

@@ -275,7 +275,7 @@ fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<M
         block.fused.iter().map(|fused| MatchedConv {
             block: block.name.clone(),
             module: fused.module.clone(),
-            weight_shape: fused.geometry().weight_shape(),
+            weight_shape: fused.stored_shape(),
             expression: crate::algebra::describe::expression(fused.expr.root()),
         })
     });

@@ -85,6 +85,10 @@ impl Select {
         dtype: Option<Float>,
     ) -> anyhow::Result<Plan> {
         if let Some(graph) = &self.graph {
+            anyhow::ensure!(
+                !checkpoint.is_channels_last(),
+                "--graph is about files of PyTorch; this one has `format: mlx`"
+            );
             let by = (&self.options(None), self.even_if_dearer);
             return graph::with_numbers(graph, by, checkpoint, dtype);
         }
@@ -195,12 +199,15 @@ fn advised(
             anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
         }
         Some(recipe::Error::Parts {
-            name,
             quantizer: true,
+            globs,
             ..
         }) => {
-            let end = name.rsplit('.').next().unwrap_or(name);
-            anyhow::anyhow!("{error:#}; `--drop '*.{}'` leaves it out", plain(end))
+            let drops: Vec<String> = globs
+                .iter()
+                .map(|glob| format!("--drop '{}'", plain(glob)))
+                .collect();
+            anyhow::anyhow!("{error:#}; `{}` leaves it out", drops.join(" "))
         }
         Some(recipe::Error::Parts { module, .. }) => {
             anyhow::anyhow!("{error:#}; `--skip '{}'` leaves it as it is", plain(module))
@@ -327,14 +334,23 @@ pub(super) struct Key {
     /// For a `.pt` file: the key of the state dict, such as `ema` or `ema.module` [default: detect]
     #[arg(long, hide_short_help = true, value_name = "KEY")]
     key: Option<String>,
+    /// Read only the tensors below this path, as in `backbone`
+    #[arg(long, hide_short_help = true, value_name = "PREFIX", value_parser = path)]
+    only_under: Option<String>,
 }
 
 impl Key {
     pub(super) fn refuse_for_a_graph(&self) -> anyhow::Result<()> {
-        match &self.key {
-            Some(key) => anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key)),
-            None => Ok(()),
+        if let Some(key) = &self.key {
+            anyhow::bail!("a graph has no keys; leave out --key {}", quoted(key));
         }
+        if let Some(path) = &self.only_under {
+            anyhow::bail!(
+                "a graph is read as a whole; leave out --only-under {}",
+                quoted(path)
+            );
+        }
+        Ok(())
     }
 
     /// Opens a checkpoint; unless quiet, says which state dict was found.
@@ -351,7 +367,19 @@ impl Key {
                 plain(key)
             ));
         }
-        Ok(checkpoint)
+        match &self.only_under {
+            Some(path) => Ok(checkpoint.only_under(path)?),
+            None => Ok(checkpoint),
+        }
+    }
+}
+
+/// A path before names, as in `backbone` or `backbone.`.
+pub(super) fn path(text: &str) -> Result<String, String> {
+    let path = text.strip_suffix('.').unwrap_or(text);
+    match path.split('.').all(|segment| !segment.is_empty()) {
+        true => Ok(path.to_owned()),
+        false => Err("expected the path of a module, such as backbone or model.encoder".to_owned()),
     }
 }
 

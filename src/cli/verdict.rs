@@ -23,6 +23,8 @@ pub(super) struct Told<'a> {
     pub sample: Option<&'a Evidence>,
     /// Why the second file cannot be a deploy form at all, where that is known.
     pub no_deploy_form: Option<&'a str>,
+    /// How the names of the deploy form differ from the expected ones.
+    pub names: Option<&'a str>,
     pub order: &'a FileOrder,
     /// One row for each conv and every failure.
     pub all: bool,
@@ -176,6 +178,9 @@ impl Told<'_> {
     /// What stands at the end: what was verified by what, and what the columns mean.
     fn lines(&self, shown: &[&BlockVerdict]) -> String {
         let mut text = families::lines(self.plan);
+        text += &self
+            .names
+            .map_or(String::new(), |names| output::line("names", names));
         if let Some(types) = other_types(self.verdict) {
             text += &output::line("types", &types);
         }

@@ -133,6 +133,8 @@ pub(super) struct Report<'a> {
     copied: usize,
     /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
     rounded: usize,
+    /// How the names of the deploy form differ from those that `fuse` would write; null if they do not.
+    names: Option<&'a str>,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
     failures: Vec<String>,
     /// One for each fused conv.
@@ -203,6 +205,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let weights = diagnose::check_norms(&checkpoint, &plan)?;
     let (bar, progress) = progress::verifying(&plan, args.quiet || args.json);
     let options = options(args, Some(progress));
+    let (deployed, names) = match deployed.map(|file| verify::aligned(file, &plan)) {
+        None => (None, None),
+        Some(Ok((file, names))) => (Some(file), names),
+        Some(Err(why)) => anyhow::bail!("{why}"),
+    };
     let form = deployed.as_ref().map_or(Deployed::InMemory, Deployed::File);
     let (verdict, findings) = with_workers(|| -> anyhow::Result<_> {
         let verdict = verify::verify(&checkpoint, &plan, form, &options)?;
@@ -233,6 +240,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         findings: &findings,
         sample: sample.as_ref(),
         no_deploy_form: no_deploy_form.as_deref(),
+        names: names.as_deref(),
         order: &FileOrder::new(&checkpoint),
         all: args.all,
     };
@@ -321,6 +329,7 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
         findings: &findings,
         sample: None,
         no_deploy_form: no_deploy_form.as_deref(),
+        names: None,
         order: &FileOrder::new(file.constants()),
         all: args.all,
     };
@@ -369,6 +378,7 @@ fn report<'a>(args: &Args, begin: Instant, told: &Told<'a>, warnings: &[Warning]
         worst_ratio: finite(verdict.worst_ratio()),
         copied: verdict.copied,
         rounded: verdict.rounded,
+        names: told.names,
         failures: verdict.failures_in_words(),
         blocks: verdict.blocks.iter().map(block).collect(),
         findings: told.findings,

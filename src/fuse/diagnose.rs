@@ -4,6 +4,7 @@ use crate::algebra::forward;
 use crate::algebra::{Bn, GeometryError, Values};
 use crate::plan::{Block, Plan, PlannedConv};
 use crate::tensor::Reader;
+use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
 /// A number that stands in the way.
@@ -200,6 +201,9 @@ pub(crate) fn explain(
         Some(i) => {
             let mut index = place_in(&fused.geometry().weight_shape()[1..], i);
             index.insert(0, o);
+            if fused.is_channels_last() {
+                index = channels_last(&index);
+            }
             ("weight", index, row[i])
         }
         None => ("bias", vec![o], bias),
@@ -246,7 +250,11 @@ fn first_not_finite(
 }
 
 fn place(tensor: &Tensor, flat: usize) -> Vec<usize> {
-    place_in(tensor.stored_shape(), flat)
+    let index = place_in(tensor.stored_shape(), flat);
+    match tensor.is_channels_last() {
+        true => channels_last(&index),
+        false => index,
+    }
 }
 
 /// The index of a flat position in a row-major shape.

@@ -119,6 +119,9 @@ pub fn fuse(
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
     if Format::of(destination)? == Format::Pytorch {
+        if checkpoint.is_channels_last() {
+            return Err(TensorError::ChannelsLast(destination.to_owned()).into());
+        }
         expect_one_file(destination, options)?;
         let places = place_for(checkpoint, destination, options.replace)?;
         let entries = pytorch::entries(checkpoint, plan, destination)?;
@@ -537,6 +540,8 @@ struct Worker<'a> {
     reader: Reader<'a>,
     scratch: Scratch,
     row: Vec<f64>,
+    /// A row as it is written, where that is in another order.
+    turned: Vec<f64>,
     biases: Vec<f64>,
     bytes: Vec<u8>,
 }
@@ -556,6 +561,7 @@ impl<'a> Worker<'a> {
             reader: Reader::new(checkpoint, SLAB_BYTES),
             scratch: Scratch::default(),
             row: Vec::new(),
+            turned: Vec::new(),
             biases: Vec::new(),
             bytes: Vec::new(),
         }
@@ -624,6 +630,7 @@ impl<'a> Worker<'a> {
     fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, diagnose::Error> {
         let (fused, (all_rows, row_len)) = (job.fused, job.stored_rows());
         let (g, dtype) = (fused.geometry(), fused.dtype);
+        let taps = fused.is_channels_last().then(|| g.taps());
         self.reader.forget();
         let folded = {
             let mut folded = lock(&job.folded);
@@ -641,6 +648,8 @@ impl<'a> Worker<'a> {
             row: &mut self.row,
             biases: &mut self.biases,
             bytes: &mut self.bytes,
+            // (A transposed conv is not stored so.)
+            channels_last: taps.map(|taps| (taps, &mut self.turned)),
         };
         let (checkpoint, reader) = (self.checkpoint, &mut self.reader);
         let vanished = encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
@@ -687,6 +696,8 @@ struct Buffers<'a> {
     row: &'a mut Vec<f64>,
     biases: &'a mut Vec<f64>,
     bytes: &'a mut Vec<u8>,
+    /// Where the file has the channels last: the taps of the kernel, and room for a row in that order.
+    channels_last: Option<(usize, &'a mut Vec<f64>)>,
 }
 
 /// Folds some rows of a weight as they are stored, to bytes, and the biases of as many output channels; of a transposed conv, whose
@@ -697,7 +708,7 @@ fn encode_rows(
     folded: &Folded<Tensor>,
     rows: Range<usize>,
     reader: &mut Reader<'_>,
-    to: Buffers<'_>,
+    mut to: Buffers<'_>,
 ) -> Result<usize, diagnose::Error> {
     let (g, dtype) = (fused.geometry(), fused.dtype);
     let row_len: usize = g.weight_shape()[1..].iter().product();
@@ -713,7 +724,14 @@ fn encode_rows(
         } else {
             folded.row(row, reader, to.scratch, to.row)?
         };
-        if !dtype.encode(to.row, stored) {
+        let row_of_file: &[f64] = match &mut to.channels_last {
+            Some((taps, turned)) => {
+                channels_last(to.row, *taps, turned);
+                turned
+            }
+            None => to.row,
+        };
+        if !dtype.encode(row_of_file, stored) {
             return Err(explain(checkpoint, fused, row, to.row, bias));
         }
         vanished += dtype.vanishing(to.row);
@@ -743,7 +761,7 @@ fn encode_biases(
 }
 
 /// The bytes that [`fuse`] writes for some rows of a fused weight as it is stored, and for its biases: of as many output channels, or of a
-/// transposed conv, whose rows are input channels, of all.
+/// transposed conv, whose rows are input channels, of all. Where the file has the channels last, these have them second.
 ///
 /// # Errors
 /// When a number cannot be folded or stored, or the file cannot be read.
@@ -761,6 +779,7 @@ pub fn stored_bytes(
         row: &mut row,
         biases: &mut biases,
         bytes: &mut weight,
+        channels_last: None,
     };
     encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
     match fused.geometry().transposed() {
@@ -768,6 +787,13 @@ pub fn stored_bytes(
         false => encode_biases(checkpoint, fused, rows.start, &biases, &mut bias)?,
     }
     Ok([weight, bias])
+}
+
+/// Puts a row of a weight, which has so many taps for each input channel, in the order of a file with the channels last.
+fn channels_last(row: &[f64], taps: usize, out: &mut Vec<f64>) {
+    let channels = row.len() / taps.max(1);
+    out.clear();
+    out.extend((0..taps).flat_map(|tap| (0..channels).map(move |i| row[i * taps + tap])));
 }
 
 /// Folds some output channels in memory: their kernel rows and biases, in f64, checked to fit the stored type.

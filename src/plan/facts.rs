@@ -2,6 +2,7 @@
 //! contradicts the recipe or the user is an error.
 
 use super::Block;
+use super::padding::{self, all_convs};
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
 use crate::algebra::{Bn, Conv, Expr};
@@ -17,6 +18,7 @@ pub(super) fn told(expr: &mut Expr<Tensor>, wish: Option<f64>) -> Result<(), Str
         Leaf::Bn(bn) => bn_told(bn, wish),
     })?;
     one_dilation(expr)?;
+    padding::agree(expr)?;
     stride(expr).map(|_| ())
 }
 
@@ -150,16 +152,6 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn all_convs<'a>(expr: &'a Expr<Tensor>, out: &mut Vec<&'a Conv<Tensor>>) {
-    match expr {
-        Expr::Conv(conv) => out.push(conv),
-        Expr::Seq(xs) | Expr::Sum(xs) | Expr::Stack(xs) => {
-            xs.iter().for_each(|x| all_convs(x, out));
-        }
-        _ => {}
-    }
 }
 
 /// The stride of an expression as far as the file says it.

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::select::Select;
-use super::{EpsSource, Options, Plan, copies, ledger_of, without};
+use super::{EpsSource, Options, Plan, copies, ledger_of, without, wrapped};
 use crate::recipe::expand::{Index, MatchBudget};
-use crate::recipe::{Error, Family, Recipe, split};
+use crate::recipe::{Error, Family, Recipe, seen_through, split};
 
 /// A recipe that a plan is made by.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,8 @@ pub fn plan_families(
         return super::plan(index, family.recipe, options);
     }
     let (dropped, kept) = without::split(index, &options.drop)?;
-    let index = kept.as_ref().unwrap_or(index);
+    let recipes: Vec<&Recipe> = families.iter().map(|family| family.recipe).collect();
+    let index = &*seen_through(kept.as_ref().unwrap_or(index), &recipes)?;
     let select = Select::new(&options.only, &options.skip)?;
     let mut whole: Option<Plan> = None;
     let (parts, rest) = split(index, families);
@@ -76,6 +77,7 @@ pub fn plan_families(
     plan.outputs
         .extend(rest.flat_map(|tensor| copies(tensor, tensor.name())));
     plan.dropped.extend(dropped);
+    wrapped::restore(&mut plan, index.values());
     plan.without_clashes()
 }
 

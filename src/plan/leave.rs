@@ -12,7 +12,8 @@ use crate::recipe::start::Start;
 impl Ledger<'_> {
     /// Refuses weights that are no plain numbers and what folding makes stale, where the user does not leave them as they are.
     pub(super) fn refuse_parts(&mut self, select: &Select) -> Result<(), Error> {
-        let beside = Beside::new(&self.recipe.beside, &self.options.beside)?;
+        // A recipe's own `beside` says nothing of them: it was written for files without.
+        let beside = Beside::new(&[], &self.options.beside)?;
         for found in parts::find(self.index) {
             let name = found.tensor.name();
             let drops = self.recipe.drop.iter().any(|p| covers(p, name).is_some());

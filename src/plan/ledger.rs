@@ -276,6 +276,17 @@ impl<'a> Ledger<'a> {
             )));
         }
         let stored = stored_type(expr.root()).map_err(fail)?;
+        let turned = expr
+            .root()
+            .convs()
+            .into_iter()
+            .find(|(_, g)| g.transposed());
+        if let Some((conv, _)) = turned.filter(|(conv, _)| conv.weight.is_channels_last()) {
+            return Err(fail(format!(
+                "{} is a transposed conv, which is not read from a file of `format: mlx`; store the file as PyTorch does",
+                conv.weight
+            )));
+        }
         let fused = PlannedConv {
             module,
             expr,
@@ -349,6 +360,7 @@ impl<'a> Ledger<'a> {
             network: recipe.network.clone(),
             blocks: self.blocks,
             skipped: self.skipped,
+            wrappers_removed: Vec::new(),
             left: self.left,
             outputs,
             dropped: self.dropped,
@@ -465,7 +477,7 @@ fn of_conv(fused: &PlannedConv, [b, f]: [usize; 2]) -> impl Iterator<Item = Plan
     let weight = planned(
         format!("{}.weight", fused.module),
         dtype,
-        geometry.weight_shape(),
+        fused.stored_shape(),
         Source::Weight(b, f),
     );
     let bias = fused.bias.then(|| {

@@ -13,9 +13,12 @@ mod leave;
 mod ledger;
 mod leftover;
 mod model;
+mod padding;
 mod parts;
+mod prefix;
 pub(crate) mod select;
 mod without;
+mod wrapped;
 
 pub use families::{Applied, plan_families};
 pub use idle::idle;
@@ -25,12 +28,12 @@ pub use select::glob;
 use self::ledger::{Fate, Ledger};
 use self::select::Select;
 use crate::algebra::Part;
-use crate::recipe::Error;
 use crate::recipe::detect::nothing;
 use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::model::Recipe;
 use crate::recipe::pattern::covers;
 use crate::recipe::start::{is_start, possible_starts};
+use crate::recipe::{Error, seen_through};
 use crate::tensor::{Dtype, Float, Output, Tensor};
 
 /// Plans a file by a recipe.
@@ -39,7 +42,7 @@ use crate::tensor::{Dtype, Float, Output, Tensor};
 /// When a block is not whole, shapes do not fit, an owned tensor is left over, or two outputs share a name.
 pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, Error> {
     let (dropped, rest) = without::split(index, &options.drop)?;
-    let index = rest.as_ref().unwrap_or(index);
+    let index = &*seen_through(rest.as_ref().unwrap_or(index), &[recipe])?;
     let select = Select::new(&options.only, &options.skip)?;
     let budget = MatchBudget::default();
     let mut ledger = ledger_of(index, recipe, options, &select, &budget)?;
@@ -60,7 +63,9 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
         _ => {
             select.expect_used()?;
-            ledger.finish()?.without_clashes()
+            let mut plan = ledger.finish()?;
+            wrapped::restore(&mut plan, index.values());
+            plan.without_clashes()
         }
     }
 }
@@ -141,6 +146,7 @@ pub(crate) fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Sourc
 }
 
 pub(crate) fn copy(tensor: &Tensor, name: String) -> Planned {
+    let tensor = &tensor.as_it_lies();
     let output = Output {
         name,
         dtype: tensor.dtype().clone(),
@@ -162,7 +168,8 @@ fn copies(tensor: &Tensor, to: &str) -> Vec<Planned> {
     match tensor.parts() {
         [] => vec![copy(tensor, to.to_owned())],
         parts => {
-            let [from, to] = [&tensor.name()[..module(tensor.name())], &to[..module(to)]];
+            let of_file = tensor.name_in_file();
+            let [from, to] = [&of_file[..module(of_file)], &to[..module(to)]];
             let named = |part: &Tensor| {
                 format!(
                     "{to}{}",

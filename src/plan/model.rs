@@ -3,6 +3,7 @@
 use super::Applied;
 use crate::algebra::{Geometry, Resolved};
 use crate::recipe::model::Network;
+use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Dtype, Float, Output, Tensor};
 
 /// What a user may decide about a plan.
@@ -77,6 +78,8 @@ pub struct Plan {
     pub blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
     pub skipped: Vec<String>,
+    /// Segments of wrappers that stood inside of blocks: the names of the output are without them there.
+    pub wrappers_removed: Vec<String>,
     /// Modules that nearly were folded, and why they are left as they are.
     pub left: Vec<Left>,
     /// Every tensor of the output.
@@ -173,6 +176,21 @@ impl PlannedConv {
     /// The shapes of the fused conv.
     pub fn geometry(&self) -> &Geometry {
         self.expr.geometry()
+    }
+
+    /// Whether its weight is written with the channels last, as MLX does: so are those that it is fused from.
+    pub fn is_channels_last(&self) -> bool {
+        let leaves = self.expr.root().leaves();
+        leaves.iter().any(|leaf| leaf.is_channels_last())
+    }
+
+    /// The shape in which its weight is written.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        let shape = self.geometry().weight_shape();
+        match self.is_channels_last() {
+            true => channels_last(&shape),
+            false => shape,
+        }
     }
 
     /// How many numbers its tensors hold.

@@ -1,7 +1,7 @@
 //! Weights that are no plain numbers: what stands beside a conv, or in its place, that folding would make stale or cannot read.
 //! It is known by the names that PyTorch and the usual libraries give it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::recipe::Error;
 use crate::recipe::expand::Index;
@@ -82,6 +82,8 @@ pub(super) struct Found {
     /// The first of the tensors that say so.
     pub(super) tensor: Tensor,
     kind: usize,
+    /// Globs of all parts of this kind in the file.
+    globs: Vec<String>,
 }
 
 impl Found {
@@ -100,9 +102,9 @@ impl Found {
         let Kind { is, remedy, .. } = KINDS[self.kind];
         Error::Parts {
             module: self.module.clone(),
-            tensor: self.tensor.to_string(),
-            name: self.tensor.name().to_owned(),
+            name: self.tensor.name_in_file().to_owned(),
             quantizer: self.is_quantizer(),
+            globs: self.globs.clone(),
             is,
             remedy,
         }
@@ -113,26 +115,46 @@ impl Found {
 pub(super) fn find(index: &Index) -> Vec<Found> {
     let mut found: BTreeMap<(&str, usize), &Tensor> = BTreeMap::new();
     for tensor in index.values() {
-        if let Some(at) = in_parts(tensor.name(), index).or_else(|| of_segments(tensor.name())) {
+        if let Some(at) = in_parts(tensor.name(), index).or_else(|| {
+            let (module, _, kind) = of_segments(tensor.name())?;
+            Some((module, kind))
+        }) {
             found.entry(at).or_insert(tensor);
         }
+    }
+    let globs = |kind: usize| -> Vec<String> {
+        let of_kind = index.keys().filter_map(|name| of_segments(name));
+        let globs =
+            of_kind
+                .filter(|(_, _, of)| *of == kind)
+                .map(|(module, segment, _)| match module {
+                    "" => segment.to_owned(),
+                    _ => format!("*.{segment}"),
+                });
+        globs.collect::<BTreeSet<String>>().into_iter().collect()
+    };
+    let mut of_kinds: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for (_, kind) in found.keys() {
+        of_kinds.entry(*kind).or_insert_with(|| globs(*kind));
     }
     let found = found.into_iter().map(|((module, kind), tensor)| Found {
         module: module.to_owned(),
         tensor: tensor.clone(),
+        globs: of_kinds.get(&kind).cloned().into_iter().flatten().collect(),
         kind,
     });
     found.collect()
 }
 
-fn of_segments(name: &str) -> Option<(&str, usize)> {
+/// The module of a tensor with a segment that only such parts have, the segment, and the kind.
+fn of_segments(name: &str) -> Option<(&str, &str, usize)> {
     let mut at = 0;
     for segment in name.split('.') {
         let kind = KINDS
             .iter()
             .position(|kind| kind.segments.contains(&segment));
         if let Some(kind) = kind {
-            return Some((name[..at].trim_end_matches('.'), kind));
+            return Some((name[..at].trim_end_matches('.'), segment, kind));
         }
         at += segment.len() + 1;
     }

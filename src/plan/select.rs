@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use crate::recipe::Error;
+use crate::recipe::{Error, without_wrappers};
 
 /// Compiles a glob.
 ///
@@ -14,9 +14,15 @@ pub fn glob(text: &str) -> Result<GlobSet, globset::Error> {
     GlobSetBuilder::new().add(Glob::new(text)?).build()
 }
 
+/// Each glob as it is written, and as it is without the segments of wrappers.
 pub(super) fn compile(globs: &[String]) -> Result<Vec<GlobSet>, Error> {
     let one = |text: &String| {
-        glob(text).map_err(|source| Error::Glob {
+        let either = |text: &String| {
+            let mut set = GlobSetBuilder::new();
+            set.add(Glob::new(text)?);
+            set.add(Glob::new(&without_wrappers(text))?).build()
+        };
+        either(text).map_err(|source| Error::Glob {
             glob: text.clone(),
             source,
         })

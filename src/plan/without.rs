@@ -1,8 +1,8 @@
 //! A file without what the user wants left out of it.
 
 use super::closed::Beside;
-use crate::recipe::Error;
 use crate::recipe::expand::Index;
+use crate::recipe::{Error, without_wrappers};
 use crate::tensor::Tensor;
 
 /// The tensors that globs on tensors and modules take out, and the others; none of the latter where there is no glob.
@@ -13,16 +13,19 @@ pub(super) fn split(index: &Index, drop: &[String]) -> Result<(Vec<Tensor>, Opti
     if drop.is_empty() {
         return Ok((Vec::new(), None));
     }
+    let covers =
+        |wish: &Beside<'_>, name: &str| wish.covers(name) || wish.covers(&without_wrappers(name));
     for glob in drop {
         let wish = Beside::new(&[], std::slice::from_ref(glob))?;
-        if !index.keys().any(|name| wish.covers(name)) {
+        if !index.keys().any(|name| covers(&wish, name)) {
             return Err(Error::NothingDropped { glob: glob.clone() });
         }
     }
     let wish = Beside::new(&[], drop)?;
+    let takes = |name: &str| covers(&wish, name);
     let (out, rest): (Index, Index) = index
         .iter()
         .map(|(name, tensor)| (name.clone(), tensor.clone()))
-        .partition(|(name, _)| wish.covers(name));
+        .partition(|(name, _)| takes(name));
     Ok((out.into_values().collect(), Some(rest)))
 }

@@ -8,6 +8,7 @@ use super::model::Recipe;
 use super::parse;
 use super::regions::Family;
 use super::segments::Segments;
+use super::wrappers::seen_by_any;
 
 /// A built-in recipe that has not been parsed.
 struct Source {
@@ -63,7 +64,12 @@ pub fn builtin_near(index: &Index) -> Result<Vec<Recipe>, Error> {
 pub fn detect_builtin<'a>(index: &Index, near: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
     detect(index, near).map_err(|error| match (error, builtin()) {
         // Why it is none of them can lie with any of them.
-        (Error::NoBlock { .. } | Error::Deployed { .. }, Ok(all)) => nothing(index, &all),
+        (Error::NoBlock { .. } | Error::Deployed { .. }, Ok(all)) => {
+            match seen_by_any(index, near) {
+                Ok(seen) => nothing(&seen, &all),
+                Err(error) => error,
+            }
+        }
         (error, _) => error,
     })
 }

@@ -7,6 +7,7 @@ use super::near::near_misses;
 use super::pattern::Pattern;
 use super::regions::{Family, families};
 use super::segments::Segments;
+use super::wrappers::seen_by_any;
 use crate::tensor::Tensor;
 
 /// Finds the recipes whose blocks are in the file, each with its part of it.
@@ -16,6 +17,7 @@ use crate::tensor::Tensor;
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do equally well, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
+    let index = &*seen_by_any(index, recipes)?;
     let found = families(index, possible(index, recipes))?;
     match found.is_empty() {
         true => Err(nothing(index, recipes)),

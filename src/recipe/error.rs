@@ -51,12 +51,12 @@ pub enum Error {
     NothingNamed { glob: String },
     #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
     NothingDropped { glob: String },
-    #[error("{} {is}: {tensor} is there; {remedy}", quoted(module))]
+    #[error("{} {is}: {} is there; {remedy}", quoted(module), quoted(name))]
     Parts {
         module: String,
-        tensor: String,
         name: String,
         quantizer: bool,
+        globs: Vec<String>,
         is: &'static str,
         remedy: &'static str,
     },
@@ -88,6 +88,23 @@ pub enum Error {
         name: String,
         block: String,
         recipe: String,
+    },
+    #[error(
+        "{} does not begin with {}; what is taken away has to stand before every name of the output, and something behind it",
+        quoted(name),
+        quoted(&format!("{prefix}."))
+    )]
+    NoPrefix { name: String, prefix: String },
+    #[error(
+        "{} and {} are both {} without the segments that wrappers put into names; one of them has to go, or another name",
+        quoted(first),
+        quoted(second),
+        quoted(name)
+    )]
+    Wrapped {
+        first: String,
+        second: String,
+        name: String,
     },
     #[error(
         "two tensors would be written as {}: {first} and {second}",

@@ -19,6 +19,7 @@ mod regions;
 mod segments;
 pub(crate) mod start;
 mod template;
+mod wrappers;
 
 pub use builtin::{builtin, builtin_near, detect_builtin, names, source};
 pub use detect::{deployed, detect, detect_one};
@@ -30,6 +31,7 @@ pub use parse::recipe as parse;
 pub use regions::Family;
 pub(crate) use regions::split;
 pub use start::found_in;
+pub(crate) use wrappers::{bare, seen_through, without as without_wrappers, wrappers_of};
 
 /// The JSON Schema of a recipe, for editors. [`parse`](fn@parse) says more, and says it better.
 pub const SCHEMA: &str = include_str!("schema.json");

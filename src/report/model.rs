@@ -290,7 +290,7 @@ fn conv(fused: &PlannedConv, verdict: &BlockVerdict, maps: KernelMaps, int8: Opt
     Conv {
         module: fused.module.clone(),
         expression: verdict.expression.clone(),
-        weight_shape: fused.geometry().weight_shape(),
+        weight_shape: fused.stored_shape(),
         dtype: fused.dtype.to_string(),
         macs_per_pixel: macs_per_pixel(fused, 1),
         branches: maps.branches,

@@ -15,7 +15,7 @@ pub struct Norms {
 /// Counts the norms of a plan.
 pub fn norms(checkpoint: &Checkpoint, plan: &Plan) -> Norms {
     let module = |tensor: &Tensor| {
-        let module = tensor.name().strip_suffix(".running_var")?;
+        let module = tensor.name_in_file().strip_suffix(".running_var")?;
         let mean = format!("{module}.running_mean");
         checkpoint.get(&mean).map(|_| module.to_owned())
     };

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::channels_last;
 use super::computed;
 use super::error::Error;
 use super::facts::Facts;
@@ -210,14 +211,6 @@ impl Checkpoint {
         read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
         let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
-        if metadata
-            .iter()
-            .any(|(key, value)| key == "format" && value == "mlx")
-        {
-            return Err(format(
-                "its metadata says `format: mlx`: convs are stored as [out, kh, kw, in]; store them as [out, in, kh, kw] first".to_owned(),
-            ));
-        }
         let tensors = entries.into_iter().map(|e| {
             let place = Place::InFile {
                 file: 0,
@@ -226,7 +219,13 @@ impl Checkpoint {
             let tensor = Tensor::at(e.name.clone(), e.dtype, e.shape, place, e.end - e.start);
             (e.name, tensor)
         });
-        let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
+        let mut tensors: BTreeMap<String, Tensor> = match channels_last::says(&metadata) {
+            false => tensors.collect(),
+            true => {
+                let seen = tensors.map(|(name, tensor)| Ok((name, channels_last::seen(tensor)?)));
+                seen.collect::<Result<_, String>>().map_err(format)?
+            }
+        };
         let metadata = aliases(&mut tensors, metadata, file_len).map_err(format)?;
         Ok(Checkpoint {
             tensors,
@@ -382,6 +381,11 @@ impl Checkpoint {
     /// The tensor of this name, also one that another is computed from.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name).or_else(|| self.parts.get(name))
+    }
+
+    /// What is looked up by name: the tensors, and what some are computed from.
+    pub(super) fn names_mut(&mut self) -> [&mut BTreeMap<String, Tensor>; 2] {
+        [&mut self.tensors, &mut self.parts]
     }
 
     /// The metadata strings, in the order of the file.

@@ -47,6 +47,15 @@ pub enum Error {
     SeveralKeys { path: PathBuf, keys: Vec<String> },
     #[error("{} is a safetensors file, which has no keys", quoted(&path.display().to_string()))]
     NoKeys { path: PathBuf, key: String },
+    #[error("{} has no tensor below {}; its modules are `{}`{}", quoted(&path.display().to_string()), quoted(module), plain(&known.join("`, `")), if *more { " and more" } else { "" })]
+    NothingUnder {
+        path: PathBuf,
+        module: String,
+        known: Vec<String>,
+        more: bool,
+    },
+    #[error("{} would be a file of PyTorch, whose convs are [out, in, kh, kw]; the input has `format: mlx`, and so [out, kh, kw, in]: write a `.safetensors`", quoted(&_0.display().to_string()))]
+    ChannelsLast(PathBuf),
     #[error("{} does not join shards to a checkpoint: {reason}", quoted(&path.display().to_string()))]
     Index { path: PathBuf, reason: String },
     #[error("{} is {of} of a checkpoint; {remedy}", quoted(&path.display().to_string()))]

@@ -5,6 +5,7 @@
 #[cfg(feature = "cli")]
 pub mod arrays;
 pub(crate) mod bytes;
+pub(crate) mod channels_last;
 pub mod checkpoint;
 mod computed;
 pub mod destination;
@@ -17,6 +18,7 @@ pub mod header;
 mod index;
 pub(crate) mod open;
 mod operand;
+mod part;
 pub mod plain;
 pub(crate) mod pytorch;
 pub mod queue;

@@ -29,12 +29,15 @@ impl Shards {
     /// Fills `out` with a tensor's bytes from byte `at` on.
     pub(super) fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
         // Every tensor of the checkpoint has been found in a file.
-        let file = self.of.get(tensor.name()).and_then(|i| self.files.get(*i));
+        let file = self
+            .of
+            .get(tensor.name_in_file())
+            .and_then(|i| self.files.get(*i));
         match file {
             Some(file) => file.read_at(tensor, at, out),
             None => Err(Error::Io {
                 what: "find",
-                path: tensor.name().into(),
+                path: tensor.name_in_file().into(),
                 source: std::io::ErrorKind::NotFound.into(),
             }),
         }

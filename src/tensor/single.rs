@@ -17,6 +17,8 @@ pub struct Tensor(Arc<Info>);
 #[derive(Clone, PartialEq)]
 struct Info {
     name: String,
+    /// Its name in the file, where it is looked at under another.
+    name_in_file: Option<String>,
     dtype: Dtype,
     shape: Vec<usize>,
     /// The dimensions in the file, where `shape` are others for the same numbers.
@@ -25,6 +27,8 @@ struct Info {
     turned: bool,
     place: Place,
     byte_len: u64,
+    /// How it lies in the file, where it is looked at with its dimensions in another order.
+    lies: Option<(Vec<usize>, Place)>,
     /// What its file says of modules, if it says anything.
     facts: Option<Arc<Facts>>,
 }
@@ -92,12 +96,14 @@ impl Tensor {
         }
         Ok(Tensor(Arc::new(Info {
             name: part.name,
+            name_in_file: None,
             dtype: part.dtype,
             shape: part.shape,
             stored: None,
             turned: false,
             place: part.place,
             byte_len,
+            lies: None,
             facts: None,
         })))
     }
@@ -112,12 +118,14 @@ impl Tensor {
     ) -> Tensor {
         Tensor(Arc::new(Info {
             name,
+            name_in_file: None,
             dtype,
             shape,
             stored: None,
             turned: false,
             place,
             byte_len,
+            lies: None,
             facts: None,
         }))
     }
@@ -208,6 +216,49 @@ impl Tensor {
         self.0.turned
     }
 
+    /// Its name in the file; [`name`](Self::name) is without the segments that wrappers put into it, where it is looked at so.
+    pub fn name_in_file(&self) -> &str {
+        self.0.name_in_file.as_deref().unwrap_or(&self.0.name)
+    }
+
+    /// The same tensor, looked at under another name than that in the file.
+    pub(crate) fn seen_as(&self, name: String) -> Tensor {
+        Tensor(Arc::new(Info {
+            name,
+            name_in_file: Some(self.name_in_file().to_owned()),
+            ..(*self.0).clone()
+        }))
+    }
+
+    /// The same tensor, looked at with its dimensions in another order than in the file.
+    pub(super) fn seen_with(self, shape: Vec<usize>, place: Place) -> Tensor {
+        Tensor(Arc::new(Info {
+            lies: Some((self.shape().to_vec(), self.place().clone())),
+            shape,
+            place,
+            ..Arc::unwrap_or_clone(self.0)
+        }))
+    }
+
+    /// The tensor with its dimensions in the order of the file.
+    pub fn as_it_lies(&self) -> Tensor {
+        match &self.0.lies {
+            None => self.clone(),
+            Some((shape, place)) => Tensor(Arc::new(Info {
+                lies: None,
+                stored: None,
+                shape: shape.clone(),
+                place: place.clone(),
+                ..(*self.0).clone()
+            })),
+        }
+    }
+
+    /// Whether its file has the second dimension last.
+    pub fn is_channels_last(&self) -> bool {
+        self.0.lies.is_some()
+    }
+
     /// The same numbers under another name.
     pub(super) fn named(&self, name: String) -> Tensor {
         Tensor(Arc::new(Info {
@@ -256,7 +307,7 @@ impl Tensor {
 
     /// What its file says of the module that it is a parameter of.
     pub fn module(&self) -> Option<&Module> {
-        let (path, _) = self.name().rsplit_once('.').unwrap_or_default();
+        let (path, _) = self.name_in_file().rsplit_once('.').unwrap_or_default();
         self.facts()?.module(path)
     }
 
@@ -283,7 +334,7 @@ impl Tensor {
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&quoted(self.name()))
+        f.write_str(&quoted(self.name_in_file()))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
 use crate::plan::PlannedConv;
 use crate::tensor::Reader;
+use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Checkpoint, Tensor};
 
 /// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
@@ -106,7 +107,10 @@ impl Check<'_> {
         verdict.relative = total.relative;
         verdict.at = total.at.map(|at| Place {
             tensor: format!("{}.{}", fused.module, at.end),
-            index: at.index,
+            index: match fused.is_channels_last() {
+                true => channels_last(&at.index),
+                false => at.index,
+            },
             found: at.found,
             expected: at.expected,
             whole_channel: at.whole_channel,

@@ -43,7 +43,7 @@ pub(super) fn compare_copies(
         .collect();
     for (name, planned) in &planned {
         options.go_on()?;
-        let Some(found) = file.get(name) else {
+        let Some(found) = &file.get(name).map(Tensor::as_it_lies) else {
             copies.failures.push(Failure::Missing((*name).to_owned()));
             continue;
         };

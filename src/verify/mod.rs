@@ -17,6 +17,7 @@ mod bound;
 mod copies;
 pub mod deploy;
 mod deployed;
+mod names;
 mod narrow;
 mod probes;
 pub mod random;
@@ -40,6 +41,7 @@ pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
 pub(crate) use deployed::fits;
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
+pub use names::aligned;
 pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
 

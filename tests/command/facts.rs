@@ -218,3 +218,72 @@ fn a_file_of_nothing_but_unknown_classes_is_refused() {
     let plan = planned("yolo.pt", &block(""), &options).expect("a plan");
     assert_eq!(plan.blocks.len(), 7);
 }
+
+/// A conv that pads as its kernel asks for lies over the others; one that does not is refused. What may have been padded before
+/// says nothing.
+#[test]
+fn paddings_suit_the_kernels_of_a_sum() {
+    let sum = |names: &[&str]| {
+        let convs = names.iter().map(|name| match *name {
+            "identity" => r#""identity""#.to_owned(),
+            "spread" => r#"{"conv": "spread", "bias": false, "dilation": 2}"#.to_owned(),
+            name => format!(r#"{{"conv": "{name}", "bias": false}}"#),
+        });
+        let convs: Vec<String> = convs.collect();
+        format!(r#"{{"sum": [{}]}}"#, convs.join(", "))
+    };
+    let names = |a: &str, b: &str| {
+        Err(format!(
+            "block `out`: the file says that {a} and {b}; what they make cannot be added up, as the recipe has it"
+        ))
+    };
+    let alone = |a: &str| {
+        Err(format!(
+            "block `out`: the file says that {a}; what it makes cannot be added to a branch that keeps the size, as the recipe has it"
+        ))
+    };
+    let three = "`three` has padding [1, 1] around a kernel of [3, 3]";
+    let over = "`over` has padding [1, 1] around a kernel of [1, 1]";
+    let narrow = "`narrow` has padding [1, 1] around a kernel of [5, 5]";
+    for (branches, expected) in [
+        (&["three", "point", "identity"][..], Ok(3)),
+        (&["three", "five", "flat", "point"], Ok(5)),
+        (&["five", "spread", "same"], Ok(5)),
+        (&["three", "valid", "point"], Ok(3)),
+        (&["narrow"], Ok(5)),
+        (&["three", "over"], names(three, over)),
+        (&["identity", "over"], alone(over)),
+        (&["five", "narrow"], names("`five` has padding [2, 2] around a kernel of [5, 5]", narrow)),
+        (
+            &["same", "narrow"],
+            names("`same` has padding `same` around a kernel of [3, 3]", narrow),
+        ),
+        (
+            &["three", "round"],
+            Err("block `out`: the file says that `three` has padding_mode `zeros` and `round` has `circular`; one conv has one".to_owned()),
+        ),
+        (&["round", "point"], Ok(3)),
+    ] {
+        let at = branches.iter().find(|name| **name != "identity").expect("a conv");
+        let recipe = fused(&format!("{at}.weight"), &sum(branches));
+        let got = planned("padding.pt", &recipe, &Options::default());
+        let got = got.map(|plan| plan.blocks[0].fused[0].geometry().extent()[2]);
+        assert_eq!(got, expected, "{branches:?}");
+    }
+}
+
+/// A module of another class is left; by names alone it is folded.
+#[test]
+fn classes_tell_convs_of_maf_yolo() {
+    let recipe = recipe::source("maf-yolo").expect("a recipe").0;
+    let file = Checkpoint::open(fixture("maf_yolo.pt")).expect("a checkpoint");
+    for (by_names, folded, left) in [(false, 3, Some("1")), (true, 4, None)] {
+        let options = Options {
+            by_names,
+            ..Options::default()
+        };
+        let plan = plan(file.tensors(), &recipe, &options).expect("a plan");
+        assert_eq!(plan.blocks.len(), folded);
+        assert_eq!(plan.left.first().map(|left| left.module.as_str()), left);
+    }
+}

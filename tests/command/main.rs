@@ -25,6 +25,8 @@ mod maps;
 mod messages;
 mod mismatches;
 mod mistakes;
+mod mlx;
+mod names;
 mod network;
 mod notes;
 mod numbers;

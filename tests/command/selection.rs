@@ -232,16 +232,19 @@ fn weights_in_parts_are_refused_by_name() {
 #[test]
 fn the_state_of_quantizers_is_refused_or_dropped() {
     for (name, end) in [
-        ("stage1.1.rbr_dense.conv._weight_quantizer._amax", "_amax"),
+        (
+            "stage1.1.rbr_dense.conv._weight_quantizer._amax",
+            "_weight_quantizer",
+        ),
         (
             "stage1.1.rbr_dense.conv.weight_fake_quant.fake_quant_enabled",
-            "fake_quant_enabled",
+            "weight_fake_quant",
         ),
         (
             "stage1.1.rbr_dense.conv.activation_post_process.min_val",
-            "min_val",
+            "activation_post_process",
         ),
-        ("linear._input_quantizer._amax", "_amax"),
+        ("linear._input_quantizer._amax", "_input_quantizer"),
     ] {
         let tiny = changed(|file| put(file, name, &[1]));
         let refused = fuse(&tiny, &[]);

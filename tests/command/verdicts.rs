@@ -149,7 +149,7 @@ fn files_of_different_networks_are_called_that() {
         let renamed = f
             .tensors
             .iter()
-            .map(|(name, held)| (format!("net.{name}"), held.clone()));
+            .map(|(name, held)| (name.replace('.', "_"), held.clone()));
         f.tensors = renamed.collect();
     };
     let ran = edited(&tiny, &file, other, &[]);

@@ -133,16 +133,6 @@ fn aliases_claim_no_more_than_a_few_times_the_file() {
 }
 
 #[test]
-fn convs_of_mlx_are_not_taken_for_those_of_pytorch() {
-    let folder = Folder::new();
-    let path = folder.file("mlx.safetensors", &safetensors(r#"{"format":"mlx"}"#));
-    let error = Checkpoint::open(path)
-        .expect_err("another layout")
-        .to_string();
-    assert!(error.contains("[out, kh, kw, in]"), "{error}");
-}
-
-#[test]
 fn a_tensor_of_half_bytes_is_no_part_of_a_file() {
     use repfuse::tensor::{Dtype, Part, Place, Tensor};
     let part = |dtype: &str, bytes: usize| Part {

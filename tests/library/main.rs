@@ -5,6 +5,7 @@
 mod support;
 
 mod architecture;
+mod archives;
 mod closed_world;
 mod conv2d_laws;
 mod documents;
@@ -19,8 +20,10 @@ mod models;
 mod mutations;
 mod near;
 mod pickles;
+mod quantizers;
 mod single_weights;
 mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
 mod verify;
+mod wrappers;

@@ -104,6 +104,7 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         network: None,
         blocks,
         skipped,
+        wrappers_removed: Vec::new(),
         left: Vec::new(),
         outputs,
         dropped: Vec::new(),
