@@ -497,8 +497,15 @@ fn stored(
     let specs: Vec<Tagged<'_>> = read(specs).map_err(|e| e.to_string())?;
     let mut stored = HashSet::new();
     for spec in specs {
-        if !matches!(&*spec.tag, "parameter" | "buffer" | "tensor_constant") {
-            continue;
+        match &*spec.tag {
+            "parameter" | "buffer" | "tensor_constant" => {}
+            "user_input" | "constant_input" | "custom_obj" | "token" => continue,
+            other => {
+                return Err(format!(
+                    "its signature has an input of the kind {}, which is not known",
+                    quoted(other)
+                ));
+            }
         }
         let spec: StoredSpec<'_> = read(spec.value).map_err(|e| e.to_string())?;
         let (value, name) = (spec.arg.name.0.into_owned(), &*spec.name.0);

@@ -305,6 +305,13 @@ fn graphs_that_contradict_themselves_are_refused() {
         ),
         (
             |p| {
+                let specs = &mut p["graph_module"]["signature"]["input_specs"];
+                specs[0] = json!({"paramever": specs[0]["parameter"]});
+            },
+            "its signature has an input of the kind `paramever`, which is not known",
+        ),
+        (
+            |p| {
                 let values = graph(p)["tensor_values"].as_object_mut().unwrap();
                 values.remove("p_0_conv_kxk_conv_weight");
             },
