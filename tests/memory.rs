@@ -171,7 +171,7 @@ fn verifying_holds_less_than_three_of_the_largest_block() {
     // The twin: folding a block whole holds it all in f64, and is counted.
     let whole = peak(|| {
         fold(
-            &plan.blocks[0].fused[0].expr,
+            plan.blocks()[0].fused()[0].expr(),
             &mut Reader::new(&file, 1 << 18),
         )
     });

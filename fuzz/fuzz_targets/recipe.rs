@@ -41,7 +41,7 @@ fuzz_target!(|text: &str| {
         let Ok(plan) = plan::plan(file.tensors(), &recipe, &Options::default()) else {
             continue;
         };
-        let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+        let convs = plan.blocks().iter().flat_map(|block| block.fused());
         let work: usize = convs
             .map(|f| f.geometry().out() * f.geometry().row_len())
             .sum();

@@ -54,7 +54,7 @@ pub(super) fn documents(plan: &Plan, weights: &[EpsWeight]) -> Vec<Document> {
             bn_eps_other: weight.map(|w| w.other),
         }
     };
-    plan.families.iter().enumerate().map(of).collect()
+    plan.families().iter().enumerate().map(of).collect()
 }
 
 pub(super) fn warned(warnings: &[Warning]) -> Vec<Warned> {
@@ -94,8 +94,8 @@ pub(super) fn mention(left: &[String]) {
 
 /// The recipes, in lines for the end of a text.
 pub(super) fn lines(plan: &Plan) -> String {
-    if plan.families.len() < 2 {
-        return output::line("recipe", &plan.recipe);
+    if plan.families().len() < 2 {
+        return output::line("recipe", plan.recipe());
     }
     let of = |(number, family): (usize, &Applied)| {
         const SHOWN: usize = 3;
@@ -124,14 +124,14 @@ pub(super) fn lines(plan: &Plan) -> String {
         let name = if number == 0 { "recipes" } else { "" };
         output::line(name, &format!("{}: {blocks}{place}", plain(&family.recipe)))
     };
-    plan.families.iter().enumerate().map(of).collect()
+    plan.families().iter().enumerate().map(of).collect()
 }
 
 /// The eps of each recipe, where it comes from, and how much it matters for this file; in lines for the end of a text.
 pub(super) fn eps_lines(plan: &Plan, weights: &[EpsWeight]) -> String {
-    let several = plan.families.len() > 1;
+    let several = plan.families().len() > 1;
     let mut lines = String::new();
-    for (number, family) in plan.families.iter().enumerate() {
+    for (number, family) in plan.families().iter().enumerate() {
         let eps = match (family.eps, family.eps_source) {
             (Some(eps), _) => small(eps),
             (None, EpsSource::File) => "that of each norm".to_owned(),

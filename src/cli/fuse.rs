@@ -374,7 +374,7 @@ fn fuse_it(
             None => return Ok(Answer::No),
         }
     };
-    if plan.blocks.is_empty() && !args.quiet {
+    if plan.blocks().is_empty() && !args.quiet {
         output::note(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
@@ -401,10 +401,10 @@ fn fuse_it(
 
 /// Says which segments of wrappers the names of the output are without.
 fn wrappers(plan: &Plan) {
-    if !plan.wrappers_removed.is_empty() {
+    if !plan.wrappers_removed().is_empty() {
         output::note(&format!(
             "repfuse: inside of blocks the names of the output are without `{}`, which wrappers had put there",
-            plan.wrappers_removed.join("` and `")
+            plan.wrappers_removed().join("` and `")
         ));
     }
 }
@@ -413,7 +413,7 @@ fn wrappers(plan: &Plan) {
 fn not_supported(args: &Args, plan: &Plan, evidence: &Evidence) -> anyhow::Result<Answer> {
     let why = format!(
         "the sample does not support recipe `{}`; {} was not written",
-        plain(&plan.recipe),
+        plain(plan.recipe()),
         quoted(&args.output.display().to_string())
     );
     let lines = evidence.failures().trim_end();
@@ -449,7 +449,7 @@ fn write(
     signals::watch()?;
     let bytes = match graph {
         Some(folded) => graph::plain(folded.file_len(&args.output))?,
-        None => plan.outputs.iter().map(|p| p.output.byte_len).sum(),
+        None => plan.outputs().iter().map(|p| p.output.byte_len).sum(),
     };
     let bar = progress::bar(bytes, args.quiet || args.json);
     let progress = |n| {
@@ -515,9 +515,9 @@ fn write(
 
 /// Says that numbers were too small for the type they are stored in.
 fn vanishing(plan: &Plan, vanished: u64) -> String {
-    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let fused = plan.blocks().iter().flat_map(|block| block.fused());
     let all: u64 = fused.clone().map(|f| f.numbers()).sum();
-    let types: BTreeSet<String> = fused.map(|f| f.dtype.to_string()).collect();
+    let types: BTreeSet<String> = fused.map(|f| f.dtype().to_string()).collect();
     let types: Vec<String> = types.into_iter().collect();
     format!(
         "repfuse: warning: {vanished} of {all} fused numbers are not zero, but too small for {}, and became zero",
@@ -562,16 +562,16 @@ fn summary<'a>(
         output: output.clone(),
         shards,
         dry_run: args.dry_run,
-        recipe: &plan.recipe,
-        bn_eps: weight.and(plan.eps),
-        bn_eps_source: plan.eps_source.name(),
-        bn_eps_note: plan.eps_note.as_deref(),
+        recipe: plan.recipe(),
+        bn_eps: weight.and(plan.eps()),
+        bn_eps_source: plan.eps_source().name(),
+        bn_eps_note: plan.eps_note(),
         bn_eps_weight: weight.map(|w| w.largest),
         bn_eps_other: weight.map(|w| w.other),
-        blocks_fused: plan.blocks.len(),
-        blocks_skipped: &plan.skipped,
+        blocks_fused: plan.blocks().len(),
+        blocks_skipped: plan.skipped(),
         tensors_before: checkpoint.tensors().len(),
-        tensors_after: plan.outputs.len(),
+        tensors_after: plan.outputs().len(),
         parameters_before: cost::parameters(checkpoint.tensors().values()),
         parameters_after: cost::planned_parameters(plan),
         bytes_before: checkpoint.file_len(),
@@ -582,9 +582,9 @@ fn summary<'a>(
         became_zero: written.vanished,
         agreement: agreed,
         load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
-        blocks: plan.blocks.iter().map(block_summary).collect(),
-        wrappers_removed: &plan.wrappers_removed,
-        dropped: plan.dropped.iter().map(|t| t.name()).collect(),
+        blocks: plan.blocks().iter().map(block_summary).collect(),
+        wrappers_removed: plan.wrappers_removed(),
+        dropped: plan.dropped().iter().map(|t| t.name()).collect(),
         norms: norms.all,
         norms_left: norms.left.iter().map(|(norm, _)| norm.clone()).collect(),
     }
@@ -592,23 +592,23 @@ fn summary<'a>(
 
 fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     BlockSummary {
-        name: &block.name,
-        assumes_identity: block.assumes_identity,
+        name: block.name(),
+        assumes_identity: block.assumes_identity(),
         outputs: block
-            .fused
+            .fused()
             .iter()
             .map(|fused| OutputSummary {
-                module: &fused.module,
-                dtype: fused.dtype.to_string(),
+                module: fused.module(),
+                dtype: fused.dtype().to_string(),
                 weight_shape: fused.stored_shape(),
                 groups: fused
                     .geometry()
                     .groups_known()
                     .then_some(fused.geometry().groups()),
-                expression: crate::algebra::describe::expression(fused.expr.root()),
+                expression: crate::algebra::describe::expression(fused.expr().root()),
             })
             .collect(),
-        consumed: block.consumed.iter().map(|t| t.name()).collect(),
+        consumed: block.consumed().iter().map(|t| t.name()).collect(),
     }
 }
 
@@ -685,10 +685,10 @@ fn half_types(args: &Args, plan: &Plan) -> Option<String> {
     if args.dtype.float().is_some() {
         return None;
     }
-    let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+    let fused = plan.blocks().iter().flat_map(|block| block.fused());
     let half: BTreeSet<String> = fused
-        .filter(|f| matches!(f.dtype, Float::F16 | Float::Bf16))
-        .map(|f| f.dtype.to_string())
+        .filter(|f| matches!(f.dtype(), Float::F16 | Float::Bf16))
+        .map(|f| f.dtype().to_string())
         .collect();
     let half: Vec<String> = half.into_iter().collect();
     (!half.is_empty()).then(|| {
@@ -702,8 +702,8 @@ fn half_types(args: &Args, plan: &Plan) -> Option<String> {
 
 /// Which weights were computed from parts before they were folded.
 fn computed_line(plan: &Plan) -> Option<String> {
-    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
-    let leaves = convs.flat_map(|fused| fused.expr.root().leaves());
+    let convs = plan.blocks().iter().flat_map(|block| block.fused());
+    let leaves = convs.flat_map(|fused| fused.expr().root().leaves());
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for computed in leaves.filter_map(|leaf| leaf.computed()) {
         *counts.entry(computed.name()).or_default() += 1;

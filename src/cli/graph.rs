@@ -34,7 +34,7 @@ pub(super) fn inspect(file: &GraphFile) -> anyhow::Result<(Inspection, Vec<Left>
     let folded = file.fold(&Options::default(), false)?;
     let left = folded.left().to_vec();
     let plan = folded.into_plan();
-    let (plan, form) = match plan.blocks.is_empty() {
+    let (plan, form) = match plan.blocks().is_empty() {
         true => (None, Form::Deploy),
         false => (Some(plan), Form::Training),
     };

@@ -208,7 +208,7 @@ fn tell(
         },
     };
     let rounded = match (&found.plan, args.int8) {
-        (Some(plan), true) => Some(int8::of(checkpoint, &plan.blocks)?),
+        (Some(plan), true) => Some(int8::of(checkpoint, plan.blocks())?),
         // As for kernels.
         (None, true) => match found.trouble.take() {
             Some(trouble) => return Err(trouble.into()),
@@ -285,8 +285,8 @@ const NOT_TOLD: &str = "dw?";
 
 fn block_parameters(block: &Block) -> Change {
     Change {
-        before: cost::parameters(&block.consumed),
-        after: block.fused.iter().map(PlannedConv::numbers).sum(),
+        before: cost::parameters(block.consumed()),
+        after: block.fused().iter().map(PlannedConv::numbers).sum(),
     }
 }
 
@@ -294,7 +294,7 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     let mut out = String::new();
     let order = FileOrder::new(checkpoint);
     if let Some(plan) = &found.plan {
-        out += &blocks(args, &plan.blocks, &order);
+        out += &blocks(args, plan.blocks(), &order);
         out.push('\n');
     }
     if !found.convs.is_empty() {
@@ -304,27 +304,27 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     out += &line("form", form(found.form));
     if let Some(plan) = &found.plan {
         let eps = plan
-            .eps
+            .eps()
             .map(|e| format!(", bn eps {}", units::small(e)))
             .unwrap_or_default();
         out += &line(
             "recipe",
             &format!(
                 "{}{eps}: {} to fuse",
-                plan.recipe,
-                plural(plan.blocks.len(), "block")
+                plan.recipe(),
+                plural(plan.blocks().len(), "block")
             ),
         );
-        let note = plan.eps_note.as_ref();
-        if let Some(note) = note.filter(|_| plan.eps_source == EpsSource::Recipe) {
+        let note = plan.eps_note();
+        if let Some(note) = note.filter(|_| plan.eps_source() == EpsSource::Recipe) {
             out += &line("", &plain(note));
         }
     }
     let assumed = found.plan.as_ref().is_some_and(Plan::assumes_identities);
-    let blocks = found.plan.iter().flat_map(|plan| &plan.blocks);
+    let blocks = found.plan.iter().flat_map(|plan| plan.blocks());
     let mut texts: Vec<String> = blocks
-        .flat_map(|block| &block.fused)
-        .map(|fused| describe::expression(fused.expr.root()))
+        .flat_map(|block| block.fused())
+        .map(|fused| describe::expression(fused.expr().root()))
         .collect();
     texts.extend(found.convs.iter().map(|(_, of)| kind(*of).to_owned()));
     out += &output::legend(&texts, assumed);
@@ -387,28 +387,28 @@ fn blocks(args: &Args, blocks: &[Block], order: &FileOrder) -> String {
         vec![
             units::shape(&fused.stored_shape()),
             match args.shapes {
-                true => describe::with_shapes(fused.expr.root()),
-                false => describe::expression(fused.expr.root()),
+                true => describe::with_shapes(fused.expr().root()),
+                false => describe::expression(fused.expr().root()),
             },
             count(parameters.before),
             "→".to_owned(),
             count(parameters.after),
-            block.assumes_identity.to_string(),
+            block.assumes_identity().to_string(),
         ]
     };
     let mut things: Vec<(&str, Vec<String>)> = Vec::new();
     for block in blocks {
-        for (i, fused) in block.fused.iter().enumerate() {
+        for (i, fused) in block.fused().iter().enumerate() {
             // A block's numbers stand in its first line.
             let parameters = if i == 0 {
                 block_parameters(block)
             } else {
                 Change::default()
             };
-            let name = if block.fused.len() == 1 {
-                &block.name
+            let name = if block.fused().len() == 1 {
+                block.name()
             } else {
-                &fused.module
+                fused.module()
             };
             things.push((name, row(block, fused, parameters)));
         }
@@ -479,10 +479,10 @@ fn document<'a>(
 ) -> anyhow::Result<Document<'a>> {
     let plan = found.plan.as_ref();
     let mut blocks = Vec::new();
-    for block in plan.iter().flat_map(|plan| &plan.blocks) {
-        let drawn = wanted.is_some_and(|w| w.iter().any(|b| b.name == block.name));
+    for block in plan.iter().flat_map(|plan| plan.blocks()) {
+        let drawn = wanted.is_some_and(|w| w.iter().any(|b| b.name() == block.name()));
         let mut outputs = Vec::new();
-        for fused in &block.fused {
+        for fused in block.fused() {
             let kernels = match drawn {
                 true => {
                     let maps = kernels::maps_of(checkpoint, fused)?;
@@ -493,8 +493,8 @@ fn document<'a>(
             outputs.push(output_document(fused, kernels));
         }
         blocks.push(BlockDocument {
-            name: &block.name,
-            assumes_identity: block.assumes_identity,
+            name: block.name(),
+            assumes_identity: block.assumes_identity(),
             parameters: block_parameters(block),
             outputs,
         });
@@ -509,8 +509,8 @@ fn document<'a>(
         schema: "repfuse.inspect/1",
         file: args.file.display().to_string(),
         form: form(found.form),
-        recipe: plan.map(|p| p.recipe.as_str()),
-        bn_eps: plan.and_then(|p| p.eps),
+        recipe: plan.map(|p| p.recipe()),
+        bn_eps: plan.and_then(|p| p.eps()),
         trouble: found.trouble.as_ref().map(ToString::to_string),
         blocks,
         convs: found.convs.iter().map(conv).collect(),
@@ -533,14 +533,14 @@ fn document<'a>(
 fn output_document(fused: &PlannedConv, kernels: Option<Vec<Kernel>>) -> OutputDocument<'_> {
     let g = fused.geometry();
     OutputDocument {
-        module: &fused.module,
+        module: fused.module(),
         weight_shape: fused.stored_shape(),
-        dtype: fused.dtype.to_string(),
+        dtype: fused.dtype().to_string(),
         groups: g.groups_known().then_some(g.groups()),
-        expression: describe::expression(fused.expr.root()),
+        expression: describe::expression(fused.expr().root()),
         macs_per_pixel: macs_per_pixel(fused, 1),
         convs: fused
-            .expr
+            .expr()
             .root()
             .convs()
             .into_iter()

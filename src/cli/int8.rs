@@ -14,7 +14,7 @@ pub(super) fn of<'a>(
     checkpoint: &Checkpoint,
     blocks: &'a [Block],
 ) -> anyhow::Result<Vec<(&'a PlannedConv, Int8)>> {
-    let convs: Vec<&PlannedConv> = blocks.iter().flat_map(|block| &block.fused).collect();
+    let convs: Vec<&PlannedConv> = blocks.iter().flat_map(|block| block.fused()).collect();
     let one = |fused: &'a PlannedConv| -> anyhow::Result<_> {
         Ok((fused, int8::int8(checkpoint, fused, Deployed::InMemory)?))
     };
@@ -49,7 +49,7 @@ pub(super) fn text(found: &[(&PlannedConv, Int8)], all: bool) -> String {
         };
         rows.push(
             [
-                vec![plain(&fused.module), tensor, channel, loss],
+                vec![plain(fused.module()), tensor, channel, loss],
                 branch.to_vec(),
             ]
             .concat(),

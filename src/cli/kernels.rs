@@ -25,19 +25,19 @@ pub(super) fn chosen<'a>(plan: &'a Plan, wanted: &str) -> anyhow::Result<Vec<&'a
     let glob =
         glob(wanted).with_context(|| format!("{} is not a glob for --kernels", quoted(wanted)))?;
     let mut found: Vec<&Block> = plan
-        .blocks
+        .blocks()
         .iter()
-        .filter(|block| block.name == wanted || glob.is_match(&block.name))
+        .filter(|block| block.name() == wanted || glob.is_match(block.name()))
         .collect();
     if found.is_empty() {
-        let names = plan.blocks.iter().map(|b| b.name.as_str());
+        let names = plan.blocks().iter().map(|b| b.name());
         let hint = match closest(wanted, names) {
             Some(near) => format!("; did you mean {}?", quoted(near)),
             None => "; `repfuse inspect FILE --all` shows the names".to_owned(),
         };
         anyhow::bail!("there is no block {}{hint}", quoted(wanted));
     }
-    found.sort_by(|a, b| units::natural_order(&a.name, &b.name));
+    found.sort_by(|a, b| units::natural_order(a.name(), b.name()));
     Ok(found)
 }
 
@@ -47,7 +47,7 @@ pub(super) fn maps<'a>(
     block: &'a Block,
 ) -> anyhow::Result<Vec<(&'a PlannedConv, KernelMaps)>> {
     let one = |fused: &'a PlannedConv| Ok((fused, maps_of(checkpoint, fused)?));
-    block.fused.iter().map(one).collect()
+    block.fused().iter().map(one).collect()
 }
 
 /// The maps of one conv, folded in memory.
@@ -63,10 +63,10 @@ pub(super) fn text(block: &Block, maps: &[(&PlannedConv, KernelMaps)], width: us
         let largest = all().flat_map(|k| &k.taps).copied().fold(0.0, f64::max);
         out += &format!(
             "{}  {}\n",
-            plain(if block.fused.len() == 1 {
-                &block.name
+            plain(if block.fused().len() == 1 {
+                block.name()
             } else {
-                &fused.module
+                fused.module()
             }),
             output::soft(&format!("largest mean |w| {}", units::magnitude(largest)))
         );

@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let folded = file.fold(&Default::default(), false)?;
     let name = name_of(args.output.as_deref().unwrap_or(&args.model));
-    let count = plural(folded.plan().blocks.len(), "block");
+    let count = plural(folded.plan().blocks().len(), "block");
     let model = args
         .model
         .file_name()
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let learned = learn(
         file.constants(),
         &file.state(),
-        &folded.plan().blocks,
+        folded.plan().blocks(),
         &name,
         &about,
     );
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         Some(path) => write(path, &text, args.force)?,
         None => output::result(&text)?,
     }
-    tell(&learned, folded.plan().blocks.len());
+    tell(&learned, folded.plan().blocks().len());
     Ok(if learned.unsaid.is_empty() {
         Answer::Yes
     } else {

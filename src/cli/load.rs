@@ -31,7 +31,7 @@ pub(super) fn load(plan: &Plan, path: &str, key: Option<&str>, graph: bool) -> S
         }
         _ => format!("safetensors.torch.load_file({text})"),
     };
-    let how = plan.load.as_deref().unwrap_or(ANY_CLASS);
+    let how = plan.load().unwrap_or(ANY_CLASS);
     how.replace(WEIGHTS, &weights)
 }
 

@@ -34,10 +34,10 @@ impl Made {
 
     /// The type that it stores all fused weights in, if it is one, and another than planned for some of them.
     fn dtype(&self, plan: &Plan) -> Option<Float> {
-        let fused = plan.blocks.iter().flat_map(|block| &block.fused);
+        let fused = plan.blocks().iter().flat_map(|block| block.fused());
         let stored = fused.map(|conv| {
-            let weight = self.constants().get(&format!("{}.weight", conv.module))?;
-            Some((weight.dtype().float()?, conv.dtype))
+            let weight = self.constants().get(&format!("{}.weight", conv.module()))?;
+            Some((weight.dtype().float()?, conv.dtype()))
         });
         let stored: Vec<(Float, Float)> = stored.collect::<Option<_>>()?;
         let (first, _) = *stored.first()?;

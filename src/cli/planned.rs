@@ -11,11 +11,11 @@ use crate::tensor::{Checkpoint, plain};
 
 /// A line for every conv, or for a run of equal ones; with `all`, none stands for several and nothing is shortened.
 pub(super) fn table(checkpoint: &Checkpoint, plan: &Plan, all: bool) -> String {
-    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let convs = plan.blocks().iter().flat_map(|block| block.fused());
     let cells = convs.map(|fused| {
         let shape = units::shape(&fused.stored_shape());
-        let from = describe::expression(fused.expr.root());
-        (fused.module.as_str(), (shape, from))
+        let from = describe::expression(fused.expr().root());
+        (fused.module(), (shape, from))
     });
     let mut rows = Vec::new();
     for (name, equal) in runs(
@@ -34,7 +34,7 @@ pub(super) fn table(checkpoint: &Checkpoint, plan: &Plan, all: bool) -> String {
         ]);
     }
     let copied = plan
-        .outputs
+        .outputs()
         .iter()
         .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(_)))
         .count();
@@ -49,6 +49,6 @@ pub(super) fn table(checkpoint: &Checkpoint, plan: &Plan, all: bool) -> String {
         "{table}{}{} copied, {} dropped by name\n",
         output::legend(&expressions, plan.assumes_identities()),
         plural(copied, "tensor"),
-        plan.dropped.len()
+        plan.dropped().len()
     )
 }

@@ -33,7 +33,7 @@ pub(super) fn bar(bytes: u64, quiet: bool) -> ProgressBar {
 
 /// A bar over the convs of a plan that are verified, and what moves it on.
 pub(super) fn verifying(plan: &Plan, quiet: bool) -> (ProgressBar, Progress) {
-    let convs: usize = plan.blocks.iter().map(|block| block.fused.len()).sum();
+    let convs: usize = plan.blocks().iter().map(|block| block.fused().len()).sum();
     let template = "{bar:30} {pos} of {len} convs verified";
     let bar = styled(convs as u64, quiet, template, |style| style);
     let shared = bar.clone();

@@ -271,16 +271,16 @@ const SHOWN: usize = 8;
 
 fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Matched> {
     let plan = plan::plan(checkpoint.tensors(), recipe, &Options::default())?;
-    let convs = plan.blocks.iter().flat_map(|block| {
-        block.fused.iter().map(|fused| MatchedConv {
-            block: block.name.clone(),
-            module: fused.module.clone(),
+    let convs = plan.blocks().iter().flat_map(|block| {
+        block.fused().iter().map(|fused| MatchedConv {
+            block: block.name().to_owned(),
+            module: fused.module().to_owned(),
             weight_shape: fused.stored_shape(),
-            expression: crate::algebra::describe::expression(fused.expr.root()),
+            expression: crate::algebra::describe::expression(fused.expr().root()),
         })
     });
     let copied = plan
-        .outputs
+        .outputs()
         .iter()
         .filter_map(|planned| match &planned.what {
             Source::Copy(tensor) => Some(tensor.name()),
@@ -291,7 +291,7 @@ fn matched(recipe: &recipe::Recipe, checkpoint: &Checkpoint) -> anyhow::Result<M
         detected: recipe::found_in(recipe, checkpoint.tensors()),
         convs: convs.collect(),
         copied: copied.map(str::to_owned).collect(),
-        dropped: plan.dropped.iter().map(|t| t.name().to_owned()).collect(),
+        dropped: plan.dropped().iter().map(|t| t.name().to_owned()).collect(),
         idle: idle
             .into_iter()
             .map(|(under, pattern)| Idle {

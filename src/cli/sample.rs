@@ -263,9 +263,9 @@ impl Evidence {
         let mut lines = output::line("sample", &text);
         let mut chosen = Vec::new();
         if self.recipe_decided {
-            chosen.push(format!("recipe {}", plain(&plan.recipe)));
+            chosen.push(format!("recipe {}", plain(plan.recipe())));
         }
-        if let Some(eps) = plan.eps.filter(|_| self.bn_eps_decided) {
+        if let Some(eps) = plan.eps().filter(|_| self.bn_eps_decided) {
             chosen.push(format!("bn eps {}", small(eps)));
         }
         if !chosen.is_empty() && self.accepted {

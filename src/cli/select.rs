@@ -131,11 +131,12 @@ impl Select {
         };
         let mut select = self.clone();
         let mut flags = Vec::new();
-        if let Some(recipe) = said("recipe").filter(|recipe| *recipe != plan.recipe) {
+        if let Some(recipe) = said("recipe").filter(|recipe| *recipe != plan.recipe()) {
             flags.push(format!("--recipe {recipe}"));
             select.recipe = Some(recipe);
         }
-        if let Some(said) = said("eps").filter(|e| plan.eps.map(output::small).as_ref() != Some(e))
+        if let Some(said) =
+            said("eps").filter(|e| plan.eps().map(output::small).as_ref() != Some(e))
         {
             for of in said.split(", ") {
                 flags.push(format!("--bn-eps {of}"));
@@ -247,8 +248,8 @@ fn helps_to_skip(
 fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> String {
     let knows = |recipe: &Recipe| {
         let planned = plan::plan(index, recipe, options).ok();
-        let mut blocks = planned.iter().flat_map(|plan| &plan.blocks);
-        blocks.any(|block| block.consumed.iter().any(|t| t.name() == name))
+        let mut blocks = planned.iter().flat_map(|plan| plan.blocks());
+        blocks.any(|block| block.consumed().iter().any(|t| t.name() == name))
     };
     let recipes = recipe::builtin().unwrap_or_default();
     let others = recipes.iter().filter(|recipe| recipe.name != of);

@@ -313,7 +313,7 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
                 && args
                     .select
                     .fold(other, None)
-                    .is_ok_and(|folded| !folded.plan().blocks.is_empty())
+                    .is_ok_and(|folded| !folded.plan().blocks().is_empty())
         }
         _ => false,
     };
@@ -366,9 +366,9 @@ fn report<'a>(args: &Args, begin: Instant, told: &Told<'a>, warnings: &[Warning]
         output: args.output.as_ref().map(|p| p.display().to_string()),
         accepted: told.accepted(),
         summary: told.sentence(),
-        recipe: &plan.recipe,
-        bn_eps: weight.and(plan.eps),
-        bn_eps_source: plan.eps_source.name(),
+        recipe: plan.recipe(),
+        bn_eps: weight.and(plan.eps()),
+        bn_eps_source: plan.eps_source().name(),
         bn_eps_weight: weight.map(|w| w.largest),
         allowance: match verdict.allowance {
             Allowance::OneRounding => "one-rounding",

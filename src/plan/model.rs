@@ -58,34 +58,36 @@ impl EpsSource {
 }
 
 /// What becomes of every tensor.
+///
+/// Only planning makes one, so that what it says of one tensor holds beside what it says of the others.
 #[derive(Debug)]
 pub struct Plan {
     /// The name of the recipe; of several, all names with ` + ` between them.
-    pub recipe: String,
+    pub(crate) recipe: String,
     /// The eps of the batch norms, if there are any and it is one for all of them.
-    pub eps: Option<f64>,
+    pub(crate) eps: Option<f64>,
     /// Who decided it.
-    pub eps_source: EpsSource,
+    pub(crate) eps_source: EpsSource,
     /// Who else uses these names with another eps.
-    pub eps_note: Option<String>,
+    pub(crate) eps_note: Option<String>,
     /// The recipes, each with its eps and its blocks. (A graph needs none.)
-    pub families: Vec<Applied>,
+    pub(crate) families: Vec<Applied>,
     /// How to load the deploy form in Python, if the recipe says so.
-    pub load: Option<String>,
+    pub(crate) load: Option<String>,
     /// How the blocks make up a whole network, if the recipe says so.
-    pub network: Option<Network>,
+    pub(crate) network: Option<Network>,
     /// The blocks that are fused.
-    pub blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
     /// The names of the blocks that are left as they are, by the user's wish.
-    pub skipped: Vec<String>,
+    pub(crate) skipped: Vec<String>,
     /// Segments of wrappers that stood inside of blocks: the names of the output are without them there.
-    pub wrappers_removed: Vec<String>,
+    pub(crate) wrappers_removed: Vec<String>,
     /// Modules that nearly were folded, and why they are left as they are.
-    pub left: Vec<Left>,
+    pub(crate) left: Vec<Left>,
     /// Every tensor of the output.
-    pub outputs: Vec<Planned>,
+    pub(crate) outputs: Vec<Planned>,
     /// Tensors that are dropped by name, without a part in any fused tensor.
-    pub dropped: Vec<Tensor>,
+    pub(crate) dropped: Vec<Tensor>,
 }
 
 /// A module that is left as it is.
@@ -101,26 +103,26 @@ pub struct Left {
 #[derive(Debug)]
 pub struct Block {
     /// The path that its names share, or the output's name if there is none.
-    pub name: String,
+    pub(crate) name: String,
     /// What it writes.
-    pub fused: Vec<PlannedConv>,
+    pub(crate) fused: Vec<PlannedConv>,
     /// The tensors that went into it, or that it makes superfluous.
-    pub consumed: Vec<Tensor>,
+    pub(crate) consumed: Vec<Tensor>,
     /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
-    pub assumes_identity: bool,
+    pub(crate) assumes_identity: bool,
 }
 
 /// One fused conv.
 #[derive(Debug)]
 pub struct PlannedConv {
     /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
-    pub module: String,
+    pub(crate) module: String,
     /// What it is fused from.
-    pub expr: Resolved<Tensor>,
+    pub(crate) expr: Resolved<Tensor>,
     /// Whether a bias is written; where none is, nothing adds a constant.
-    pub bias: bool,
+    pub(crate) bias: bool,
     /// The element type in which it is stored.
-    pub dtype: Float,
+    pub(crate) dtype: Float,
 }
 
 /// A tensor of the output and where its bytes come from.
@@ -148,6 +150,71 @@ pub enum Source {
 }
 
 impl Plan {
+    /// The name of the recipe; of several, all names with ` + ` between them.
+    pub fn recipe(&self) -> &str {
+        &self.recipe
+    }
+
+    /// The eps of the batch norms, if there are any and it is one for all of them.
+    pub fn eps(&self) -> Option<f64> {
+        self.eps
+    }
+
+    /// Who decided it.
+    pub fn eps_source(&self) -> EpsSource {
+        self.eps_source
+    }
+
+    /// Who else uses these names with another eps.
+    pub fn eps_note(&self) -> Option<&str> {
+        self.eps_note.as_deref()
+    }
+
+    /// The recipes, each with its eps and its blocks. (A graph needs none.)
+    pub fn families(&self) -> &[Applied] {
+        &self.families
+    }
+
+    /// How to load the deploy form in Python, if the recipe says so.
+    pub fn load(&self) -> Option<&str> {
+        self.load.as_deref()
+    }
+
+    /// How the blocks make up a whole network, if the recipe says so.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// The blocks that are fused.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// The names of the blocks that are left as they are, by the user's wish.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    /// Segments of wrappers that stood inside of blocks: the names of the output are without them there.
+    pub fn wrappers_removed(&self) -> &[String] {
+        &self.wrappers_removed
+    }
+
+    /// Modules that nearly were folded, and why they are left as they are.
+    pub fn left(&self) -> &[Left] {
+        &self.left
+    }
+
+    /// Every tensor of the output. No two share a name.
+    pub fn outputs(&self) -> &[Planned] {
+        &self.outputs
+    }
+
+    /// Tensors that are dropped by name, without a part in any fused tensor.
+    pub fn dropped(&self) -> &[Tensor] {
+        &self.dropped
+    }
+
     /// Whether a block holds a bare identity, which no file shows.
     pub fn assumes_identities(&self) -> bool {
         self.blocks.iter().any(|block| block.assumes_identity)
@@ -172,7 +239,49 @@ impl Plan {
     }
 }
 
+impl Block {
+    /// The path that its names share, or the output's name if there is none.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it writes.
+    pub fn fused(&self) -> &[PlannedConv] {
+        &self.fused
+    }
+
+    /// The tensors that went into it, or that it makes superfluous.
+    pub fn consumed(&self) -> &[Tensor] {
+        &self.consumed
+    }
+
+    /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
+    pub fn assumes_identity(&self) -> bool {
+        self.assumes_identity
+    }
+}
+
 impl PlannedConv {
+    /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+
+    /// What it is fused from.
+    pub fn expr(&self) -> &Resolved<Tensor> {
+        &self.expr
+    }
+
+    /// Whether a bias is written; where none is, nothing adds a constant.
+    pub fn has_bias(&self) -> bool {
+        self.bias
+    }
+
+    /// The element type in which it is stored.
+    pub fn dtype(&self) -> Float {
+        self.dtype
+    }
+
     /// The shapes of the fused conv.
     pub fn geometry(&self) -> &Geometry {
         self.expr.geometry()

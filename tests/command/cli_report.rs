@@ -299,7 +299,7 @@ fn in_every_family_the_branches_make_up_the_fused_kernel() {
             let Ok(plan) = plan::plan(train.tensors(), recipe, &plan::Options::default()) else {
                 continue;
             };
-            for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
+            for fused in plan.blocks().iter().flat_map(|block| block.fused()) {
                 let maps = kernel_maps(&train, fused, Deployed::InMemory).expect("maps");
                 let taps = |kernel: Option<Kernel>| kernel.expect("a kernel").taps;
                 let whole = taps(maps.fused);
@@ -308,10 +308,10 @@ fn in_every_family_the_branches_make_up_the_fused_kernel() {
                     assert!(
                         *tap <= parts * (1.0 + 1e-12),
                         "{case} {}: tap {i}",
-                        fused.module
+                        fused.module()
                     );
                     if let [only] = &maps.branches[..] {
-                        assert_eq!(*tap, only.taps[i], "{case} {}: tap {i}", fused.module);
+                        assert_eq!(*tap, only.taps[i], "{case} {}: tap {i}", fused.module());
                     }
                 }
                 let largest = whole.iter().copied().fold(0.0, f64::max);
@@ -321,7 +321,7 @@ fn in_every_family_the_branches_make_up_the_fused_kernel() {
                     assert!(
                         (ours - theirs).abs() <= 1e-2 * largest,
                         "{case} {}",
-                        fused.module
+                        fused.module()
                     );
                 }
                 seen += 1;

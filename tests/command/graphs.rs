@@ -232,8 +232,8 @@ fn a_weight_that_is_slightly_off_is_rejected() {
         let (from, to) = (path(name), fused(&place, name));
         let file = open(&from);
         let folded = file.fold(&Options::default(), false).unwrap();
-        for block in &folded.plan().blocks {
-            let weight = format!("{}.weight", block.fused[0].module);
+        for block in folded.plan().blocks() {
+            let weight = format!("{}.weight", block.fused()[0].module());
             let made = open(&to);
             let constants: &Checkpoint = made.constants();
             let tensor = constants.get(&weight).unwrap();

@@ -260,7 +260,7 @@ fn maps_and_blocks_that_do_not_fit_are_refused() {
     let checkpoint = Checkpoint::open(fixture(TRAIN)).expect("a checkpoint");
     let (recipe, _) = recipe::source("repvgg").expect("a recipe");
     let plan = plan::plan(checkpoint.tensors(), &recipe, &Options::default()).expect("a plan");
-    let [first, second] = [0, 1].map(|i| &plan.blocks[i].fused[0].expr);
+    let [first, second] = [0, 1].map(|i| plan.blocks()[i].fused()[0].expr());
     let x = Array4::<f64>::zeros((1, first.geometry().inputs(), 5, 5));
     let mut reader = Reader::new(&checkpoint, 1 << 16);
     let mut run = |part| run_part(first, part, x.view(), [1, 1], Reading::Value, &mut reader);

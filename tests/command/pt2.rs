@@ -205,7 +205,7 @@ fn fusing_again_finds_nothing() {
     let pt2 = open("dbb");
     write(&pt2, &planned(&pt2), &to, 1);
     let again = planned(&Pt2::open(&to).unwrap());
-    assert!(again.plan.blocks.is_empty());
+    assert!(again.plan.blocks().is_empty());
 }
 
 #[test]
@@ -228,9 +228,9 @@ fn a_built_in_recipe_gives_its_names_and_agrees() {
         assert_eq!(edit.agreement.differences, Vec::<String>::new(), "{name}");
         let found: BTreeSet<&str> = edit
             .plan
-            .blocks
+            .blocks()
             .iter()
-            .map(|block| &*block.fused[0].module)
+            .map(|block| &*block.fused()[0].module())
             .collect();
         assert_eq!(found, modules.iter().copied().collect(), "{name}");
     }
@@ -274,7 +274,7 @@ fn what_the_deploy_form_does_not_compute_gets_none_of_its_names() {
         "{told:?}"
     );
     assert_eq!(
-        edit.plan.blocks[0].fused[0].module,
+        edit.plan.blocks()[0].fused()[0].module(),
         "block.reparam_conv.fused"
     );
     assert_eq!(edit.agreement.load, None);

@@ -288,17 +288,17 @@ fn recorded(net: &Net) -> (Place, File) {
     let (recipe, _) = recipe::source("repvgg").expect("a recipe");
     let plan = plan::plan(file.tensors(), &recipe, &options).expect("a plan");
     let mut sample = File::default();
-    for block in &plan.blocks {
+    for block in plan.blocks() {
         let [h, w] = net.size;
         let x = Array4::from_shape_fn((1, 6, h, w), |_| net.float.round(random.between(-1.0, 1.0)));
         let padded = pad(x.view(), &net.placement).expect("a border");
         let mut reader = Reader::new(&file, 1 << 20);
-        let expr = &block.fused[0].expr;
+        let expr = block.fused()[0].expr();
         let stride = net.placement.stride;
         let y = run(expr, padded.view(), stride, Reading::Value, &mut reader).expect("maps");
         let y = y.mapv(net.activation);
         for (end, maps) in [("input", &x), ("output", &y)] {
-            let name = format!("{}.{end}", block.name);
+            let name = format!("{}.{end}", block.name());
             sample.tensors.insert(name, held(net.float, maps));
         }
     }

@@ -51,13 +51,13 @@ fn planned(index: &Checkpoint, case: &Case, recipes: &[Recipe]) -> Result<Plan, 
 fn kinds(plan: &Plan) -> Vec<&Block> {
     let kind = |block: &Block| {
         let start = common(block);
-        let names = block.consumed.iter().map(|t| &t.name()[start.len()..]);
-        let convs = block.fused.iter();
-        let what = convs.map(|conv| describe::expression(conv.expr.root()));
+        let names = block.consumed().iter().map(|t| &t.name()[start.len()..]);
+        let convs = block.fused().iter();
+        let what = convs.map(|conv| describe::expression(conv.expr().root()));
         names.map(str::to_owned).chain(what).collect::<Vec<_>>()
     };
     let mut seen = BTreeSet::new();
-    plan.blocks
+    plan.blocks()
         .iter()
         .filter(|b| seen.insert(kind(b)))
         .collect()
@@ -81,7 +81,7 @@ fn common(block: &Block) -> String {
         let of_module = ends.iter().any(|end| name.ends_with(&format!(".{end}")));
         if of_module { parent(module) } else { module }.to_owned()
     };
-    let mut paths = block.consumed.iter().map(|t| above(t.name()));
+    let mut paths = block.consumed().iter().map(|t| above(t.name()));
     let mut path: Vec<String> = Vec::new();
     if let Some(first) = paths.next() {
         path = first.split('.').map(str::to_owned).collect();
@@ -99,8 +99,8 @@ fn common(block: &Block) -> String {
 
 /// The names of all tensors that the fused convs are computed from.
 fn leaves(plan: &Plan) -> BTreeSet<String> {
-    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
-    let leaves = convs.flat_map(|conv| conv.expr.root().leaves());
+    let convs = plan.blocks().iter().flat_map(|block| block.fused());
+    let leaves = convs.flat_map(|conv| conv.expr().root().leaves());
     leaves.map(|leaf| leaf.name().to_owned()).collect()
 }
 
@@ -109,7 +109,11 @@ fn leaves(plan: &Plan) -> BTreeSet<String> {
 fn places(block: &Block, leaves: &BTreeSet<String>) -> BTreeSet<String> {
     let start = common(block);
     let mut places = BTreeSet::from([start.clone()]);
-    for tensor in block.consumed.iter().filter(|t| leaves.contains(t.name())) {
+    for tensor in block
+        .consumed()
+        .iter()
+        .filter(|t| leaves.contains(t.name()))
+    {
         let mut module = parent(tensor.name());
         while module.len() > start.len() {
             places.insert(module.to_owned());
@@ -261,7 +265,7 @@ fn one_tensor_less_is_refused() {
         let header = Header::of(&file);
         let used = leaves(&plan);
         for block in kinds(&plan) {
-            for tensor in &block.consumed {
+            for tensor in block.consumed() {
                 // A counter, or a stale copy of the fused conv that is dropped.
                 if !used.contains(tensor.name()) {
                     continue;

@@ -54,16 +54,16 @@ fn under(path: &str, index: &Index) -> Index {
 /// Every conv of a plan with the eps of its norms, and every other output.
 fn says(path: &str, plan: &Plan) -> BTreeSet<String> {
     let convs = plan
-        .blocks
+        .blocks()
         .iter()
-        .flat_map(|block| &block.fused)
+        .flat_map(|block| block.fused())
         .map(|conv| {
-            let norms = conv.expr.root().norms();
+            let norms = conv.expr().root().norms();
             let eps: Vec<String> = norms.iter().map(|norm| format!("{:e}", norm.eps)).collect();
-            format!("{path}{} by {}", conv.module, eps.join(" "))
+            format!("{path}{} by {}", conv.module(), eps.join(" "))
         });
     let outputs = plan
-        .outputs
+        .outputs()
         .iter()
         .map(|o| format!("{path}{}", o.output.name));
     convs.chain(outputs).collect()
@@ -90,7 +90,7 @@ fn trouble([a, b]: [&(Case, Index, Plan); 2], recipes: &[Recipe]) -> Option<Stri
                 let differing = found.symmetric_difference(&expected).next();
                 format!(
                     "{pair:?} as {}: {}",
-                    plan.recipe,
+                    plan.recipe(),
                     differing.expect("a difference")
                 )
             })

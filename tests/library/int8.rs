@@ -23,8 +23,8 @@ fn rounding_is_that_of_the_observers() {
         let near = recipe::builtin_near(train.tensors()).unwrap();
         let found = recipe::detect_builtin(train.tensors(), &near).unwrap();
         let plan = plan::plan_families(train.tensors(), &found, &Options::default()).unwrap();
-        for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-            let Some(expected) = convs[&fused.module].as_array() else {
+        for fused in plan.blocks().iter().flat_map(|block| block.fused()) {
+            let Some(expected) = convs[&fused.module()].as_array() else {
                 continue;
             };
             let of = int8(&train, fused, Deployed::File(&deploy)).unwrap();
@@ -32,7 +32,7 @@ fn rounding_is_that_of_the_observers() {
             for (found, expected) in found.iter().zip(expected) {
                 let off = found.unwrap() - expected.as_f64().unwrap();
                 // The observers round in f32.
-                assert!(off.abs() < 0.01, "{file}: {}: {off}", fused.module);
+                assert!(off.abs() < 0.01, "{file}: {}: {off}", fused.module());
             }
             compared += 1;
         }

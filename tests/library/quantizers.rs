@@ -47,12 +47,15 @@ fn the_state_of_a_quantizer_beside_any_folded_conv_is_refused_by_name() {
         let file = Checkpoint::open(&case.train).expect("a checkpoint");
         let plan = planned(&file, &case, &recipes, &[]).expect("a plan");
         let names = |plan: &Plan| -> Vec<String> {
-            plan.outputs.iter().map(|p| p.output.name.clone()).collect()
+            plan.outputs()
+                .iter()
+                .map(|p| p.output.name.clone())
+                .collect()
         };
         let convs: BTreeSet<String> = plan
-            .blocks
+            .blocks()
             .iter()
-            .flat_map(|block| &block.consumed)
+            .flat_map(|block| block.consumed())
             .filter(|tensor| tensor.shape().len() > 1)
             .filter_map(|tensor| tensor.name().strip_suffix(".weight"))
             .map(str::to_owned)

@@ -157,7 +157,7 @@ fn neither_slabs_nor_workers_show_in_the_file() {
     made.write(&place.path("train"));
     let file = Checkpoint::open(place.path("train")).expect("a checkpoint");
     let plan = plan(&file, &recipe_of(RECIPE), None);
-    assert_eq!(plan.blocks.len(), 3);
+    assert_eq!(plan.blocks().len(), 3);
     let one = fused(&place, &file, &plan, 1);
     for threads in [2, 8] {
         assert!(
@@ -167,11 +167,11 @@ fn neither_slabs_nor_workers_show_in_the_file() {
     }
     let deploy = Checkpoint::open(place.path("deploy-1")).expect("a checkpoint");
     let mut reader = Reader::new(&deploy, 1 << 16);
-    for fused in plan.blocks.iter().flat_map(|block| &block.fused) {
-        let whole = fold(&fused.expr, &mut Reader::new(&file, 1 << 16)).expect("a fold");
+    for fused in plan.blocks().iter().flat_map(|block| block.fused()) {
+        let whole = fold(fused.expr(), &mut Reader::new(&file, 1 << 16)).expect("a fold");
         let g = *fused.geometry();
         let [weight, bias] = ["weight", "bias"].map(|end| {
-            let name = format!("{}.{end}", fused.module);
+            let name = format!("{}.{end}", fused.module());
             deploy.get(&name).expect("a tensor").clone()
         });
         assert!(
@@ -186,7 +186,7 @@ fn neither_slabs_nor_workers_show_in_the_file() {
             |values: &[f64]| -> Vec<f64> { values.iter().map(|x| f64::from(*x as f32)).collect() };
         assert!(kernel == rounded(whole.kernel()), "{weight}");
         let bias = reader.vector(&bias, 0, g.out()).expect("numbers");
-        assert_eq!(bias, rounded(whole.bias()), "{}", fused.module);
+        assert_eq!(bias, rounded(whole.bias()), "{}", fused.module());
     }
     let written = File::read(&place.path("deploy-1"));
     let copied = made

@@ -125,19 +125,19 @@ fn fixtures_fold_the_same_with_wrapped_modules() {
             );
             tried += 1;
             for (module, wrapper) in &around {
-                let within = plan.blocks.iter().any(|block| {
+                let within = plan.blocks().iter().any(|block| {
                     let of_block =
-                        |path: &String| path.strip_prefix(block.name.as_str()).map(str::to_owned);
+                        |path: &String| path.strip_prefix(block.name()).map(str::to_owned);
                     let below =
                         |path: &String| of_block(path).is_some_and(|rest| rest.starts_with('.'));
-                    let consumed = block.consumed.iter();
+                    let consumed = block.consumed().iter();
                     let branch = consumed
                         .clone()
                         .any(|t| t.name().starts_with(&format!("{module}.")));
                     let whole = consumed
                         .clone()
                         .all(|t| t.name().starts_with(&format!("{module}.")));
-                    !block.name.is_empty() && below(module) && branch && !whole
+                    !block.name().is_empty() && below(module) && branch && !whole
                 });
                 if within {
                     inside += 1;

@@ -353,7 +353,7 @@ fn graphs_that_contradict_themselves_are_refused() {
         let values = graph(p)["tensor_values"].as_object_mut().unwrap();
         values.remove("add");
     });
-    assert_eq!(planned(&Pt2::open(&to).unwrap()).plan.blocks.len(), 3);
+    assert_eq!(planned(&Pt2::open(&to).unwrap()).plan.blocks().len(), 3);
 }
 
 /// What is said of a weight whose description is changed.
@@ -400,7 +400,7 @@ fn weights_that_cannot_be_read_are_kept_or_refused() {
         assert!(why.ends_with(&whole), "{why}");
         // Nothing is folded from it, and the block beside it is.
         let edit = planned(&pt2);
-        assert_eq!(edit.plan.blocks.len(), 2, "{expected}");
+        assert_eq!(edit.plan.blocks().len(), 2, "{expected}");
         let reasons: Vec<&str> = edit.left.iter().map(|left| &*left.why).collect();
         assert!(
             reasons.iter().any(|why| why.contains(expected)),
@@ -651,7 +651,7 @@ fn every_difference_is_told_by_name() {
     let failures = verify(&pt2, &plan, Some(&out), &Default::default())
         .unwrap()
         .failures_in_words();
-    if plan.plan.blocks.is_empty() {
+    if plan.plan.blocks().is_empty() {
         assert_eq!(
             failures,
             ["`wide.weight` differs from that of the original"]
