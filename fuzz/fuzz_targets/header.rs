@@ -7,10 +7,11 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use repfuse::fuse::diagnose;
 use repfuse::plan::{self, Options};
 use repfuse::recipe::{self, Recipe};
 use repfuse::tensor::Checkpoint;
-use repfuse::{inspect, numbers};
+use repfuse::summary::inspect;
 use serde_json::Value;
 
 static RECIPES: LazyLock<Vec<Recipe>> =
