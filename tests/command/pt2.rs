@@ -230,7 +230,7 @@ fn a_built_in_recipe_gives_its_names_and_agrees() {
             .plan
             .blocks()
             .iter()
-            .map(|block| &*block.fused()[0].module())
+            .map(|block| block.fused()[0].module())
             .collect();
         assert_eq!(found, modules.iter().copied().collect(), "{name}");
     }
