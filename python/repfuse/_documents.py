@@ -28,6 +28,7 @@ class Record(TypedDict):
     ratio: Optional[float]
     absolute: Optional[float]
     index: List[int]
+    after: Optional[str]
     why: Optional[str]
 
 
@@ -58,6 +59,26 @@ class Agreement(TypedDict):
     recipe: str
     blocks: int
     differences: List[str]
+
+
+class Family(TypedDict):
+    """A recipe, its eps, and its part of the file."""
+
+    recipe: str
+    at: List[str]
+    host: Optional[str]
+    blocks: int
+    bn_eps: Optional[float]
+    bn_eps_source: str
+    bn_eps_weight: Optional[float]
+    bn_eps_other: Optional[float]
+
+
+class Warned(TypedDict):
+    """What rests on names alone."""
+
+    sentence: str
+    tensors: List[str]
 
 
 class FusedConv(TypedDict):
@@ -106,9 +127,14 @@ class FuseSummary(TypedDict):
     sample: Optional[Evidence]
     became_zero: Optional[int]
     agreement: Optional[Agreement]
+    families: List[Family]
+    warnings: List[Warned]
     load: str
     blocks: List[FusedBlock]
     dropped: List[str]
+    norms: int
+    norms_left: List[str]
+    wrappers_removed: List[str]
 
 
 class BlockVerdict(TypedDict):
@@ -158,6 +184,35 @@ class EndToEnd(TypedDict):
     dropout_kl: float
 
 
+class Array(TypedDict):
+    """An array that went into a graph."""
+
+    name: str
+    shape: List[int]
+
+
+class Difference(TypedDict):
+    """An output of two graphs."""
+
+    name: str
+    shape: List[int]
+    largest: Optional[float]
+    largest_difference: Optional[float]
+
+
+class Graphs(TypedDict):
+    """Two whole graphs, run on the same inputs."""
+
+    runtime: str
+    not_run: Optional[str]
+    inputs: List[Array]
+    outputs: List[Difference]
+    top1_agreement: Optional[float]
+    bidirectional_kl: Optional[float]
+    milliseconds_before: Optional[float]
+    milliseconds_after: Optional[float]
+
+
 class Verdict(TypedDict):
     """What `repfuse verify --json` prints."""
 
@@ -174,11 +229,16 @@ class Verdict(TypedDict):
     tolerance: float
     worst_ratio: Optional[float]
     copied: int
+    rounded: int
+    names: Optional[str]
     failures: List[str]
     blocks: List[BlockVerdict]
     maps: List[MapFinding]
     end_to_end: Optional[EndToEnd]
+    graphs: Optional[Graphs]
     sample: Optional[Evidence]
+    families: List[Family]
+    warnings: List[Warned]
     seconds: float
 
 

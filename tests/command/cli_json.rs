@@ -1,5 +1,7 @@
 //! What `--json` prints, against the schemas that `repfuse schema` prints.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::support::tiny::{Ran, Tiny};
 use serde_json::{Value, json};
 
@@ -262,4 +264,72 @@ fn parameters_and_multiply_adds_are_the_ones_people_count() {
         block["convs"][0]["macs_per_pixel"],
         json!({"before": 160, "after": 144})
     );
+}
+
+/// The classes of the Python package have the fields that the schemas have, and no others.
+#[test]
+fn python_types_are_those_of_the_schemas() {
+    let page = include_str!("../../python/repfuse/_documents.py");
+    let mut classes: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut class = "";
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("class ") {
+            class = rest.strip_suffix("(TypedDict):").expect("a typed dict");
+        } else if let Some((field, _)) = line.strip_prefix("    ").and_then(|l| l.split_once(": "))
+            && field
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
+        {
+            classes.entry(class).or_default().insert(field);
+        }
+    }
+    let tiny = Tiny::empty();
+    for (command, document, parts) in [
+        (
+            "fuse",
+            "FuseSummary",
+            &[
+                ("Record", "Record"),
+                ("Evidence", "Evidence"),
+                ("Document", "Family"),
+                ("Warned", "Warned"),
+                ("Agreed", "Agreement"),
+                ("BlockSummary", "FusedBlock"),
+                ("OutputSummary", "FusedConv"),
+            ][..],
+        ),
+        (
+            "verify",
+            "Verdict",
+            &[
+                ("Block", "BlockVerdict"),
+                ("MapFinding", "MapFinding"),
+                ("EndToEnd", "EndToEnd"),
+                ("Finding", "Graphs"),
+                ("Array", "Array"),
+                ("Difference", "Difference"),
+            ],
+        ),
+        (
+            "inspect",
+            "Inspection",
+            &[
+                ("BlockDocument", "InspectedBlock"),
+                ("OutputDocument", "InspectedConv"),
+                ("LeftDocument", "Left"),
+            ],
+        ),
+    ] {
+        let schema: Value =
+            serde_json::from_str(&tiny.prints(&["schema", command])).expect("a schema is JSON");
+        let whole = std::iter::once((&schema, document));
+        let parts = parts
+            .iter()
+            .map(|(name, class)| (&schema["$defs"][name], *class));
+        for (part, class) in whole.chain(parts) {
+            let fields = part["properties"].as_object().expect("an object").keys();
+            let fields: BTreeSet<&str> = fields.map(String::as_str).collect();
+            assert_eq!(classes[class], fields, "{class} of `{command}`");
+        }
+    }
 }
