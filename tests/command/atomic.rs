@@ -71,6 +71,17 @@ fn send(signal: &str, to: u32) {
     assert!(sent.expect("a shell").success());
 }
 
+/// Whether the tests were started with a signal ignored, as a shell starts what it runs in the background with SIGINT: the command
+/// inherits that, and keeps it. Only Linux says so.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|ignored| ignored >> (signal - 1) & 1 == 1)
+}
+
 /// A run that a signal reached at work. On a busy machine the run may be done before the signal comes: then again, from `old`.
 fn stopped(place: &Place, args: &[&str], signal: &str, old: Option<&str>) -> Ran {
     for _ in 0..100 {
@@ -168,6 +179,9 @@ fn signals_leave_nothing() {
     let place = slow();
     let before = place.names();
     for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1)] {
+        if is_ignored(number) {
+            continue;
+        }
         let ran = stopped(&place, SLOW, signal, None);
         assert_eq!(ran.status.signal(), Some(number), "{ran:?}");
         assert_eq!(ran.stdout, "");
@@ -175,8 +189,8 @@ fn signals_leave_nothing() {
         untouched(&place, &before);
     }
     // An old file stays.
-    let ran = stopped(&place, &[SLOW, &["--force"]].concat(), "INT", Some("old"));
-    assert_eq!(ran.status.signal(), Some(2), "{ran:?}");
+    let ran = stopped(&place, &[SLOW, &["--force"]].concat(), "TERM", Some("old"));
+    assert_eq!(ran.status.signal(), Some(15), "{ran:?}");
     assert_eq!(place.read("out.safetensors"), b"old");
     // The twin: undisturbed, the same command writes the file.
     let ran = place.run("fuse in.safetensors new.safetensors --recipe own.json --quiet");
