@@ -185,7 +185,10 @@ impl<'a> Search<'a> {
 
     /// Without the sources that give nothing which a farther one does not: what only a diagonal operator makes of that, and nobody else reads.
     fn farther(&self, found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
-        let sources: BTreeSet<ValueId> = found.iter().map(|(source, _)| *source).collect();
+        // One whose axes are not there again may never have them, where a nearer one does.
+        let has_axes = |form: &Form| !matches!(form.lanes, Lanes::Rows { reshaped: true });
+        let whole = found.iter().filter(|(_, form)| has_axes(form));
+        let sources: BTreeSet<ValueId> = whole.map(|(source, _)| *source).collect();
         let made_of = |value: ValueId| {
             let value = self.graph.value(value);
             let node = self.graph.node(value.producer()?);

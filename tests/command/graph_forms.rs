@@ -5,7 +5,7 @@ use ndarray::{ArrayD, IxDyn};
 use crate::support::file::Place;
 use crate::support::fixtures::fixtures;
 use crate::support::graphs::{apart, run};
-use crate::support::onnx::{graph, model, node, tensor, value};
+use crate::support::onnx::{graph, int, model, node, tensor, value};
 
 #[test]
 fn a_matrix_with_its_inputs_first_folds_behind_others() {
@@ -67,6 +67,30 @@ fn a_matrix_with_its_inputs_first_folds_behind_others() {
         let ran = place.run("fuse out.onnx again.onnx --force");
         assert!(ran.stderr.contains("nothing to fuse"), "{}", ran.stderr);
     }
+}
+
+/// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
+#[test]
+fn a_matrix_behind_a_reshape_folds() {
+    let place = Place::new();
+    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+    let tensors = [
+        tensor("m.weight", &[4, 4], &numbers(16)),
+        tensor("n.weight", &[4, 4], &numbers(16)),
+    ];
+    let nodes = [
+        node("Flatten", &["x"], &["f"], &[int("axis", 2)]),
+        node("MatMul", &["f", "m.weight"], &["a"], &[]),
+        node("MatMul", &["a", "n.weight"], &["y"], &[]),
+    ];
+    let ends = [value("x", &[2, 3, 4]), value("y", &[6, 4])];
+    let graph = graph(&nodes, &tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", &model(&graph, 17).0);
+    let ran = place.run("fuse in.onnx out.onnx --verify");
+    assert!(ran.stdout.contains("fused 1 block"), "{ran:?}");
+    let x = ArrayD::from_shape_fn(IxDyn(&[2, 3, 4]), |at| ((at[1] * 4 + at[2]) as f64).cos());
+    let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
+    assert!(apart(&before, &after) < 1e-6);
 }
 
 #[test]
