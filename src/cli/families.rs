@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::output::{self, plural, small};
-use crate::fuse::diagnose::EpsWeight;
+use crate::fuse::diagnose::EpsSensitivity;
 use crate::plan::{Applied, EpsSource, Plan};
 use crate::summary::units;
 use crate::summary::warnings::Warning;
@@ -36,11 +36,11 @@ pub(super) struct Warned {
     tensors: Vec<String>,
 }
 
-fn weight_of(weights: &[EpsWeight], family: usize) -> Option<&EpsWeight> {
+fn weight_of(weights: &[EpsSensitivity], family: usize) -> Option<&EpsSensitivity> {
     weights.iter().find(|weight| weight.family == family)
 }
 
-pub(super) fn documents(plan: &Plan, weights: &[EpsWeight]) -> Vec<Document> {
+pub(super) fn documents(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Document> {
     let of = |(number, family): (usize, &Applied)| {
         let weight = weight_of(weights, number);
         Document {
@@ -128,7 +128,7 @@ pub(super) fn lines(plan: &Plan) -> String {
 }
 
 /// The eps of each recipe, where it comes from, and how much it matters for this file; in lines for the end of a text.
-pub(super) fn eps_lines(plan: &Plan, weights: &[EpsWeight]) -> String {
+pub(super) fn eps_lines(plan: &Plan, weights: &[EpsSensitivity]) -> String {
     let several = plan.families().len() > 1;
     let mut lines = String::new();
     for (number, family) in plan.families().iter().enumerate() {

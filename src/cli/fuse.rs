@@ -20,7 +20,7 @@ use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
 use crate::fuse;
-use crate::fuse::diagnose::{self, EpsWeight, heaviest};
+use crate::fuse::diagnose::{self, EpsSensitivity, heaviest};
 use crate::graph::{Agreement, Folded};
 use crate::plan::Plan;
 use crate::summary::cost;
@@ -311,7 +311,7 @@ struct Input<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
     /// How much its eps matters.
-    weights: &'a [EpsWeight],
+    weights: &'a [EpsSensitivity],
     /// What a recipe says of the graph.
     agreement: Option<&'a Agreement>,
     /// The graph that becomes another graph.
@@ -612,7 +612,13 @@ fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
     }
 }
 
-fn text(args: &Args, s: &Summary<'_>, plan: &Plan, norms: &Norms, weights: &[EpsWeight]) -> String {
+fn text(
+    args: &Args,
+    s: &Summary<'_>,
+    plan: &Plan,
+    norms: &Norms,
+    weights: &[EpsSensitivity],
+) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
         "{did} {} in {:.2} s",

@@ -6,7 +6,7 @@ use super::output::{self, Cut, plural};
 use super::runs::runs;
 use super::sample::Evidence;
 use super::whole::{self, Findings};
-use crate::fuse::diagnose::EpsWeight;
+use crate::fuse::diagnose::EpsSensitivity;
 use crate::plan::Plan;
 use crate::summary::order::FileOrder;
 use crate::summary::units;
@@ -17,7 +17,7 @@ use crate::verify::{Allowance, BlockVerdict, Failure, Verdict};
 /// What a verdict is told by.
 pub(super) struct Told<'a> {
     pub plan: &'a Plan,
-    pub weights: &'a [EpsWeight],
+    pub weights: &'a [EpsSensitivity],
     pub verdict: &'a Verdict,
     pub findings: &'a Findings,
     pub sample: Option<&'a Evidence>,

@@ -74,7 +74,7 @@ pub fn holding(value: f64, dtype: Float) -> impl Iterator<Item = Float> {
 
 /// How much the eps of the batch norms matters for a file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EpsWeight {
+pub struct EpsSensitivity {
     /// The eps it is compared with: 1e-3, or 1e-5 where the recipe has about 1e-3.
     pub other: f64,
     /// The largest relative change of a channel's scale `1/√(var + eps)` if that were the eps.
@@ -88,7 +88,7 @@ pub struct EpsWeight {
 }
 
 /// That of the recipe for which it matters most.
-pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
+pub fn heaviest(weights: &[EpsSensitivity]) -> Option<&EpsSensitivity> {
     weights
         .iter()
         .max_by(|a, b| a.largest.total_cmp(&b.largest))
@@ -98,7 +98,7 @@ pub fn heaviest(weights: &[EpsWeight]) -> Option<&EpsWeight> {
 ///
 /// # Errors
 /// When a variance makes its square root meaningless, or cannot be read.
-pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight>, Error> {
+pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsSensitivity>, Error> {
     let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
     // The smaller a variance, the more the eps beside it matters.
     let mut smallest: Vec<(usize, f64, &Bn<Tensor>)> = Vec::new();
@@ -116,7 +116,7 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsWeight
             None => smallest.push((family, var, bn)),
         }
     })?;
-    let weight = |(family, var, bn): (usize, f64, &Bn<Tensor>)| EpsWeight {
+    let weight = |(family, var, bn): (usize, f64, &Bn<Tensor>)| EpsSensitivity {
         other: other_eps(bn),
         largest: change_of_scale(bn, var),
         var,

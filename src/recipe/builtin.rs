@@ -65,7 +65,7 @@ pub fn detect_builtin<'a>(index: &Index, near: &'a [Recipe]) -> Result<Vec<Famil
     detect(index, near).map_err(|error| match (error, builtin()) {
         // Why it is none of them can lie with any of them.
         (Error::NoBlock { .. } | Error::Deployed { .. }, Ok(all)) => {
-            match seen_by_any(index, near) {
+            match seen_by_any(index, near, &Segments::of(index)) {
                 Ok(seen) => nothing(&seen, &all),
                 Err(error) => error,
             }

@@ -17,8 +17,10 @@ use crate::tensor::Tensor;
 /// # Errors
 /// When no recipe fits, naming the near misses; when several do equally well, naming them; when the file is in deploy form.
 pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Vec<Family<'a>>, Error> {
-    let index = &*seen_by_any(index, recipes)?;
-    let found = families(index, possible(index, recipes))?;
+    // What is ruled out by the names of the file is ruled out without the wrappers in them, too.
+    let segments = Segments::of(index);
+    let index = &*seen_by_any(index, recipes, &segments)?;
+    let found = families(index, possible(&segments, recipes))?;
     match found.is_empty() {
         true => Err(nothing(index, recipes)),
         false => Ok(found),
@@ -26,8 +28,7 @@ pub fn detect<'a>(index: &Index, recipes: &'a [Recipe]) -> Result<Vec<Family<'a>
 }
 
 /// The recipes that the segments of the file's names do not rule out.
-fn possible<'a>(index: &Index, recipes: &'a [Recipe]) -> Vec<&'a Recipe> {
-    let segments = Segments::of(index);
+fn possible<'a>(segments: &Segments<'_>, recipes: &'a [Recipe]) -> Vec<&'a Recipe> {
     let allowed = |pattern: &Pattern| segments.allow(pattern);
     let possible = |recipe: &&Recipe| {
         let mut anchors = recipe.blocks.iter().flat_map(|rule| &rule.at);

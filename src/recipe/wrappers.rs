@@ -72,7 +72,7 @@ pub(crate) fn seen_through<'i>(
     recipes: &[&Recipe],
 ) -> Result<Cow<'i, Index>, Error> {
     let known = |word: &str| recipes.iter().any(|recipe| names(recipe, word));
-    seen(index, &known)
+    seen(index, &Segments::of(index), &known)
 }
 
 /// The same for recipes of which not all are about the file: those count that find blocks or a deploy form in it as it is.
@@ -82,6 +82,7 @@ pub(crate) fn seen_through<'i>(
 pub(crate) fn seen_by_any<'i>(
     index: &'i Index,
     recipes: &[Recipe],
+    there: &Segments<'_>,
 ) -> Result<Cow<'i, Index>, Error> {
     let known = |word: &str| {
         let mut naming = recipes.iter().filter(|recipe| names(recipe, word));
@@ -90,7 +91,7 @@ pub(crate) fn seen_by_any<'i>(
             found_in(recipe, index) || recipe.deploy.iter().any(there)
         })
     };
-    seen(index, &known)
+    seen(index, there, &known)
 }
 
 /// Whether a pattern of the recipe has this segment.
@@ -106,8 +107,12 @@ fn names(recipe: &Recipe, word: &str) -> bool {
     patterns.any(|pattern| pattern.text().split('.').any(|segment| segment == word))
 }
 
-fn seen<'i>(index: &'i Index, known: &dyn Fn(&str) -> bool) -> Result<Cow<'i, Index>, Error> {
-    let there = Segments::of(index);
+/// `there` are the segments of the file's names.
+fn seen<'i>(
+    index: &'i Index,
+    there: &Segments<'_>,
+    known: &dyn Fn(&str) -> bool,
+) -> Result<Cow<'i, Index>, Error> {
     let words: Vec<&str> = WRAPPERS
         .into_iter()
         .filter(|word| there.have(word) && !known(word))

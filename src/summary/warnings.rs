@@ -1,7 +1,7 @@
 //! What names leave open: sentences, each with its size for the file and the tensors that it is about.
 
 use super::units;
-use crate::fuse::diagnose::EpsWeight;
+use crate::fuse::diagnose::EpsSensitivity;
 use crate::plan::{Applied, EpsSource, Plan};
 use crate::tensor::quoted;
 
@@ -17,7 +17,7 @@ pub struct Warning {
 }
 
 /// What of a plan rests on names alone. `weights` are those of [`check_norms`](crate::fuse::diagnose::check_norms).
-pub fn warnings(plan: &Plan, weights: &[EpsWeight]) -> Vec<Warning> {
+pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
     let mut found = Vec::new();
     for (number, family) in plan.families.iter().enumerate() {
         let weight = weights.iter().find(|weight| weight.family == number);
@@ -27,7 +27,7 @@ pub fn warnings(plan: &Plan, weights: &[EpsWeight]) -> Vec<Warning> {
     found
 }
 
-fn about_eps(family: &Applied, weight: &EpsWeight) -> Option<Warning> {
+fn about_eps(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
     let note = family.eps_note.as_ref()?;
     if family.eps_source != EpsSource::Recipe {
         return None;

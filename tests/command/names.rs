@@ -22,21 +22,10 @@ fn renamed(file: &File, name: impl Fn(&str) -> String) -> File {
     }
 }
 
-fn fuse(tiny: &Tiny, more: &[&str]) -> Ran {
-    let args = [
-        "fuse",
-        "train.safetensors",
-        "out.safetensors",
-        "--force",
-        "--verify",
-    ];
-    tiny.run(&[&args, more].concat())
-}
-
 /// What a plain run writes.
 fn plain() -> File {
     let tiny = Tiny::network();
-    assert_eq!(fuse(&tiny, &[]).status, 0);
+    assert_eq!(tiny.fuse(&[]).status, 0);
     File::read(&tiny.path("out.safetensors"))
 }
 
@@ -46,12 +35,12 @@ const NOTE: &str = "repfuse: inside of blocks the names of the output are withou
 fn wrappers_inside_of_blocks_are_looked_through_and_said() {
     let inner = |name: &str| name.replace("stage1.1.rbr_dense.", "stage1.1.rbr_dense._orig_mod.");
     let tiny = named(|name| format!("module.{}", inner(name)));
-    let ran = fuse(&tiny, &[]);
+    let ran = tiny.fuse(&[]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert!(ran.stderr.contains(NOTE), "{}", ran.stderr);
     let out = File::read(&tiny.path("out.safetensors"));
     assert!(out.tensors == renamed(&plain(), |name| format!("module.{name}")).tensors);
-    let ran = fuse(&tiny, &["--json"]);
+    let ran = tiny.fuse(&["--json"]);
     let summary: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
     assert_eq!(
         summary["wrappers_removed"],
@@ -59,7 +48,7 @@ fn wrappers_inside_of_blocks_are_looked_through_and_said() {
     );
     // Around a block they stay, and nothing is said.
     let tiny = named(|name| name.replace("stage1.1.", "stage1.1._orig_mod."));
-    let ran = fuse(&tiny, &[]);
+    let ran = tiny.fuse(&[]);
     assert!(
         ran.status == 0 && !ran.stderr.contains(NOTE),
         "{}",
@@ -73,7 +62,7 @@ fn wrappers_inside_of_blocks_are_looked_through_and_said() {
     // Globs may be written either way.
     for glob in ["stage1._orig_mod.*", "stage1.*"] {
         let tiny = named(|name| name.replace("stage1.", "stage1._orig_mod."));
-        let ran = fuse(&tiny, &["--only", glob]);
+        let ran = tiny.fuse(&["--only", glob]);
         assert_eq!(ran.status, 0, "{glob}: {}", ran.stderr);
         assert!(ran.stdout.starts_with("fused 3 blocks"), "{}", ran.stdout);
     }
@@ -82,13 +71,13 @@ fn wrappers_inside_of_blocks_are_looked_through_and_said() {
 #[test]
 fn two_tensors_of_one_name_without_wrappers_are_refused() {
     let mut tiny = named(|name| name.replace("rbr_1x1.conv.", "rbr_1x1.conv._orig_mod."));
-    assert_eq!(fuse(&tiny, &[]).status, 0);
+    assert_eq!(tiny.fuse(&[]).status, 0);
     let copy = tiny.file.at("stage0.rbr_1x1.conv._orig_mod.weight").clone();
     tiny.file
         .tensors
         .insert("stage0.rbr_1x1.conv.weight".to_owned(), copy);
     tiny.write();
-    let ran = fuse(&tiny, &[]);
+    let ran = tiny.fuse(&[]);
     let expected = "`stage0.rbr_1x1.conv.weight` and `stage0.rbr_1x1.conv._orig_mod.weight` are both `stage0.rbr_1x1.conv.weight` \
                     without the segments that wrappers put into names; one of them has to go, or another name";
     assert!(ran.status == 2 && ran.stderr.contains(expected), "{ran:?}");
@@ -98,13 +87,13 @@ fn two_tensors_of_one_name_without_wrappers_are_refused() {
 #[test]
 fn a_module_called_module_keeps_its_name() {
     let mut tiny = named(|name| name.replace("linear.", "head.module."));
-    let old = fuse(&tiny, &[]);
+    let old = tiny.fuse(&[]);
     assert_eq!(old.status, 0, "{}", old.stderr);
     let names = File::read(&tiny.path("out.safetensors"));
     assert!(names.tensors.contains_key("head.module.weight"));
     tiny.tensor("head.other.weight", &[2, 8], 0.0, 1.0);
     tiny.write();
-    assert_eq!(fuse(&tiny, &[]).status, 0);
+    assert_eq!(tiny.fuse(&[]).status, 0);
     let names = File::read(&tiny.path("out.safetensors"));
     assert!(names.tensors.contains_key("head.module.weight"));
 }
@@ -113,7 +102,7 @@ fn a_module_called_module_keeps_its_name() {
 fn a_prefix_is_stripped_and_put_before_names() {
     let tiny = named(|name| format!("net.{name}"));
     let out = |more: &[&str]| {
-        let ran = fuse(&tiny, more);
+        let ran = tiny.fuse(more);
         assert_eq!(ran.status, 0, "{}", ran.stderr);
         File::read(&tiny.path("out.safetensors"))
     };
@@ -123,11 +112,11 @@ fn a_prefix_is_stripped_and_put_before_names() {
     assert!(out(&["--strip", "net", "--prefix", "model.backbone"]).tensors == other.tensors);
     let more = renamed(&plain(), |name| format!("a.net.{name}"));
     assert!(out(&["--prefix", "a"]).tensors == more.tensors);
-    let ran = fuse(&tiny, &["--strip", "ne"]);
+    let ran = tiny.fuse(&["--strip", "ne"]);
     let expected = "`net.linear.bias` does not begin with `ne.`; what is taken away has to stand before every name of the output, and \
                     something behind it";
     assert!(ran.status == 2 && ran.stderr.contains(expected), "{ran:?}");
-    let ran = fuse(&tiny, &["--strip", "net..a"]);
+    let ran = tiny.fuse(&["--strip", "net..a"]);
     assert!(
         ran.stderr
             .contains("expected the path of a module, such as backbone or model.encoder"),
@@ -142,7 +131,7 @@ fn a_part_of_a_checkpoint_is_taken() {
     tiny.tensor("neck.weight", &[2, 2], 0.0, 1.0);
     tiny.write();
     let only = ["--only-under", "backbone"];
-    let ran = fuse(&tiny, &[&only[..], &["--strip", "backbone"]].concat());
+    let ran = tiny.fuse(&[&only[..], &["--strip", "backbone"]].concat());
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert!(File::read(&tiny.path("out.safetensors")).tensors == plain().tensors);
     // The same part is verified.
@@ -151,7 +140,7 @@ fn a_part_of_a_checkpoint_is_taken() {
         let ran = tiny.run(&[&args[..], more].concat());
         assert_eq!(ran.status, status, "{ran:?}");
     }
-    let ran = fuse(&tiny, &["--only-under", "back"]);
+    let ran = tiny.fuse(&["--only-under", "back"]);
     let expected = "`train.safetensors` has no tensor below `back`; its modules are `backbone`, `neck`, `teacher`";
     assert!(ran.status == 2 && ran.stderr.contains(expected), "{ran:?}");
 }

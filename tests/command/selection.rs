@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use crate::support::forge::{File, Held};
-use crate::support::tiny::{Ran, Tiny};
+use crate::support::tiny::Tiny;
 
 /// What a test does to a file.
 type Change<'a> = &'a dyn Fn(&mut File);
@@ -14,17 +14,6 @@ fn changed(change: impl Fn(&mut File)) -> Tiny {
     change(&mut tiny.file);
     tiny.write();
     tiny
-}
-
-fn fuse(tiny: &Tiny, more: &[&str]) -> Ran {
-    let args = [
-        "fuse",
-        "train.safetensors",
-        "out.safetensors",
-        "--force",
-        "--verify",
-    ];
-    tiny.run(&[&args, more].concat())
 }
 
 /// Nothing fits of the block, `--skip` leaves it as it is, and the rest is folded.
@@ -82,7 +71,7 @@ fn a_block_that_does_not_fit_is_skipped() {
     ];
     for (change, why) in cases {
         let tiny = changed(change);
-        let refused = fuse(&tiny, &[]);
+        let refused = tiny.fuse(&[]);
         let why = why
             .strip_prefix("shapes")
             .map_or(format!(" {why}"), |rest| format!(" shapes{rest}"));
@@ -103,7 +92,7 @@ fn a_block_that_does_not_fit_is_skipped() {
             vec!["--skip", "stage1.1"],
             vec!["--only", "stage[02]*", "--only", "stage1.[02]"],
         ] {
-            let ran = fuse(&tiny, &args);
+            let ran = tiny.fuse(&args);
             assert_eq!(ran.status, 0, "{}", ran.stderr);
             assert!(ran.stdout.starts_with("fused 4 blocks"), "{}", ran.stdout);
             let out = File::read(&tiny.path("out.safetensors"));
@@ -112,19 +101,19 @@ fn a_block_that_does_not_fit_is_skipped() {
         }
     }
     // As it should be, nothing is left.
-    let ran = fuse(&Tiny::network(), &[]);
+    let ran = Tiny::network().fuse(&[]);
     assert!(ran.stdout.starts_with("fused 5 blocks"), "{}", ran.stdout);
     assert!(!ran.stdout.contains("left  "), "{}", ran.stdout);
 }
 
 #[test]
 fn what_is_left_is_counted() {
-    let ran = fuse(&Tiny::network(), &["--skip", "stage1.1"]);
+    let ran = Tiny::network().fuse(&["--skip", "stage1.1"]);
     let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     let left = "left 10 of 13 norms folded; as they were: stage1.1.rbr_1x1.bn (skipped), stage1.1.rbr_dense.bn (skipped), \
                 stage1.1.rbr_identity (skipped)";
     assert!(words.contains(left), "{}", ran.stdout);
-    let json = fuse(&Tiny::network(), &["--skip", "stage1.1", "--json"]);
+    let json = Tiny::network().fuse(&["--skip", "stage1.1", "--json"]);
     assert!(json.stdout.contains("\"norms\": 13"), "{}", json.stdout);
     assert!(
         json.stdout.contains("\"stage1.1.rbr_identity\""),
@@ -140,15 +129,15 @@ fn a_selection_that_names_nothing_is_a_mistake() {
         &["--skip", "stage9"][..],
         &["--only", "stage1*", "--only", "stage9"],
     ] {
-        let ran = fuse(&tiny, args);
+        let ran = tiny.fuse(args);
         let said =
             "repfuse: no block is named like `stage9`; `repfuse inspect` shows their names\n";
         assert_eq!((ran.status, ran.stderr.as_str()), (2, said), "{args:?}");
     }
-    let ran = fuse(&tiny, &["--drop", "head.*"]);
+    let ran = tiny.fuse(&["--drop", "head.*"]);
     let said = "repfuse: no tensor is named like `head.*`, which is to be dropped\n";
     assert_eq!((ran.status, ran.stderr.as_str()), (2, said));
-    assert_eq!(fuse(&tiny, &["--skip", "stage2*"]).status, 0);
+    assert_eq!(tiny.fuse(&["--skip", "stage2*"]).status, 0);
 }
 
 fn put(file: &mut File, name: &str, shape: &[usize]) {
@@ -213,12 +202,12 @@ fn weights_in_parts_are_refused_by_name() {
     ];
     for (change, why) in cases {
         let tiny = changed(change);
-        let refused = fuse(&tiny, &[]);
+        let refused = tiny.fuse(&[]);
         let expected = format!(
             "repfuse: `stage1.1.rbr_dense.conv` {why}; `--skip 'stage1.1.rbr_dense.conv'` leaves it as it is\n"
         );
         assert_eq!((refused.status, refused.stderr), (2, expected));
-        let ran = fuse(&tiny, &["--skip", "stage1.1"]);
+        let ran = tiny.fuse(&["--skip", "stage1.1"]);
         assert_eq!(ran.status, 0, "{}", ran.stderr);
         assert!(
             ran.stdout
@@ -247,7 +236,7 @@ fn the_state_of_quantizers_is_refused_or_dropped() {
         ("linear._input_quantizer._amax", "_input_quantizer"),
     ] {
         let tiny = changed(|file| put(file, name, &[1]));
-        let refused = fuse(&tiny, &[]);
+        let refused = tiny.fuse(&[]);
         let module = name
             .split("._")
             .next()
@@ -262,7 +251,7 @@ fn the_state_of_quantizers_is_refused_or_dropped() {
         );
         assert_eq!((refused.status, refused.stderr), (2, expected));
         let glob = format!("*.{end}");
-        let ran = fuse(&tiny, &["--drop", &glob, "--bn-eps", "1e-5"]);
+        let ran = tiny.fuse(&["--drop", &glob, "--bn-eps", "1e-5"]);
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
         let out = File::read(&tiny.path("out.safetensors"));
         assert!(!out.tensors.contains_key(name), "{name}");

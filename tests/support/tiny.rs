@@ -116,6 +116,18 @@ impl Tiny {
         }
     }
 
+    /// Fuses the file to `out.safetensors` and verifies it.
+    pub fn fuse(&self, more: &[&str]) -> Ran {
+        let args = [
+            "fuse",
+            "train.safetensors",
+            "out.safetensors",
+            "--force",
+            "--verify",
+        ];
+        self.run(&[&args, more].concat())
+    }
+
     /// Runs the command, which must succeed, and gives what it printed.
     pub fn prints(&self, args: &[&str]) -> String {
         let ran = self.run(args);

@@ -1,0 +1,173 @@
+//! A worker: one thread that reads, folds and writes, task by task, with buffers of its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::diagnose;
+use super::lock;
+use super::rows::{Buffers, encode_biases, encode_rows};
+use super::sums::Sums;
+use super::tasks::{Job, SLAB_BYTES, Task};
+use crate::algebra::Values;
+use crate::algebra::fold::{Folded, Scratch};
+use crate::tensor::{Checkpoint, Float, Reader, Tensor, WriteQueue};
+
+/// One thread's buffers.
+pub(super) struct Worker<'a> {
+    checkpoint: &'a Checkpoint,
+    writes: &'a WriteQueue<'a>,
+    sums: Option<&'a Sums>,
+    vanished: &'a AtomicU64,
+    reader: Reader<'a>,
+    scratch: Scratch,
+    row: Vec<f64>,
+    /// A row as it is written, where that is in another order.
+    turned: Vec<f64>,
+    biases: Vec<f64>,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        writes: &'a WriteQueue<'a>,
+        sums: Option<&'a Sums>,
+        vanished: &'a AtomicU64,
+    ) -> Worker<'a> {
+        Worker {
+            checkpoint,
+            writes,
+            sums,
+            vanished,
+            reader: Reader::new(checkpoint, SLAB_BYTES),
+            scratch: Scratch::default(),
+            row: Vec::new(),
+            turned: Vec::new(),
+            biases: Vec::new(),
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Does one task; returns the bytes it wrote.
+    pub(super) fn run(&mut self, task: Task<'_>) -> Result<u64, diagnose::Error> {
+        match task {
+            Task::Copy { from, to } => {
+                let len: u64 = from.iter().map(|(_, bytes)| bytes.end - bytes.start).sum();
+                self.bytes.resize(len as usize, 0);
+                let mut out = &mut self.bytes[..];
+                for (tensor, bytes) in from {
+                    let (part, after) = out.split_at_mut((bytes.end - bytes.start) as usize);
+                    self.checkpoint.read_at(tensor, bytes.start, part)?;
+                    out = after;
+                }
+                self.write(to)
+            }
+            Task::Fill {
+                value,
+                float,
+                count,
+                to,
+            } => {
+                self.row.clear();
+                self.row.resize(count, value);
+                self.bytes.resize(count * float.size(), 0);
+                float.encode(&self.row, &mut self.bytes);
+                self.write(to)
+            }
+            Task::Round {
+                tensor,
+                numbers,
+                float,
+                to,
+            } => self.rounded(tensor, numbers, float, to),
+            Task::Rows { job, rows } => self.rows(&job, rows),
+        }
+    }
+
+    /// Rounds some numbers of a copied tensor. What is finite stays so.
+    fn rounded(
+        &mut self,
+        tensor: &Tensor,
+        numbers: Range<u64>,
+        float: Float,
+        to: u64,
+    ) -> Result<u64, diagnose::Error> {
+        let first = numbers.start as usize;
+        self.row.resize((numbers.end - numbers.start) as usize, 0.0);
+        self.reader.forget();
+        self.reader.read(tensor, first, &mut self.row)?;
+        self.reader.forget();
+        self.bytes.resize(self.row.len() * float.size(), 0);
+        if !float.encode(&self.row, &mut self.bytes) {
+            let lost = |x: &f64| x.is_finite() && !float.round(*x).is_finite();
+            if let Some(i) = self.row.iter().position(lost) {
+                return Err(diagnose::too_large(tensor, first + i, self.row[i], float));
+            }
+        }
+        self.write(to)
+    }
+
+    /// Folds some rows of a weight, and the biases that belong to them.
+    fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, diagnose::Error> {
+        let (fused, (all_rows, row_len)) = (job.fused, job.stored_rows());
+        let (g, dtype) = (fused.geometry(), fused.dtype);
+        let taps = fused.is_channels_last().then(|| g.taps());
+        self.reader.forget();
+        let folded = {
+            let mut folded = lock(&job.folded);
+            match &*folded {
+                Some(folded) => folded.clone(),
+                None => folded
+                    .insert(Arc::new(Folded::compile(&fused.expr, &mut self.reader)?))
+                    .clone(),
+            }
+        };
+        self.reader.forget();
+        self.reader.read_ahead_until(all_rows, rows.end);
+        let buffers = Buffers {
+            scratch: &mut self.scratch,
+            row: &mut self.row,
+            biases: &mut self.biases,
+            bytes: &mut self.bytes,
+            // (A transposed conv is not stored so.)
+            channels_last: taps.map(|taps| (taps, &mut self.turned)),
+        };
+        let (checkpoint, reader) = (self.checkpoint, &mut self.reader);
+        let vanished = encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
+        self.vanished.fetch_add(vanished as u64, Relaxed);
+        let mut written =
+            self.write(job.weight_at + (rows.start * row_len * dtype.size()) as u64)?;
+        if !g.transposed() {
+            written += self.write_biases(job, rows.start)?;
+        } else if rows.start == 0 {
+            // The rows are input channels; the biases belong to none of them.
+            self.biases.clear();
+            self.biases.extend_from_slice(folded.constant_bias());
+            written += self.write_biases(job, 0)?;
+        }
+        Ok(written)
+    }
+
+    /// Writes the biases from output channel `first` on, where the conv has any.
+    fn write_biases(&mut self, job: &Job<'_>, first: usize) -> Result<u64, diagnose::Error> {
+        let (fused, dtype) = (job.fused, job.fused.dtype);
+        let Some(bias_at) = job.bias_at else {
+            return Ok(0);
+        };
+        self.vanished
+            .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
+        encode_biases(self.checkpoint, fused, first, &self.biases, &mut self.bytes)?;
+        self.write(bias_at + (first * dtype.size()) as u64)
+    }
+
+    fn write(&mut self, at: u64) -> Result<u64, diagnose::Error> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let len = bytes.len() as u64;
+        if let Some(sums) = self.sums {
+            sums.add(at, &bytes);
+        }
+        self.bytes = self.writes.put(bytes, at)?;
+        Ok(len)
+    }
+}
