@@ -148,13 +148,15 @@ fn block(
 }
 
 /// What is written for a block of this name: tensors, and values between its nodes.
-const ENDS: [&str; 6] = [
+const ENDS: [&str; 8] = [
     "weight",
     "bias",
     "weight.cast",
     "bias.cast",
     "product",
     "turned",
+    "rows",
+    "shape",
 ];
 
 fn free_name(base: String, taken: &mut HashSet<String>) -> String {

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
 use super::form::{Form, Lanes, rank};
-use super::model::{Graph, NodeId, Op, Value, ValueId};
+use super::model::{Dim, Graph, NodeId, Op, Value, ValueId};
 use super::tree::tree;
 use crate::algebra::shape::{resolve, resolve_over};
 use crate::algebra::{Expr, Resolved};
@@ -26,6 +26,9 @@ pub struct Region {
     pub expr: Resolved<Tensor>,
     /// How the one operator walks over its input.
     pub walk: Walk,
+    /// The shape that the output of a linear layer is given behind it, where the axes before the channels are not those of the
+    /// source; −1 for one that follows from the others.
+    pub reshaped: Option<Vec<i64>>,
 }
 
 /// How an operator walks over the axes of its input.
@@ -73,6 +76,8 @@ pub struct Dialect {
     pub uneven_pads: bool,
     /// Whether a linear layer over more than two axes has a bias of its own; else a sum of its own adds it.
     pub linear_bias: bool,
+    /// Whether a linear layer may be followed by a reshape of its own.
+    pub reshapes: bool,
 }
 
 /// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
@@ -345,9 +350,12 @@ impl<'a> Search<'a> {
         let mut best: Option<(usize, Region)> = None;
         // The nearest source first: a farther one must save more.
         for (source, form) in &self.forms[value.0] {
-            if form.depth == 0 || form.turned.is_some() || !self.keeps_shape(*source, value, form) {
+            if form.depth == 0 || form.turned.is_some() {
                 continue;
             }
+            let Some(reshaped) = self.reshaped(*source, value, form) else {
+                continue;
+            };
             let nodes = between(self.graph, *source, value);
             let saved = saved(self.graph, &nodes, value, wanted, &self.reads);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
@@ -363,6 +371,7 @@ impl<'a> Search<'a> {
             }
             let stopped = match self.region(*source, value, form, nodes) {
                 Ok(region) => {
+                    let region = Region { reshaped, ..region };
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(self.graph, &self.forms, *source, value, &saved);
                     // A matrix product and a sum may be that already.
@@ -457,12 +466,26 @@ impl<'a> Search<'a> {
             nodes: nodes.into_iter().collect(),
             expr,
             walk,
+            reshaped: None,
         })
     }
 
-    /// Whether the axes of a linear layer's output are those of its input, the last one apart.
-    fn keeps_shape(&self, source: ValueId, value: ValueId, form: &Form) -> bool {
-        form.lanes != (Lanes::Rows { reshaped: true }) || self.same_axes(source, value, 1)
+    /// The shape that a region's output must be given behind its operator: none where the axes of a linear layer's output are those
+    /// of its input, the last one apart. No answer where more than one axis is unknown, or the format does not write it.
+    fn reshaped(&self, source: ValueId, value: ValueId, form: &Form) -> Option<Option<Vec<i64>>> {
+        if form.lanes != (Lanes::Rows { reshaped: true }) || self.same_axes(source, value, 1) {
+            return Some(None);
+        }
+        let shape = self.graph.value(value).shape.as_ref()?;
+        let axes = shape.iter().map(|dim| match dim {
+            Dim::Known(n) => i64::try_from(*n).ok().filter(|n| *n > 0),
+            Dim::Named(_) | Dim::Any => Some(-1),
+        });
+        let axes: Vec<i64> = axes.collect::<Option<_>>()?;
+        let open = axes.iter().filter(|axis| **axis < 0).count();
+        let channels = form.channels.and_then(|n| i64::try_from(n).ok());
+        (self.dialect.reshapes && open <= 1 && axes.last() == channels.as_ref())
+            .then_some(Some(axes))
     }
 }
 
@@ -540,7 +563,8 @@ fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
     nodes
 }
 
-/// The nodes that need not run any more: those that nothing reads but nodes that need not run, and the last one.
+/// The nodes that this region alone makes superfluous: the last one, and those that such nodes read and nothing else does. What
+/// another region makes superfluous is not saved once more.
 fn saved(
     graph: &Graph,
     nodes: &BTreeSet<NodeId>,
@@ -560,7 +584,12 @@ fn saved(
                         .iter()
                         .all(|user| saved.contains(user) || reads[user.0].no_more(*output))
         };
-        if graph.node(*id).outputs.iter().all(unread) {
+        let read_here = |output: &ValueId| {
+            *output == value
+                || (graph.value(*output).users().iter()).any(|user| saved.contains(user))
+        };
+        let outputs = &graph.node(*id).outputs;
+        if outputs.iter().all(unread) && outputs.iter().any(read_here) {
             saved.insert(*id);
         }
     }

@@ -5,12 +5,11 @@ use ndarray::{ArrayD, IxDyn};
 use crate::support::file::Place;
 use crate::support::fixtures::fixtures;
 use crate::support::graphs::{apart, run};
-use crate::support::onnx::{graph, int, model, node, tensor, value};
+use crate::support::onnx::{Message, graph, int, list, model, node, tensor, value};
 
 #[test]
 fn a_matrix_with_its_inputs_first_folds_behind_others() {
     let place = Place::new();
-    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
     let tensors = [
         tensor("m.weight", &[4, 4], &numbers(16)),
         tensor("n.weight", &[4, 4], &numbers(16)),
@@ -69,28 +68,62 @@ fn a_matrix_with_its_inputs_first_folds_behind_others() {
     }
 }
 
-/// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
-#[test]
-fn a_matrix_behind_a_reshape_folds() {
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
+}
+
+/// Nodes from `x`, `[2, 3, 4]`, to `y`: one block, that computes the same and is not folded again.
+fn is_one_block(nodes: &[Message], rank: usize) {
     let place = Place::new();
-    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+    let positive: Vec<f32> = numbers(4).iter().map(|x| x.abs() + 0.5).collect();
     let tensors = [
         tensor("m.weight", &[4, 4], &numbers(16)),
         tensor("n.weight", &[4, 4], &numbers(16)),
+        tensor("bn.weight", &[4], &numbers(4)),
+        tensor("bn.running_var", &[4], &positive),
+        list("rows", &[-1, 4]),
+        list("heads", &[2, 3, 2, 2]),
     ];
+    let ends = [value("x", &[2, 3, 4]), value("y", &vec![0; rank])];
+    let graph = graph(nodes, &tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", &model(&graph, 17).0);
+    let ran = place.run("fuse in.onnx out.onnx --verify");
+    assert!(ran.stdout.contains("fused 1 block"), "{ran:?}");
+    let x = ArrayD::from_shape_fn(IxDyn(&[2, 3, 4]), |at| {
+        ((at[0] * 12 + at[1] * 4 + at[2]) as f64).cos()
+    });
+    let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
+    assert!(apart(&before, &after) < 1e-6);
+    let ran = place.run("fuse out.onnx again.onnx");
+    assert!(ran.stderr.contains("nothing to fuse"), "{}", ran.stderr);
+}
+
+/// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
+#[test]
+fn a_matrix_behind_a_reshape_folds() {
     let nodes = [
         node("Flatten", &["x"], &["f"], &[int("axis", 2)]),
         node("MatMul", &["f", "m.weight"], &["a"], &[]),
         node("MatMul", &["a", "n.weight"], &["y"], &[]),
     ];
-    let ends = [value("x", &[2, 3, 4]), value("y", &[6, 4])];
-    let graph = graph(&nodes, &tensors, &ends[..1], &ends[1..]);
-    place.write("in.onnx", &model(&graph, 17).0);
-    let ran = place.run("fuse in.onnx out.onnx --verify");
-    assert!(ran.stdout.contains("fused 1 block"), "{ran:?}");
-    let x = ArrayD::from_shape_fn(IxDyn(&[2, 3, 4]), |at| ((at[1] * 4 + at[2]) as f64).cos());
-    let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
-    assert!(apart(&before, &after) < 1e-6);
+    is_one_block(&nodes, 2);
+}
+
+/// LeViT's linear layer and its norm, as PyTorch's newer exporter writes them: rows are put side by side between the two, and
+/// what follows takes them apart in another way. The reshape goes behind the one operator.
+#[test]
+fn a_reshape_between_a_matrix_and_its_norm_goes_behind_them() {
+    let norm = ["a", "bn.weight", "bn.weight", "bn.weight", "bn.running_var"];
+    let flattened = [
+        node("MatMul", &["x", "m.weight"], &["p"], &[]),
+        node("Reshape", &["p", "rows"], &["a"], &[]),
+        node("BatchNormalization", &norm, &["y"], &[]),
+    ];
+    is_one_block(&flattened, 2);
+    let mut split = flattened.to_vec();
+    split[2] = node("BatchNormalization", &norm, &["n"], &[]);
+    split.push(node("Reshape", &["n", "heads"], &["y"], &[]));
+    is_one_block(&split, 4);
 }
 
 #[test]

@@ -639,6 +639,21 @@ fn a_subgraph_keeps_what_it_reads() {
 }
 
 #[test]
+fn what_another_region_makes_superfluous_is_not_saved_twice() {
+    let place = Place::new();
+    // FastViT's position encoding: a conv and an identity, read by a norm and by a shortcut.
+    let add = |a: &str, b: &str, to: &str| node("Add", &[a, b], &[to], &[]);
+    let nodes = [
+        conv("x", "k3", "a", &[padded(1)]),
+        add("a", "x", "s"),
+        norm("s", "n"),
+        node("Relu", &["n"], &["r"], &[]),
+        add("r", "s", "y"),
+    ];
+    assert_eq!(left(&place, &Tiny::new(&nodes)), [1, 0, 1]);
+}
+
+#[test]
 fn channels_are_put_together_cut_and_turned() {
     let place = Place::new();
     for (nodes, expected) in [

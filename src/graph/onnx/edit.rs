@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::encode::{Message, conv_attributes, int, ints, kind, node};
+use super::encode::{Message, conv_attributes, int, ints, kind, list, node};
 use super::open::Onnx;
 use super::proto::{Data, Name, Part};
 use crate::graph::plan::{self, Folding, Left};
@@ -41,11 +41,14 @@ pub(super) enum Piece {
 const PRODUCT: &str = "product";
 const CAST: &str = "cast";
 const TURNED: &str = "turned";
+const ROWS: &str = "rows";
+const SHAPE: &str = "shape";
 
 /// What its operators can do.
 const DIALECT: Dialect = Dialect {
     uneven_pads: true,
     linear_bias: false,
+    reshapes: true,
 };
 
 /// Plans what to fold.
@@ -311,58 +314,84 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
     };
     let weight = operand(false);
     let bias = fused.bias.then(|| operand(true));
-    let mut inputs = vec![source, &weight];
     match &region.walk {
         Walk::Conv(_) | Walk::Transposed(..) => {
-            inputs.extend(bias.as_deref());
+            let inputs = [source, &weight].into_iter().chain(bias.as_deref());
             let (op, kernel) = (operator(&region.walk), &g.weight_shape()[2..]);
-            let attributes = conv_attributes(&region.walk, kernel, g.groups());
             nodes.push(node(
                 &format!("{module}.{op}"),
                 op,
-                &inputs,
+                &inputs.collect::<Vec<_>>(),
                 value,
-                &attributes,
+                &conv_attributes(&region.walk, kernel, g.groups()),
             ));
         }
         Walk::Linear => {
             let is_matrix = onnx.graph.value(region.source).shape.as_ref().map(Vec::len) == Some(2);
-            if is_matrix && (!g.transposed() || bias.is_some()) {
-                inputs.extend(bias.as_deref());
-                let turned = int("transB", i64::from(!g.transposed()));
-                nodes.push(node(
-                    &format!("{module}.Gemm"),
-                    "Gemm",
-                    &inputs,
-                    value,
-                    &[turned],
-                ));
-                return nodes;
-            }
-            let name = format!("{module}.MatMul");
-            let turned = format!("{module}.{TURNED}");
-            if !g.transposed() {
-                // A product takes its matrix with the inputs first.
-                let order = ints("perm", [1, 0]);
-                nodes.push(node(&turned, "Transpose", &[&weight], &turned, &[order]));
-                inputs[1] = &turned;
-            }
-            let Some(bias) = &bias else {
-                nodes.push(node(&name, "MatMul", &inputs, value, &[]));
-                return nodes;
+            let layer = LinearLayer {
+                module,
+                source,
+                weight: &weight,
+                bias: bias.as_deref(),
+                is_matrix,
+                in_first: g.transposed(),
             };
-            let product = format!("{module}.{PRODUCT}");
-            nodes.push(node(&name, "MatMul", &inputs, &product, &[]));
-            nodes.push(node(
-                &format!("{module}.Add"),
-                "Add",
-                &[&product, bias],
-                value,
-                &[],
-            ));
+            match &region.reshaped {
+                None => layer.push(value, &mut nodes),
+                Some(shape) => {
+                    let [rows, to] = [ROWS, SHAPE].map(|name| format!("{module}.{name}"));
+                    layer.push(&rows, &mut nodes);
+                    nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
+                    let name = format!("{module}.Reshape");
+                    nodes.push(node(&name, "Reshape", &[&rows, &to], value, &[]));
+                }
+            }
         }
     }
     nodes
+}
+
+/// A linear layer that is to be written.
+struct LinearLayer<'a> {
+    module: &'a str,
+    source: &'a str,
+    weight: &'a str,
+    bias: Option<&'a str>,
+    /// Whether its source has two axes.
+    is_matrix: bool,
+    /// Whether its weight is `[in, out]`.
+    in_first: bool,
+}
+
+impl LinearLayer<'_> {
+    /// The nodes that compute it: a `Gemm` where there is one, else a `MatMul` and an `Add`.
+    fn push(&self, output: &str, nodes: &mut Vec<Message>) {
+        let &LinearLayer { module, source, .. } = self;
+        if self.is_matrix && (!self.in_first || self.bias.is_some()) {
+            let inputs: Vec<&str> = [source, self.weight].into_iter().chain(self.bias).collect();
+            let turned = int("transB", i64::from(!self.in_first));
+            let name = format!("{module}.Gemm");
+            nodes.push(node(&name, "Gemm", &inputs, output, &[turned]));
+            return;
+        }
+        let turned = format!("{module}.{TURNED}");
+        let mut weight = self.weight;
+        if !self.in_first {
+            // A product takes its matrix with the inputs first.
+            let order = ints("perm", [1, 0]);
+            nodes.push(node(&turned, "Transpose", &[weight], &turned, &[order]));
+            weight = &turned;
+        }
+        let name = format!("{module}.MatMul");
+        let Some(bias) = self.bias else {
+            nodes.push(node(&name, "MatMul", &[source, weight], output, &[]));
+            return;
+        };
+        let product = format!("{module}.{PRODUCT}");
+        nodes.push(node(&name, "MatMul", &[source, weight], &product, &[]));
+        let sum = format!("{module}.Add");
+        nodes.push(node(&sum, "Add", &[&product, bias], output, &[]));
+    }
 }
 
 fn operator(walk: &Walk) -> &'static str {

@@ -84,6 +84,23 @@ pub(super) fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> Messa
     attribute
 }
 
+/// An attribute that is a tensor: a list of whole numbers.
+pub(super) fn list(name: &str, values: &[i64]) -> Message {
+    let mut tensor = Message::default();
+    tensor.int(1, values.len() as i64);
+    tensor.int(2, INT64);
+    let bytes: Vec<u8> = values.iter().flat_map(|n| n.to_le_bytes()).collect();
+    tensor.bytes(9, &bytes);
+    let mut attribute = Message::default();
+    attribute.text(1, name);
+    attribute.message(5, &tensor);
+    attribute.int(20, 4);
+    attribute
+}
+
+/// `TensorProto.DataType.INT64`.
+const INT64: i64 = 7;
+
 /// The attributes of a `Conv` or `ConvTranspose`.
 pub(super) fn conv_attributes(walk: &Walk, kernel: &[usize], groups: usize) -> Vec<Message> {
     let (steps, added): (&[Step], &[usize]) = match walk {

@@ -45,6 +45,7 @@ pub(super) struct NewTexts {
 const DIALECT: Dialect = Dialect {
     uneven_pads: false,
     linear_bias: true,
+    reshapes: false,
 };
 
 /// Plans what to fold.
