@@ -19,8 +19,8 @@ use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
-use crate::fuse;
 use crate::fuse::diagnose::{self, EpsSensitivity, heaviest};
+use crate::fuse::{self, Prepared};
 use crate::graph::{Agreement, Folded};
 use crate::plan::Plan;
 use crate::summary::cost;
@@ -257,17 +257,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             graph::plain(file.has_plain_weights())?;
         }
         let folded = args.select.fold(&file, args.dtype.float())?;
-        diagnose::check_norms(file.constants(), folded.plan())?;
         if !args.quiet {
             graph::differences(&folded);
         }
+        let (constants, plan) = (file.constants(), folded.plan());
+        // Its weights alone can be written, too.
+        let prepared = match graph::names_weights(&args.output) {
+            true => Some(Prepared::new(
+                constants,
+                plan,
+                &args.output,
+                &options(args),
+            )?),
+            false => None,
+        };
         let input = Input {
-            checkpoint: file.constants(),
-            plan: folded.plan(),
+            checkpoint: constants,
+            plan,
             weights: &[],
             agreement: folded.agreement(),
-            // Its weights alone can be written, too.
-            graph: (!graph::names_weights(&args.output)).then_some(&folded),
+            output: prepared.as_ref().map_or(To::Graph(&folded), To::Weights),
         };
         return fuse_it(args, &input, None, begin);
     }
@@ -294,15 +303,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         plan.store_all(float);
     }
     plan.set_prefix(args.strip.as_deref(), args.prefix.as_deref())?;
-    let weights = diagnose::check_norms(&checkpoint, &plan)?;
+    let prepared = Prepared::new(&checkpoint, &plan, &args.output, &options(args))?;
     let input = Input {
         checkpoint: &checkpoint,
         plan: &plan,
-        weights: &weights,
+        weights: prepared.norms(),
         agreement: None,
-        graph: None,
+        output: To::Weights(&prepared),
     };
     fuse_it(args, &input, sample, begin)
+}
+
+fn options(args: &Args) -> fuse::Options {
+    fuse::Options {
+        replace: args.force,
+        threads: args.threads.map(usize::from),
+        shard_size: args.shard_size,
+    }
 }
 
 /// What is fused.
@@ -314,8 +331,34 @@ struct Input<'a> {
     weights: &'a [EpsSensitivity],
     /// What a recipe says of the graph.
     agreement: Option<&'a Agreement>,
-    /// The graph that becomes another graph.
-    graph: Option<&'a Folded<'a>>,
+    output: To<'a>,
+}
+
+/// What is written.
+#[derive(Clone, Copy)]
+enum To<'a> {
+    /// A file of weights.
+    Weights(&'a Prepared<'a>),
+    /// A graph that becomes another graph.
+    Graph(&'a Folded<'a>),
+}
+
+impl To<'_> {
+    /// The paths of the files.
+    fn paths(self, args: &Args) -> Vec<PathBuf> {
+        match self {
+            To::Weights(prepared) => prepared.paths(),
+            To::Graph(_) => vec![args.output.clone()],
+        }
+    }
+
+    /// The size in bytes of the file.
+    fn bytes(self, args: &Args) -> anyhow::Result<u64> {
+        Ok(match self {
+            To::Weights(prepared) => prepared.bytes(),
+            To::Graph(folded) => graph::plain(folded.file_len(&args.output))?,
+        })
+    }
 }
 
 fn fuse_it(
@@ -328,7 +371,7 @@ fn fuse_it(
         checkpoint,
         plan,
         weights,
-        graph,
+        output,
         ..
     } = *input;
     let warnings = match sample {
@@ -340,27 +383,15 @@ fn fuse_it(
         families::mention(&branches_left(plan));
         wrappers(plan);
     }
-    let options = fuse::Options {
-        replace: args.force,
-        threads: args.threads.map(usize::from),
-        shard_size: args.shard_size,
-    };
     // A dry run says it, too.
-    let preview = match graph {
-        Some(folded) => fuse::Preview {
-            paths: vec![args.output.clone()],
-            bytes: graph::plain(folded.file_len(&args.output))?,
-        },
-        None => fuse::preview(checkpoint, plan, &args.output, &options)?,
-    };
+    let bytes = output.bytes(args)?;
     let written = if args.dry_run {
-        Written {
-            preview,
-            verified: None,
-            vanished: None,
+        if let To::Graph(folded) = output {
+            diagnose::check_norms(checkpoint, folded.plan())?;
         }
+        Written::default()
     } else {
-        match write(args, input, &options, preview)? {
+        match write(args, input)? {
             Some(written) => written,
             // What is wrong with it has been said; a script reads it here.
             None if args.json => {
@@ -379,21 +410,20 @@ fn fuse_it(
             "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
         );
     }
-    let summary = summary(
-        args,
-        input,
-        sample,
-        &warnings,
-        &written,
-        begin.elapsed().as_secs_f64(),
-    );
+    let norms = norms(checkpoint, plan);
+    let made = Made {
+        written,
+        bytes,
+        norms: &norms,
+        seconds: begin.elapsed().as_secs_f64(),
+    };
+    let summary = summary(args, input, sample, &warnings, &made);
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
             output::result(&planned::table(checkpoint, plan, args.all))?;
         }
-        let norms = norms(checkpoint, plan);
         output::result(&text(args, &summary, plan, &norms, weights))?;
     }
     Ok(Answer::Yes)
@@ -426,30 +456,34 @@ fn not_supported(args: &Args, plan: &Plan, evidence: &Evidence) -> anyhow::Resul
     Ok(Answer::No)
 }
 
-/// What is known of a file once it is there.
+/// What is known of a file once it is there; nothing of one that was not written.
+#[derive(Default)]
 struct Written {
-    preview: fuse::Preview,
     verified: Option<bool>,
     vanished: Option<u64>,
 }
 
+/// What a summary says besides the plan.
+struct Made<'a> {
+    written: Written,
+    /// The size of the file.
+    bytes: u64,
+    norms: &'a Norms,
+    seconds: f64,
+}
+
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
-fn write(
-    args: &Args,
-    input: &Input<'_>,
-    options: &fuse::Options,
-    preview: fuse::Preview,
-) -> anyhow::Result<Option<Written>> {
+fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
     let Input {
         checkpoint,
         plan,
-        graph,
+        output,
         ..
     } = *input;
     signals::watch()?;
-    let bytes = match graph {
-        Some(folded) => graph::plain(folded.file_len(&args.output))?,
-        None => plan.outputs().iter().map(|p| p.output.byte_len).sum(),
+    let bytes = match output {
+        To::Graph(_) => output.bytes(args)?,
+        To::Weights(_) => plan.outputs().iter().map(|p| p.output.byte_len).sum(),
     };
     let bar = progress::bar(bytes, args.quiet || args.json);
     let progress = |n| {
@@ -459,9 +493,9 @@ fn write(
             false => ControlFlow::Continue(()),
         }
     };
-    let unfinished = match graph {
-        Some(folded) => graph::plain(folded.write(&args.output, options, &progress))?,
-        None => fuse::fuse(checkpoint, plan, &args.output, options, &progress)?.into(),
+    let unfinished = match output {
+        To::Graph(folded) => graph::plain(folded.write(&args.output, &options(args), &progress))?,
+        To::Weights(prepared) => prepared.write(&progress)?.into(),
     };
     bar.finish_and_clear();
     let mut verified = None;
@@ -473,9 +507,9 @@ fn write(
             ..Default::default()
         };
         let verdict = with_workers(|| -> anyhow::Result<_> {
-            Ok(match graph {
-                Some(folded) => graph::plain(folded.verify_written(&unfinished, &options))?,
-                None => {
+            Ok(match output {
+                To::Graph(folded) => graph::plain(folded.verify_written(&unfinished, &options))?,
+                To::Weights(_) => {
                     let file = unfinished.open()?;
                     let form = verify::Deployed::File(&file);
                     verify::verify(checkpoint, plan, form, &options)?
@@ -507,7 +541,6 @@ fn write(
         output::note(&vanishing(plan, vanished));
     }
     Ok(Some(Written {
-        preview,
         verified,
         vanished: Some(vanished),
     }))
@@ -530,16 +563,16 @@ fn summary<'a>(
     input: &Input<'a>,
     sample: Option<Evidence>,
     warnings: &[Warning],
-    written: &Written,
-    seconds: f64,
+    made: &Made<'_>,
 ) -> Summary<'a> {
     let Input {
         checkpoint,
         plan,
         weights,
         agreement,
-        graph,
+        output: to,
     } = *input;
+    let Made { written, norms, .. } = made;
     let weight = heaviest(weights);
     let agreed = agreement.and_then(|of| {
         Some(Agreed {
@@ -549,11 +582,10 @@ fn summary<'a>(
         })
     });
     let shown = |path: &PathBuf| path.display().to_string();
-    let (output, shards) = match (written.preview.paths.split_last(), args.shard_size) {
+    let (output, shards) = match (to.paths(args).split_last(), args.shard_size) {
         (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
         _ => (shown(&args.output), Vec::new()),
     };
-    let norms = norms(checkpoint, plan);
     Summary {
         schema: "repfuse.fuse/1",
         families: families::documents(plan, weights),
@@ -575,13 +607,18 @@ fn summary<'a>(
         parameters_before: cost::parameters(checkpoint.tensors().values()),
         parameters_after: cost::planned_parameters(plan),
         bytes_before: checkpoint.file_len(),
-        bytes_after: written.preview.bytes,
-        seconds,
+        bytes_after: made.bytes,
+        seconds: made.seconds,
         verified: written.verified,
         sample,
         became_zero: written.vanished,
         agreement: agreed,
-        load: load::load(plan, &output, checkpoint.unwrapped(), graph.is_some()),
+        load: load::load(
+            plan,
+            &output,
+            checkpoint.unwrapped(),
+            matches!(to, To::Graph(_)),
+        ),
         blocks: plan.blocks().iter().map(block_summary).collect(),
         wrappers_removed: plan.wrappers_removed(),
         dropped: plan.dropped().iter().map(|t| t.name()).collect(),

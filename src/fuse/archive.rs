@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::{Contents, Options, Sums, Unfinished, diagnose, write_with};
+use super::{Contents, Options, Sums, Unfinished, diagnose};
 use crate::plan::{Block, Planned, Source};
 use crate::tensor::write::Layout;
 use crate::tensor::zip_layout::ZipLayout;
@@ -30,6 +30,19 @@ pub(crate) fn write(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
+    diagnose::check_variances(checkpoint, blocks)?;
+    write_checked(checkpoint, blocks, entries, places, options, progress)
+}
+
+/// Writes it where every variance has been checked.
+pub(super) fn write_checked(
+    checkpoint: &Checkpoint,
+    blocks: &[Block],
+    entries: Vec<Entry>,
+    places: Destinations,
+    options: &Options,
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Unfinished, diagnose::Error> {
     let (zip, layout) = layout(&entries);
     let outputs: Vec<Planned> = entries.into_iter().map(|entry| entry.item).collect();
     let contents = Contents {
@@ -38,7 +51,7 @@ pub(crate) fn write(
         layout: &layout,
     };
     let sums = Sums::default();
-    let written = write_with(
+    let written = super::write_checked(
         checkpoint,
         &contents,
         places,

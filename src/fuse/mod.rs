@@ -6,12 +6,14 @@
 
 pub(crate) mod archive;
 pub mod diagnose;
+mod prepared;
 mod pytorch;
 mod rows;
 mod sums;
 mod tasks;
 mod worker;
 
+pub use prepared::Prepared;
 pub use rows::{fold_rows, stored_bytes};
 
 use std::ops::ControlFlow;
@@ -24,9 +26,7 @@ use self::tasks::tasks;
 use self::worker::Worker;
 use crate::plan::{Applied, Block, Plan, Planned};
 use crate::tensor::write::Layout;
-use crate::tensor::{
-    Checkpoint, Destinations, Error as TensorError, Format, Output, WriteQueue, Writer,
-};
+use crate::tensor::{Checkpoint, Destinations, Error as TensorError, WriteQueue, Writer};
 
 /// What a thread is started for by default. (A file of 1 MB is fused in 5 % less time by one.)
 const BYTES_PER_THREAD: u64 = 4 << 20;
@@ -114,23 +114,7 @@ pub fn fuse(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    if Format::of(destination)? == Format::Pytorch {
-        if checkpoint.is_channels_last() {
-            return Err(TensorError::ChannelsLast(destination.to_owned()).into());
-        }
-        expect_one_file(destination, options)?;
-        let places = place_for(checkpoint, destination, options.replace)?;
-        let entries = pytorch::entries(checkpoint, plan, destination)?;
-        return archive::write(checkpoint, &plan.blocks, entries, places, options, progress);
-    }
-    let layout = layout(checkpoint, plan, options.shard_size);
-    let places = places_for(checkpoint, destination, &layout, options)?;
-    let contents = Contents {
-        blocks: &plan.blocks,
-        outputs: &plan.outputs,
-        layout: &layout,
-    };
-    write(checkpoint, &contents, places, options, progress)
+    Prepared::new(checkpoint, plan, destination, options)?.write(progress)
 }
 
 /// What a file is to hold.
@@ -155,10 +139,12 @@ pub fn write(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    write_with(checkpoint, contents, places, options, None, progress)
+    diagnose::check_variances(checkpoint, contents.blocks)?;
+    write_checked(checkpoint, contents, places, options, None, progress)
 }
 
-fn write_with(
+/// Writes them where every variance has been checked.
+fn write_checked(
     checkpoint: &Checkpoint,
     contents: &Contents<'_>,
     places: Destinations,
@@ -166,7 +152,6 @@ fn write_with(
     sums: Option<&Sums>,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    diagnose::check_variances(checkpoint, contents.blocks)?;
     let layout = contents.layout;
     let paths = places.paths().map(Path::to_owned).collect();
     let writer = Writer::create(places, layout)?;
@@ -222,82 +207,9 @@ fn write_with(
     }
 }
 
-/// What [`fuse()`] would write, and where.
-#[derive(Clone, Debug)]
-pub struct Preview {
-    /// The paths of the files; with shards, that of the index is the last.
-    pub paths: Vec<PathBuf>,
-    /// The size in bytes of the file, or of all shards without their index.
-    pub bytes: u64,
-}
-
-/// Looks at what [`fuse`] would write. Nothing is created.
-///
-/// # Errors
-/// When nothing can be written there, or a file is there that may not be replaced: for one, the checkpoint itself.
-pub fn preview(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    destination: &Path,
-    options: &Options,
-) -> Result<Preview, TensorError> {
-    if Format::of(destination)? == Format::Pytorch {
-        expect_one_file(destination, options)?;
-        let places = place_for(checkpoint, destination, options.replace)?;
-        let entries = pytorch::entries(checkpoint, plan, destination)?;
-        return Ok(Preview {
-            paths: places.paths().map(Path::to_owned).collect(),
-            bytes: archive::file_len(&entries),
-        });
-    }
-    let layout = layout(checkpoint, plan, options.shard_size);
-    let places = places_for(checkpoint, destination, &layout, options)?;
-    Ok(Preview {
-        paths: places.paths().map(Path::to_owned).collect(),
-        bytes: layout.len(),
-    })
-}
-
 /// The size in bytes of the file that [`fuse`] would write.
 pub fn file_len(checkpoint: &Checkpoint, plan: &Plan) -> u64 {
-    layout(checkpoint, plan, None).len()
-}
-
-fn layout(checkpoint: &Checkpoint, plan: &Plan, shard_size: Option<u64>) -> Layout {
-    let outputs: Vec<Output> = plan.outputs.iter().map(|p| p.output.clone()).collect();
-    let metadata = metadata(checkpoint, plan);
-    match shard_size {
-        None => Layout::new(&outputs, metadata),
-        Some(most) => Layout::in_shards(&outputs, &metadata, most),
-    }
-}
-
-fn expect_one_file(destination: &Path, options: &Options) -> Result<(), TensorError> {
-    match options.shard_size {
-        None => Ok(()),
-        Some(_) => Err(TensorError::PytorchShards(destination.to_owned())),
-    }
-}
-
-fn places_for(
-    checkpoint: &Checkpoint,
-    destination: &Path,
-    layout: &Layout,
-    options: &Options,
-) -> Result<Destinations, TensorError> {
-    let places = match (options.shard_size, layout.files()) {
-        (None, _) => Destinations::file(destination)?,
-        (Some(_), count) if count > MOST_SHARDS => {
-            return Err(TensorError::ManyShards {
-                path: destination.to_owned(),
-                count,
-                allowed: MOST_SHARDS,
-            });
-        }
-        (Some(_), count) => Destinations::shards(destination, count)?,
-    };
-    may_be_written(checkpoint, destination, &places, options.replace)?;
-    Ok(places)
+    prepared::layout(checkpoint, plan, None).len()
 }
 
 /// Where a single file is written to.

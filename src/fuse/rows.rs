@@ -17,7 +17,15 @@ pub(super) struct Buffers<'a> {
     pub(super) channels_last: Option<(usize, &'a mut Vec<f64>)>,
 }
 
-/// Folds some rows of a weight as they are stored, to bytes, and the biases of as many output channels; of a transposed conv, whose
+/// The first `len` bytes of a buffer, which grows where it is shorter and stays as long as it was.
+pub(super) fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
+
+/// Folds some rows of a weight as they are stored, to the first bytes of a buffer, and the biases of as many output channels; of a transposed conv, whose
 /// rows are input channels, zeros. Returns how many numbers became zero.
 pub(super) fn encode_rows(
     checkpoint: &Checkpoint,
@@ -32,8 +40,8 @@ pub(super) fn encode_rows(
     let mut vanished = 0;
     to.row.resize(row_len, 0.0);
     to.biases.clear();
-    to.bytes.resize(rows.len() * row_len * dtype.size(), 0);
-    let stored = to.bytes.chunks_exact_mut((row_len * dtype.size()).max(1));
+    let bytes = room(to.bytes, rows.len() * row_len * dtype.size());
+    let stored = bytes.chunks_exact_mut((row_len * dtype.size()).max(1));
     for (row, stored) in rows.zip(stored) {
         let bias = if g.transposed() {
             folded.transposed_row(row, reader, to.scratch, to.row)?;
@@ -66,8 +74,7 @@ pub(super) fn encode_biases(
     bytes: &mut Vec<u8>,
 ) -> Result<(), diagnose::Error> {
     let dtype = fused.dtype;
-    bytes.resize(biases.len() * dtype.size(), 0);
-    if dtype.encode(biases, bytes) {
+    if dtype.encode(biases, room(bytes, biases.len() * dtype.size())) {
         return Ok(());
     }
     let mut numbered = biases.iter().enumerate();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::diagnose;
 use super::lock;
-use super::rows::{Buffers, encode_biases, encode_rows};
+use super::rows::{Buffers, encode_biases, encode_rows, room};
 use super::sums::Sums;
 use super::tasks::{Job, SLAB_BYTES, Task};
 use crate::algebra::Values;
@@ -54,14 +54,13 @@ impl<'a> Worker<'a> {
         match task {
             Task::Copy { from, to } => {
                 let len: u64 = from.iter().map(|(_, bytes)| bytes.end - bytes.start).sum();
-                self.bytes.resize(len as usize, 0);
-                let mut out = &mut self.bytes[..];
+                let mut out = room(&mut self.bytes, len as usize);
                 for (tensor, bytes) in from {
                     let (part, after) = out.split_at_mut((bytes.end - bytes.start) as usize);
                     self.checkpoint.read_at(tensor, bytes.start, part)?;
                     out = after;
                 }
-                self.write(to)
+                self.write(len as usize, to)
             }
             Task::Fill {
                 value,
@@ -71,9 +70,9 @@ impl<'a> Worker<'a> {
             } => {
                 self.row.clear();
                 self.row.resize(count, value);
-                self.bytes.resize(count * float.size(), 0);
-                float.encode(&self.row, &mut self.bytes);
-                self.write(to)
+                let len = count * float.size();
+                float.encode(&self.row, room(&mut self.bytes, len));
+                self.write(len, to)
             }
             Task::Round {
                 tensor,
@@ -98,14 +97,14 @@ impl<'a> Worker<'a> {
         self.reader.forget();
         self.reader.read(tensor, first, &mut self.row)?;
         self.reader.forget();
-        self.bytes.resize(self.row.len() * float.size(), 0);
-        if !float.encode(&self.row, &mut self.bytes) {
+        let len = self.row.len() * float.size();
+        if !float.encode(&self.row, room(&mut self.bytes, len)) {
             let lost = |x: &f64| x.is_finite() && !float.round(*x).is_finite();
             if let Some(i) = self.row.iter().position(lost) {
                 return Err(diagnose::too_large(tensor, first + i, self.row[i], float));
             }
         }
-        self.write(to)
+        self.write(len, to)
     }
 
     /// Folds some rows of a weight, and the biases that belong to them.
@@ -136,8 +135,9 @@ impl<'a> Worker<'a> {
         let (checkpoint, reader) = (self.checkpoint, &mut self.reader);
         let vanished = encode_rows(checkpoint, fused, &folded, rows.clone(), reader, buffers)?;
         self.vanished.fetch_add(vanished as u64, Relaxed);
-        let mut written =
-            self.write(job.weight_at + (rows.start * row_len * dtype.size()) as u64)?;
+        let row_bytes = row_len * dtype.size();
+        let at = job.weight_at + (rows.start * row_bytes) as u64;
+        let mut written = self.write(rows.len() * row_bytes, at)?;
         if !g.transposed() {
             written += self.write_biases(job, rows.start)?;
         } else if rows.start == 0 {
@@ -158,16 +158,17 @@ impl<'a> Worker<'a> {
         self.vanished
             .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
         encode_biases(self.checkpoint, fused, first, &self.biases, &mut self.bytes)?;
-        self.write(bias_at + (first * dtype.size()) as u64)
+        let len = self.biases.len() * dtype.size();
+        self.write(len, bias_at + (first * dtype.size()) as u64)
     }
 
-    fn write(&mut self, at: u64) -> Result<u64, diagnose::Error> {
+    /// Writes the first `len` bytes of the buffer.
+    fn write(&mut self, len: usize, at: u64) -> Result<u64, diagnose::Error> {
         let bytes = std::mem::take(&mut self.bytes);
-        let len = bytes.len() as u64;
         if let Some(sums) = self.sums {
-            sums.add(at, &bytes);
+            sums.add(at, &bytes[..len]);
         }
-        self.bytes = self.writes.put(bytes, at)?;
-        Ok(len)
+        self.bytes = self.writes.put(bytes, len, at)?;
+        Ok(len as u64)
     }
 }

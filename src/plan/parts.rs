@@ -12,8 +12,6 @@ struct Kind {
     is: &'static str,
     short: &'static str,
     remedy: &'static str,
-    /// Path segments that only such parts have; the module is what stands before.
-    segments: &'static [&'static str],
 }
 
 const KINDS: &[Kind] = &[
@@ -21,60 +19,63 @@ const KINDS: &[Kind] = &[
         is: "has the state of a quantizer, which fits the weights before folding and not those after",
         short: "quantizer",
         remedy: "remove the quantizers, or drop their state, and quantize the folded network",
-        segments: &[
-            "_amax",
-            "_pre_quant_scale",
-            "_input_quantizer",
-            "_weight_quantizer",
-            "_output_quantizer",
-            "input_quantizer",
-            "weight_quantizer",
-            "output_quantizer",
-            "act_quantizer",
-            "weight_fake_quant",
-            "act_fake_quant",
-            "fake_quant_enabled",
-            "observer_enabled",
-            "activation_post_process",
-            "weight_observer",
-            "act_observer",
-            "weight_quant",
-            "input_quant",
-            "output_quant",
-        ],
     },
     Kind {
         is: "is stored as a base weight and LoRA parts",
         short: "LoRA parts",
         remedy: "merge them first, as `merge_and_unload()` of peft does",
-        segments: &[
-            "lora_A",
-            "lora_B",
-            "lora_down",
-            "lora_up",
-            "lora_mid",
-            "lora_magnitude_vector",
-            "base_layer",
-        ],
     },
     Kind {
         is: "has a weight under spectral norm",
         short: "spectral norm",
         remedy: "remove it first, as `torch.nn.utils.remove_spectral_norm` or `parametrize.remove_parametrizations` does",
-        segments: &[],
     },
     // Over the first axis, and masks of numbers, are computed before this is asked.
     Kind {
         is: "has a weight in parts that are not put together here",
         short: "weight in parts",
         remedy: "remove the weight norm, pruning or parametrization first, as `remove_weight_norm`, `prune.remove` or `parametrize.remove_parametrizations` does",
-        segments: &["parametrizations"],
     },
 ];
 
 const QUANTIZER: usize = 0;
+const LORA: usize = 1;
 const SPECTRAL: usize = 2;
 const IN_PARTS: usize = 3;
+
+/// The kind of the parts that have this path segment; their module is what stands before it.
+fn kind_of(segment: &str) -> Option<usize> {
+    Some(match segment {
+        "_amax"
+        | "_pre_quant_scale"
+        | "_input_quantizer"
+        | "_weight_quantizer"
+        | "_output_quantizer"
+        | "input_quantizer"
+        | "weight_quantizer"
+        | "output_quantizer"
+        | "act_quantizer"
+        | "weight_fake_quant"
+        | "act_fake_quant"
+        | "fake_quant_enabled"
+        | "observer_enabled"
+        | "activation_post_process"
+        | "weight_observer"
+        | "act_observer"
+        | "weight_quant"
+        | "input_quant"
+        | "output_quant" => QUANTIZER,
+        "lora_A"
+        | "lora_B"
+        | "lora_down"
+        | "lora_up"
+        | "lora_mid"
+        | "lora_magnitude_vector"
+        | "base_layer" => LORA,
+        "parametrizations" => IN_PARTS,
+        _ => return None,
+    })
+}
 
 /// A module whose weight is no plain numbers, or has a quantizer.
 pub(super) struct Found {
@@ -150,10 +151,7 @@ pub(super) fn find(index: &Index) -> Vec<Found> {
 fn of_segments(name: &str) -> Option<(&str, &str, usize)> {
     let mut at = 0;
     for segment in name.split('.') {
-        let kind = KINDS
-            .iter()
-            .position(|kind| kind.segments.contains(&segment));
-        if let Some(kind) = kind {
+        if let Some(kind) = kind_of(segment) {
             return Some((name[..at].trim_end_matches('.'), segment, kind));
         }
         at += segment.len() + 1;

@@ -170,6 +170,7 @@ pub fn serialize(header: &Header) -> Vec<u8> {
 #[derive(Deserialize, Serialize)]
 #[serde(expecting = "an object with `dtype`, `shape` and `data_offsets`")]
 struct Description<'a> {
+    #[serde(borrow)]
     dtype: std::borrow::Cow<'a, str>,
     shape: std::borrow::Cow<'a, [usize]>,
     data_offsets: [u64; 2],

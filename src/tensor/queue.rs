@@ -23,11 +23,19 @@ pub struct WriteQueue<'a> {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<(Vec<u8>, u64)>,
+    waiting: VecDeque<Piece>,
     /// Buffers that have been written and serve again.
     spare: Vec<Vec<u8>>,
     /// Whether a thread is writing; it will not leave before nothing waits.
     busy: bool,
+}
+
+/// The first bytes of a buffer, and where they go. (A buffer is never cut: what serves again would be filled with zeros anew.)
+#[derive(Debug)]
+struct Piece {
+    buffer: Vec<u8>,
+    len: usize,
+    at: u64,
 }
 
 impl<'a> WriteQueue<'a> {
@@ -40,13 +48,15 @@ impl<'a> WriteQueue<'a> {
         }
     }
 
-    /// Writes `bytes` at a position of the file, now or soon; returns a buffer to fill next, with anything in it.
+    /// Writes the first `len` bytes of `buffer` at a position of the file, now or soon; returns a buffer to fill next, of any length
+    /// and with anything in it.
     ///
     /// When every call has returned, everything has been written.
     ///
     /// # Errors
     /// When the file system refuses these bytes or any that waited; what waits then is never written.
-    pub fn put(&self, bytes: Vec<u8>, at: u64) -> Result<Vec<u8>, Error> {
+    pub fn put(&self, buffer: Vec<u8>, len: usize, at: u64) -> Result<Vec<u8>, Error> {
+        let piece = Piece { buffer, len, at };
         let mut state = self.lock();
         if state.busy {
             while state.busy && state.waiting.len() >= DEPTH {
@@ -56,19 +66,19 @@ impl<'a> WriteQueue<'a> {
                     .unwrap_or_else(PoisonError::into_inner);
             }
             if state.busy {
-                state.waiting.push_back((bytes, at));
+                state.waiting.push_back(piece);
                 return Ok(state.spare.pop().unwrap_or_default());
             }
         }
         state.busy = true;
-        let mut next = Some((bytes, at));
+        let mut next = Some(piece);
         let mut written = Ok(());
-        while let Some((bytes, at)) = next {
+        while let Some(Piece { buffer, len, at }) = next {
             drop(state);
             self.room.notify_one();
-            written = self.writer.write_at(&bytes, at);
+            written = self.writer.write_at(&buffer[..len], at);
             state = self.lock();
-            state.spare.push(bytes);
+            state.spare.push(buffer);
             if written.is_err() {
                 state.waiting.clear();
             }

@@ -58,7 +58,7 @@ pub struct Writer {
 
 impl Layout {
     /// Lays tensors out in one file as the safetensors library does: widest element type first, then by name.
-    pub fn new(outputs: &[Output], metadata: Vec<(String, String)>) -> Layout {
+    pub fn new(outputs: &[&Output], metadata: Vec<(String, String)>) -> Layout {
         let mut layout = Layout::empty(outputs.len());
         layout.add(outputs, (0..outputs.len()).collect(), metadata);
         layout
@@ -66,7 +66,7 @@ impl Layout {
 
     /// Lays tensors out in shards with no more than `most` bytes of tensors each, or with a single tensor that has more. The shards
     /// follow one another in the order of the names.
-    pub fn in_shards(outputs: &[Output], metadata: &[(String, String)], most: u64) -> Layout {
+    pub fn in_shards(outputs: &[&Output], metadata: &[(String, String)], most: u64) -> Layout {
         let mut order: Vec<usize> = (0..outputs.len()).collect();
         order.sort_by(|&a, &b| outputs[a].name.cmp(&outputs[b].name));
         let (mut layout, mut shard, mut bytes) = (Layout::empty(outputs.len()), Vec::new(), 0u64);
@@ -91,7 +91,7 @@ impl Layout {
         }
     }
 
-    fn add_shard(&mut self, outputs: &[Output], shard: Vec<usize>, metadata: &[(String, String)]) {
+    fn add_shard(&mut self, outputs: &[&Output], shard: Vec<usize>, metadata: &[(String, String)]) {
         let names = shard.iter().map(|&i| outputs[i].name.clone()).collect();
         self.add(outputs, shard, metadata.to_vec());
         if let Some(file) = self.files.last_mut() {
@@ -100,7 +100,7 @@ impl Layout {
     }
 
     /// Adds a file that holds some of the outputs.
-    fn add(&mut self, outputs: &[Output], mut held: Vec<usize>, metadata: Vec<(String, String)>) {
+    fn add(&mut self, outputs: &[&Output], mut held: Vec<usize>, metadata: Vec<(String, String)>) {
         held.sort_by(|&a, &b| {
             let key = |i: usize| {
                 (
@@ -119,7 +119,7 @@ impl Layout {
                     dtype,
                     shape,
                     byte_len,
-                } = outputs[i].clone();
+                } = (*outputs[i]).clone();
                 let start = at;
                 at += byte_len;
                 Entry {

@@ -60,7 +60,6 @@ pub fn deploy(
         None => detect_builtin(train.tensors(), &near)?,
     };
     let plan = plan_families(train.tensors(), &families, &options.plan)?;
-    diagnose::check_norms(&train, &plan)?;
     let go_on = |_bytes| ControlFlow::Continue(());
     let written = fuse(&train, &plan, to.as_ref(), &options.fuse, &go_on)?;
     let file = written.open()?;

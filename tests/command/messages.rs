@@ -807,7 +807,7 @@ fn headers_that_nobody_would_read() {
             shape: vec![0],
             byte_len: 0,
         };
-        let layout = Layout::new(&[output], vec![("k".to_owned(), "v".repeat(long))]);
+        let layout = Layout::new(&[&output], vec![("k".to_owned(), "v".repeat(long))]);
         let destination = Destinations::file(&place.path("x")).expect("a place");
         Writer::create(destination, &layout).and_then(|writer| writer.finish(false))
     };
