@@ -46,14 +46,17 @@ impl Region {
         Region { left: true, ..self }
     }
 
-    /// The region of a block, given the names of the tensors that it consumes or keeps.
+    /// The region of a block, given the names of the tensors that it consumes or keeps. Branches that the rule knows and the block
+    /// does without count, too: what else stands where they would is none of the block's.
     pub(super) fn of<'n>(
         block: &str,
         rule: &BlockRule,
         captures: &Captures,
         tensors: impl Iterator<Item = &'n str> + Clone,
     ) -> Region {
-        let path = region_of(tensors.clone());
+        let known = known_paths(rule, captures);
+        let own = region_of(tensors.clone());
+        let path = known.iter().fold(own, |path, known| common(path, known));
         let mut modules: Vec<String> = tensors
             .map(parent)
             .filter(|module| module.len() > path.len())
@@ -186,6 +189,24 @@ pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
     tensors.map(above).reduce(common).unwrap_or("")
 }
 
+/// The paths above all modules that a rule knows, as far as the captures of a block tell them.
+fn known_paths(rule: &BlockRule, captures: &Captures) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (_, template) in &rule.fuse {
+        template.visit_tensors(&mut |pattern| {
+            let (known, complete) = pattern.known_start(captures);
+            let path = match complete {
+                true => above(&known),
+                false => parent(&known),
+            };
+            if pattern.prefix().is_none_or(|prefix| captures.has(prefix)) {
+                paths.push(path.to_owned());
+            }
+        });
+    }
+    paths
+}
+
 /// The module that a tensor is a parameter of.
 pub(crate) fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(module, _)| module)
@@ -201,7 +222,7 @@ fn above(name: &str) -> &str {
 }
 
 /// The longest path that is above both, or is both.
-fn common<'n>(a: &'n str, b: &'n str) -> &'n str {
+fn common<'n>(a: &'n str, b: &str) -> &'n str {
     let is_above = |path: &&str| path.is_empty() || *path == b || is_below(b, path);
     let mut path = a;
     while !is_above(&path) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::agree::Agreement;
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
-use super::leftover::Operators;
+use super::leftover::{Found, Half, Operators};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
@@ -63,6 +63,37 @@ struct Around<'a> {
     regions: Regions,
     operators: Operators<'a>,
     beside: Beside<'a>,
+    /// The names of all tensors of blocks, without their numbers.
+    kinds: HashSet<String>,
+}
+
+impl Around<'_> {
+    fn found<'l>(&'l self, ledger: &'l Ledger<'_>) -> Entered<'l> {
+        Entered {
+            taken: &ledger.taken,
+            kinds: &self.kinds,
+        }
+    }
+}
+
+/// The blocks that have been entered.
+struct Entered<'l> {
+    taken: &'l HashMap<String, Fate>,
+    kinds: &'l HashSet<String>,
+}
+
+impl Found for Entered<'_> {
+    fn is_free(&self, name: &str) -> bool {
+        !self.taken.contains_key(name)
+    }
+
+    fn have_like(&self, name: &str) -> bool {
+        self.kinds.contains(&without_numbers(name))
+    }
+}
+
+fn without_numbers(name: &str) -> String {
+    name.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +328,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// The dotted path that the block's names share; the first output's module if that is empty or taken.
-    fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
+    pub(super) fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
         let path = rule.path(captures).map(str::to_owned);
         let module = rule
             .fuse
@@ -373,6 +404,12 @@ impl<'a> Ledger<'a> {
             regions: Regions::of(std::mem::take(&mut self.regions)),
             operators: Operators::of(self.recipe),
             beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
+            kinds: self
+                .blocks
+                .iter()
+                .flat_map(|block| &block.consumed)
+                .map(|tensor| without_numbers(tensor.name()))
+                .collect(),
         };
         for tensor in self.index.values() {
             let name = tensor.name();
@@ -393,10 +430,16 @@ impl<'a> Ledger<'a> {
                 continue;
             }
             let owner = owner(self.recipe, tensor, self.index);
-            if let Some((_, missing)) = owner.filter(|_| !self.kept.contains(name)) {
+            let missing = owner.filter(|_| !self.kept.contains(name));
+            let missing = missing.map(|(_, missing)| missing);
+            if let Some(missing) = missing.clone().filter(|missing| !missing.is_empty()) {
                 return Err(self.orphan(tensor, missing));
             }
             self.has_no_part(tensor, &around)?;
+            // Where nothing is missing, the tensor is one more.
+            if missing.is_some() && !around.beside.covers(name) {
+                return Err(self.orphan(tensor, String::new()));
+            }
             let to = self
                 .renamed
                 .remove(name)
@@ -432,11 +475,17 @@ impl<'a> Ledger<'a> {
             message,
         })?;
         if !around.beside.covers(name) {
-            let free = |name: &str| !self.taken.contains_key(name);
             let operators = &around.operators;
-            let left = operators.leftover(tensor, self.index, &free, self.budget);
-            if let Some(missing) = left {
-                return Err(self.orphan(tensor, missing));
+            match operators.leftover(tensor, self.index, &around.found(self), self.budget) {
+                Some(Half::Missing(name)) => return Err(self.orphan(tensor, name)),
+                Some(Half::Misfit(said)) => {
+                    return Err(Error::Misfit {
+                        tensor: tensor.to_string(),
+                        recipe: recipe.clone(),
+                        said,
+                    });
+                }
+                None => {}
             }
         }
         around.regions.check(tensor, recipe, &around.beside, &tried)

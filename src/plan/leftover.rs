@@ -2,9 +2,10 @@
 //! block is found by.
 
 use crate::recipe::Recipe;
-use crate::recipe::expand::{Index, MatchBudget};
+use crate::recipe::expand::{Index, MatchBudget, names};
 use crate::recipe::model::{BlockRule, Presence, Template};
 use crate::recipe::pattern::{Captures, Pattern};
+use crate::recipe::start::{Misfit, Start, misfit};
 use crate::tensor::{Tensor, quoted};
 
 /// A conv, norm or factor of a rule, by the names of its tensors.
@@ -15,6 +16,16 @@ struct Operator<'r> {
     tensors: Vec<Pattern>,
     /// Whether a block can do without it.
     optional: bool,
+    /// Of a norm, the weight of the one conv in a sequence with it; of a conv, the variance of the one norm.
+    partner: Option<Pattern>,
+}
+
+/// What is wrong with a block of which a tensor is left.
+pub(super) enum Half {
+    /// The tensor that it lacks, for a text.
+    Missing(String),
+    /// What of it has not the shape that the recipe asks for, in words.
+    Misfit(String),
 }
 
 /// The operators of a recipe's rules.
@@ -28,71 +39,149 @@ impl<'r> Operators<'r> {
         let mut operators = Vec::new();
         for rule in &recipe.blocks {
             for (_, template) in &rule.fuse {
-                collect(rule, template, false, &mut operators);
+                collect(rule, template, (false, Pair::default()), &mut operators);
             }
         }
         Operators(operators)
     }
 
-    /// What is missing of the block that a tensor is a part of, if it is a part of one that is not whole.
+    /// What is wrong with the block that a tensor is a part of, if it is a part of one that was not found.
     ///
-    /// `free` tells whether a tensor is in no block that was found.
+    /// `blocks` tells which tensors are in no block that was found, and which names blocks of the same kind have.
     pub(super) fn leftover(
         &self,
         tensor: &Tensor,
         index: &Index,
-        free: &dyn Fn(&str) -> bool,
+        blocks: &dyn Found,
         budget: &MatchBudget,
-    ) -> Option<String> {
+    ) -> Option<Half> {
         budget.add(1 + self.0.len() / FAIL_AT_ONCE);
         self.0.iter().find_map(|operator| {
             operator.tensors.iter().find_map(|pattern| {
                 let captures = pattern.matches(tensor.name(), &Captures::new())?;
-                self.missing(operator, &captures, index, free, budget)
+                let at = Place {
+                    name: tensor.name(),
+                    index,
+                    blocks,
+                    budget,
+                    captures: &captures,
+                };
+                match operator.norm || operator.partner.is_none() {
+                    true => self.half(operator, &at),
+                    false => self
+                        .half(operator, &at)
+                        .or_else(|| operator.without_norm(&at)),
+                }
             })
         })
     }
 
-    /// What is missing of the block with these captures, given that a tensor of this operator is left.
-    fn missing(
-        &self,
-        left: &Operator<'_>,
-        captures: &Captures,
-        index: &Index,
-        free: &dyn Fn(&str) -> bool,
-        budget: &MatchBudget,
-    ) -> Option<String> {
-        let bound = bound(left.rule, captures.clone());
-        let found = |pattern: &Pattern| budget.names(index, pattern, &bound).next();
+    /// What is wrong with the block at a place where a tensor of this operator is left.
+    fn half(&self, left: &Operator<'_>, at: &Place<'_>) -> Option<Half> {
+        let bound = bound(left.rule, at.captures.clone());
+        let found = |pattern: &Pattern| at.budget.names(at.index, pattern, &bound).next();
         let there = |pattern: &Pattern| found(pattern).is_some();
-        let named = |pattern: &Pattern| {
-            let (known, complete) = pattern.known_start(captures);
-            quoted(&(known + if complete { "" } else { "…" }))
-        };
-        let own = |pattern: &Pattern| budget.names(index, pattern, captures).next().is_some();
+        let named = |pattern: &Pattern| at.named(pattern);
+        let own = |pattern: &Pattern| at.has(pattern);
         if let Some(lost) = left.lost(&own) {
             return lost.map(named);
         }
         let of_rule = || self.0.iter().filter(|o| std::ptr::eq(o.rule, left.rule));
+        if let Some(weight) = left.partner.as_ref().filter(|_| left.norm)
+            && !own(weight)
+        {
+            return Some(named(weight));
+        }
         // Without its conv, a norm is something else's; with it, the shapes are no block's.
         let mut convs = of_rule().filter(|o| !o.norm);
         if left.norm && !convs.clone().any(|o| o.is_there(&there)) {
             return convs.next().and_then(|o| o.tensors.first()).map(named);
         }
-        // One operator alone can be anything's; two are half a block.
-        let is_left = |o: &&Operator<'_>| {
-            let mut of = o.tensors.iter().filter_map(found);
-            of.any(|(tensor, _)| free(tensor.name()))
-        };
-        if of_rule().filter(is_left).count() < 2 {
+        // One operator alone can be anything's; two are half a block, also where another rule has taken the second.
+        if of_rule().filter(|o| o.is_there(&there)).count() < 2 {
             return None;
         }
+        let is_left = |o: &&Operator<'_>| {
+            let mut of = o.tensors.iter().filter_map(found);
+            of.any(|(tensor, _)| at.blocks.is_free(tensor.name()))
+        };
         let absent = of_rule().find(|o| !o.optional && !o.is_there(&there));
-        absent.and_then(|o| o.tensors.first()).map(named)
+        if let Some(absent) = absent {
+            return absent.tensors.first().map(named);
+        }
+        // A conv and a norm of other shapes may be anything.
+        let whole = of_rule().filter(|o| !o.optional).all(|o| is_left(&o));
+        if !whole || of_rule().count() < 3 {
+            return None;
+        }
+        misfit_at(left.rule, &bound, at.index).map(Half::Misfit)
     }
 }
 
+/// What is known of the blocks that were found.
+pub(super) trait Found {
+    /// Whether a tensor is in none.
+    fn is_free(&self, name: &str) -> bool;
+    /// Whether one of them has a tensor whose name differs in its numbers alone.
+    fn have_like(&self, name: &str) -> bool;
+}
+
+/// Where a tensor is left.
+struct Place<'a> {
+    name: &'a str,
+    index: &'a Index,
+    blocks: &'a dyn Found,
+    budget: &'a MatchBudget,
+    /// What the name of the tensor says.
+    captures: &'a Captures,
+}
+
+impl Place<'_> {
+    fn has(&self, pattern: &Pattern) -> bool {
+        let mut named = self.budget.names(self.index, pattern, self.captures);
+        named.next().is_some()
+    }
+
+    fn named(&self, pattern: &Pattern) -> Half {
+        let (known, complete) = pattern.known_start(self.captures);
+        Half::Missing(quoted(&(known + if complete { "" } else { "…" })))
+    }
+}
+
+/// What of a block with these captures has another shape than the rule asks for, in words.
+fn misfit_at(rule: &BlockRule, captures: &Captures, index: &Index) -> Option<String> {
+    let starts = rule.at.iter().flat_map(|at| {
+        let named = names(index, at, captures);
+        named.map(move |(anchor, captures)| Start {
+            rule,
+            at,
+            anchor,
+            captures,
+        })
+    });
+    let mut misfits = starts.filter_map(|start| match misfit(&start, index) {
+        Some(misfit @ Misfit::Shape(_)) => Some(misfit.to_string()),
+        _ => None,
+    });
+    misfits.next()
+}
+
 impl Operator<'_> {
+    /// What a conv lacks that stands without the norm behind it, where blocks with names like its own have one.
+    fn without_norm(&self, at: &Place<'_>) -> Option<Half> {
+        let norm = self.partner.as_ref()?;
+        let name = at.name;
+        let bias = name
+            .strip_suffix("weight")
+            .map(|module| format!("{module}bias"));
+        // A conv with a bias of its own is of another kind, unless the others have one.
+        let alike = match bias.filter(|bias| at.index.contains_key(bias)) {
+            Some(bias) => at.blocks.have_like(&bias),
+            None => true,
+        };
+        (alike && !at.has(norm) && at.blocks.have_like(name)).then(|| at.named(norm))
+    }
+
     /// Whether it is in the file. (A norm of another kind has the names of this one, but no statistics.)
     fn is_there(&self, there: &dyn Fn(&Pattern) -> bool) -> bool {
         let telling = if self.norm {
@@ -118,17 +207,52 @@ impl Operator<'_> {
     }
 }
 
+/// The one conv and the one norm of a sequence, by a tensor of each.
+#[derive(Clone, Copy, Default)]
+struct Pair<'t> {
+    weight: Option<&'t Pattern>,
+    var: Option<&'t Pattern>,
+}
+
+/// The only one of its kind; none where there are several.
+fn only<'t>(mut of: impl Iterator<Item = &'t Pattern>) -> Option<&'t Pattern> {
+    of.next().filter(|_| of.next().is_none())
+}
+
+/// Collects the operators of a template, which a block can do without if it is optional, and which stands in a sequence with this
+/// pair.
 fn collect<'r>(
     rule: &'r BlockRule,
     template: &Template,
-    optional: bool,
+    (optional, pair): (bool, Pair<'_>),
     out: &mut Vec<Operator<'r>>,
 ) {
     let (norm, tensors): (bool, Vec<Pattern>) = match template {
-        Template::Seq(xs) | Template::Sum(xs) => {
-            return xs.iter().for_each(|x| collect(rule, x, optional, out));
+        Template::Seq(xs) => {
+            let weights = xs.iter().filter_map(|x| match x {
+                Template::Conv(conv) => Some(&conv.weight),
+                _ => None,
+            });
+            let vars = xs.iter().filter_map(|x| match x {
+                Template::Bn { norm, .. } => Some(&norm.tensors[3]),
+                _ => None,
+            });
+            let pair = Pair {
+                weight: only(weights),
+                var: only(vars),
+            };
+            return xs
+                .iter()
+                .for_each(|x| collect(rule, x, (optional, pair), out));
         }
-        Template::Optional(x) | Template::Each(x) => return collect(rule, x, true, out),
+        Template::Sum(xs) => {
+            return xs
+                .iter()
+                .for_each(|x| collect(rule, x, (optional, Pair::default()), out));
+        }
+        Template::Optional(x) | Template::Each(x) => {
+            return collect(rule, x, (true, pair), out);
+        }
         Template::Bn { norm, .. } => (true, norm.tensors.to_vec()),
         Template::Conv(conv) => {
             let is_required = conv.presence == Presence::Required;
@@ -150,12 +274,18 @@ fn collect<'r>(
             norm,
             tensors,
             optional,
+            partner: match (norm, template) {
+                (true, _) => pair.weight,
+                (false, Template::Conv(_)) => pair.var,
+                _ => None,
+            }
+            .map(|pattern| pattern.with_kinds_of(rule.at.iter())),
         });
     }
 }
 
 /// What a block of this rule has captured.
-fn bound(rule: &BlockRule, mut captures: Captures) -> Captures {
+pub(super) fn bound(rule: &BlockRule, mut captures: Captures) -> Captures {
     let by_all = |name: &str| rule.at.iter().all(|p| p.captures().any(|c| c == name));
     captures.keep(by_all);
     captures

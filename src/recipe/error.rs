@@ -80,6 +80,14 @@ pub enum Error {
         missing: String,
     },
     #[error(
+        "{tensor} has the name of a part of a block of recipe `{recipe}`, and {said}, which no such block has"
+    )]
+    Misfit {
+        tensor: String,
+        recipe: String,
+        said: String,
+    },
+    #[error(
         "block {}: {tensor} stands among its tensors, and recipe `{recipe}` does not say what it does there",
         quoted(block)
     )]

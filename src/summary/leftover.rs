@@ -57,7 +57,11 @@ pub fn branches_left(plan: &Plan) -> Vec<String> {
         others.iter().all(|other| other.0 == *channels)
             && others.iter().any(|other| other.1 != *extent)
     };
-    let found = convs.into_iter().filter(|(_, branches)| is_block(branches));
+    // What the user leaves as it is is no news.
+    let is_skipped = |block: &str| plan.skipped.iter().any(|skipped| skipped == block);
+    let found = convs
+        .into_iter()
+        .filter(|(block, branches)| is_block(branches) && !is_skipped(block));
     found.map(|(block, _)| block.to_owned()).collect()
 }
 

@@ -38,6 +38,128 @@ const MAY_BE_LESS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Branches that a block may lack although no recipe calls them optional, or that may have another name.
+const MAY_BE_OTHER: &[(&str, &str)] = &[
+    (
+        "clrfdn: *.conv3x3",
+        "no other block of the fixture has such a name, and what is left of this one is a plain conv",
+    ),
+    (
+        "dbb: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "dfine: encoder.downsample_convs.0.norm",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "dfine: *.bottlenecks.0.conv[12]",
+        "each of the two branches alone has the names of a plain conv + batch norm, and is one",
+    ),
+    (
+        "fast: *1",
+        "a whole block and all that is in it: what is left is a shorter network",
+    ),
+    (
+        "fasternet: patch_embed.norm",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "fastvit: *.pe",
+        "a whole block: what is left has no tensor of it",
+    ),
+    (
+        "maf-yolo: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "mmpretrain-levit: head.head.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "orepa: shortcut.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "repadapter: blocks.0.adapter_*",
+        "a layer without its adapter is a plain layer",
+    ),
+    (
+        "sesr: *.conv_squeeze",
+        "what is left of a collapsible conv has the names of a plain conv",
+    ),
+    (
+        "timm-fastvit: *.pos_enc",
+        "a whole block: what is left has no tensor of it",
+    ),
+    (
+        "ultralytics: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "ultralytics: *.conv[12]",
+        "each of the two branches alone has the names of a plain conv + batch norm, and is one",
+    ),
+    (
+        "ultralytics: *.conv",
+        "each of the two branches alone has the names of a plain conv + batch norm, and is one",
+    ),
+    (
+        "ultralytics-cls: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "unireplknet: *.pwconv2",
+        "what is left of the feed-forward layer is kept as it is",
+    ),
+    (
+        "yolov5-lite: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "yolov6: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "yolov6-qarepvgg: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "yolov6-qarepvggv2: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+    (
+        "yolox: *.bn",
+        "no other block of the fixture has this name; without the norm, it has the names of a plain conv",
+    ),
+];
+
+/// Branches that a block may lack.
+const MAY_LACK: &[(&str, &str)] = &[
+    (
+        "corenet: cpe.pe.block.conv",
+        "the norm that is left has the names of one that stands alone",
+    ),
+    (
+        "orepa: stage0.rbr_dense",
+        "what is left has no tensor of the branch",
+    ),
+    (
+        "yolov7: model.2.rbr_dense",
+        "the other branch alone has the names of another kind of block",
+    ),
+];
+
+/// Branches that may have another name.
+const MAY_BE_RENAMED: &[(&str, &str)] = &[
+    (
+        "repvit: classifier.classifier_dist",
+        "the second of two heads under another name is something else",
+    ),
+    ("timm-iformer: head.head_dist", "the same"),
+    ("timm-repvit: head.head_dist", "the same"),
+];
+
 fn planned(index: &Checkpoint, case: &Case, recipes: &[Recipe]) -> Result<Plan, String> {
     let by_name = || recipes.iter().find(|r| r.name == case.recipe);
     let chosen = match case.detect {
@@ -97,6 +219,31 @@ fn common(block: &Block) -> String {
     path.join(".")
 }
 
+/// The longest path above all modules that the block could have: those that others with a name like its own have.
+fn start_of_kind(block: &Block, plan: &Plan) -> String {
+    let start = common(block);
+    let kind = |block: &Block| block.name().replace(|c: char| c.is_ascii_digit(), "");
+    let below_name = |other: &Block| {
+        let start = common(other);
+        let below = start.strip_prefix(other.name())?;
+        (below.is_empty() || below.starts_with('.')).then(|| below.to_owned())
+    };
+    let below = |of: &Block| -> BTreeSet<String> {
+        let consumed = of.consumed().iter();
+        let below = consumed.filter_map(|t| t.name().strip_prefix(of.name()));
+        below.map(str::to_owned).collect()
+    };
+    let alike = plan
+        .blocks()
+        .iter()
+        .filter(|other| kind(other) == kind(block) && below(other).is_superset(&below(block)));
+    let starts = alike
+        .filter_map(below_name)
+        .map(|below| format!("{}{below}", block.name()));
+    let shorter = starts.filter(|other| start.starts_with(&format!("{other}.")));
+    shorter.min_by_key(String::len).unwrap_or(start)
+}
+
 /// The names of all tensors that the fused convs are computed from.
 fn leaves(plan: &Plan) -> BTreeSet<String> {
     let convs = plan.blocks().iter().flat_map(|block| block.fused());
@@ -106,8 +253,8 @@ fn leaves(plan: &Plan) -> BTreeSet<String> {
 
 /// Every module of a block, and every path between them and the path above all. (A stale copy of the fused conv, which is
 /// dropped with all that is in it, is no module of the block.)
-fn places(block: &Block, leaves: &BTreeSet<String>) -> BTreeSet<String> {
-    let start = common(block);
+fn places(block: &Block, plan: &Plan, leaves: &BTreeSet<String>) -> BTreeSet<String> {
+    let start = start_of_kind(block, plan);
     let mut places = BTreeSet::from([start.clone()]);
     for tensor in block
         .consumed()
@@ -170,8 +317,8 @@ impl Sweep {
         self
     }
 
-    fn passed(&mut self, case: &Case, name: &str, may: &'static [(&str, &str)]) {
-        let excuse = may.iter().find(|(which, _)| {
+    fn passed(&mut self, case: &Case, name: &str, may: &[&'static [(&str, &str)]]) {
+        let excuse = may.iter().copied().flatten().find(|(which, _)| {
             let (recipe, glob) = which.split_once(": ").expect("`recipe: glob`");
             let glob = Glob::new(glob).expect("a glob").compile_matcher();
             (recipe == case.recipe || recipe == "any") && glob.is_match(name)
@@ -182,7 +329,7 @@ impl Sweep {
         }
     }
 
-    fn holds(self, may: &[(&str, &str)]) {
+    fn holds(self, may: &[&[(&str, &str)]]) {
         let [tried, passed] = [self.tried, self.passed.len()];
         assert!(tried > 1000, "{tried}");
         assert!(
@@ -195,7 +342,7 @@ impl Sweep {
             "refused for another reason:\n{}",
             self.unnamed.join("\n")
         );
-        for (which, _) in may {
+        for (which, _) in may.iter().copied().flatten() {
             let idle = "is on the list and never needed";
             assert!(self.excused.contains_key(which), "`{which}` {idle}");
         }
@@ -229,7 +376,7 @@ fn one_tensor_more_is_refused() {
         let plan = planned(&file, case, recipes).expect("a plan");
         let header = Header::of(&file);
         for block in kinds(&plan) {
-            for place in places(block, &leaves(&plan)) {
+            for place in places(block, &plan, &leaves(&plan)) {
                 for added in additions() {
                     let named = |end: &str| match place.is_empty() {
                         true => end.to_owned(),
@@ -246,7 +393,7 @@ fn one_tensor_more_is_refused() {
                     match planned(&more.open(), case, recipes) {
                         // The recipe knows it as a part that may be there.
                         Ok(plan) if leaves(&plan).contains(&named(added[0].0)) => sweep.known += 1,
-                        Ok(_) => sweep.passed(case, &named(added[0].0), MAY_BE_MORE),
+                        Ok(_) => sweep.passed(case, &named(added[0].0), &[MAY_BE_MORE]),
                         Err(said) if added.iter().any(|(end, _)| said.contains(&named(end))) => {}
                         Err(said) => sweep.unnamed.push(format!("{}: {said}", case.name)),
                     }
@@ -254,7 +401,7 @@ fn one_tensor_more_is_refused() {
             }
         }
     });
-    sweep.holds(MAY_BE_MORE);
+    sweep.holds(&[MAY_BE_MORE]);
 }
 
 #[test]
@@ -274,12 +421,89 @@ fn one_tensor_less_is_refused() {
                 less.remove(tensor.name());
                 sweep.tried += 1;
                 if planned(&less.open(), case, recipes).is_ok() {
-                    sweep.passed(case, tensor.name(), MAY_BE_LESS);
+                    sweep.passed(case, tensor.name(), &[MAY_BE_LESS]);
                 }
             }
         }
     });
-    sweep.holds(MAY_BE_LESS);
+    sweep.holds(&[MAY_BE_LESS]);
+}
+
+/// Every module of a block that has modules of its own or is one, with the tensors that the block has below it.
+fn branches(block: &Block, leaves: &BTreeSet<String>) -> BTreeMap<String, Vec<String>> {
+    let mut branches: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let start = common(block);
+    for tensor in block.consumed() {
+        if !leaves.contains(tensor.name()) && !tensor.name().ends_with("num_batches_tracked") {
+            continue;
+        }
+        let mut module = parent(tensor.name());
+        while module.len() > start.len() {
+            let of = branches.entry(module.to_owned()).or_default();
+            of.push(tensor.name().to_owned());
+            module = parent(module);
+        }
+    }
+    branches
+}
+
+#[test]
+fn a_branch_under_another_name_is_refused() {
+    let sweep = swept(|case, recipes, sweep| {
+        let file = Checkpoint::open(&case.train).expect("a checkpoint");
+        let plan = planned(&file, case, recipes).expect("a plan");
+        let header = Header::of(&file);
+        for block in kinds(&plan) {
+            for (module, tensors) in branches(block, &leaves(&plan)) {
+                let mut other = header.clone();
+                for name in &tensors {
+                    other.rename(name, &format!("{module}_other{}", &name[module.len()..]));
+                }
+                sweep.tried += 1;
+                if planned(&other.open(), case, recipes).is_ok() {
+                    sweep.passed(case, &module, &[MAY_BE_OTHER, MAY_BE_RENAMED]);
+                }
+            }
+        }
+    });
+    sweep.holds(&[MAY_BE_OTHER, MAY_BE_RENAMED]);
+}
+
+/// Whether a plan has this block with nothing missing but a branch that its recipe calls optional.
+fn is_there_without(block: &Block, tensors: &[String], plan: &Plan) -> bool {
+    let modules = |of: &Block| {
+        let modules = of.fused().iter().map(|conv| conv.module().to_owned());
+        modules.collect::<Vec<_>>()
+    };
+    let names = |of: &Block| -> BTreeSet<String> {
+        of.consumed().iter().map(|t| t.name().to_owned()).collect()
+    };
+    let mut expected = names(block);
+    tensors.iter().for_each(|name| drop(expected.remove(name)));
+    let mut blocks = plan.blocks().iter();
+    blocks.any(|other| modules(other) == modules(block) && names(other) == expected)
+}
+
+#[test]
+fn a_branch_less_is_refused_or_optional() {
+    let sweep = swept(|case, recipes, sweep| {
+        let file = Checkpoint::open(&case.train).expect("a checkpoint");
+        let plan = planned(&file, case, recipes).expect("a plan");
+        let header = Header::of(&file);
+        for block in kinds(&plan) {
+            for (module, tensors) in branches(block, &leaves(&plan)) {
+                let mut less = header.clone();
+                tensors.iter().for_each(|name| less.remove(name));
+                sweep.tried += 1;
+                match planned(&less.open(), case, recipes) {
+                    Ok(plan) if is_there_without(block, &tensors, &plan) => sweep.known += 1,
+                    Ok(_) => sweep.passed(case, &module, &[MAY_BE_OTHER, MAY_LACK]),
+                    Err(_) => {}
+                }
+            }
+        }
+    });
+    sweep.holds(&[MAY_BE_OTHER, MAY_LACK]);
 }
 
 #[test]

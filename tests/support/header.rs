@@ -35,6 +35,11 @@ impl Header {
         self.0.remove(name).expect("a tensor of this name");
     }
 
+    pub fn rename(&mut self, name: &str, to: &str) {
+        let about = self.0.remove(name).expect("a tensor of this name");
+        self.0.insert(to.to_owned(), about);
+    }
+
     /// The same tensors below a path, and those of another file.
     pub fn join(&mut self, prefix: &str, other: &Header) {
         for (name, about) in &other.0 {
