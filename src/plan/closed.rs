@@ -108,6 +108,21 @@ impl<'a> Beside<'a> {
         })
     }
 
+    /// # Errors
+    /// When one of the user's globs names no tensor and no module.
+    pub(super) fn expect_named<'n>(
+        wish: &[String],
+        names: impl Iterator<Item = &'n str> + Clone,
+    ) -> Result<(), Error> {
+        for glob in wish {
+            let one = Beside::new(&[], std::slice::from_ref(glob))?;
+            if !names.clone().any(|name| one.covers(name)) {
+                return Err(Error::NothingBeside { glob: glob.clone() });
+            }
+        }
+        Ok(())
+    }
+
     fn names(&self, name: &str) -> bool {
         self.by_recipe(name) || self.globs.iter().any(|glob| glob.is_match(name))
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::agree::Agreement;
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
-use super::leftover::{Found, Half, Operators};
+use super::leftover::{Half, Operators};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
@@ -65,31 +65,6 @@ struct Around<'a> {
     beside: Beside<'a>,
     /// The names of all tensors of blocks, without their numbers.
     kinds: HashSet<String>,
-}
-
-impl Around<'_> {
-    fn found<'l>(&'l self, ledger: &'l Ledger<'_>) -> Entered<'l> {
-        Entered {
-            taken: &ledger.taken,
-            kinds: &self.kinds,
-        }
-    }
-}
-
-/// The blocks that have been entered.
-struct Entered<'l> {
-    taken: &'l HashMap<String, Fate>,
-    kinds: &'l HashSet<String>,
-}
-
-impl Found for Entered<'_> {
-    fn is_free(&self, name: &str) -> bool {
-        !self.taken.contains_key(name)
-    }
-
-    fn have_like(&self, name: &str) -> bool {
-        self.kinds.contains(&without_numbers(name))
-    }
 }
 
 fn without_numbers(name: &str) -> String {
@@ -300,6 +275,7 @@ impl<'a> Ledger<'a> {
                     source,
                 },
             })?;
+        same_axes(&expr).map_err(fail)?;
         let expr = stored_like(expr, &format!("{module}.weight"));
         if let Some(leaf) = expr.root().constant().filter(|_| !rule.bias) {
             return Err(fail(format!(
@@ -400,6 +376,8 @@ impl<'a> Ledger<'a> {
 
     /// Decides about every tensor that no block has: it is copied, or dropped by name.
     fn rest(&mut self, outputs: &mut Vec<Planned>) -> Result<(), Error> {
+        let names = self.index.keys().map(String::as_str);
+        Beside::expect_named(&self.options.beside, names)?;
         let around = Around {
             regions: Regions::of(std::mem::take(&mut self.regions)),
             operators: Operators::of(self.recipe),
@@ -476,7 +454,8 @@ impl<'a> Ledger<'a> {
         })?;
         if !around.beside.covers(name) {
             let operators = &around.operators;
-            match operators.leftover(tensor, self.index, &around.found(self), self.budget) {
+            let like = |name: &str| around.kinds.contains(&without_numbers(name));
+            match operators.leftover(tensor, self.index, &like, self.budget) {
                 Some(Half::Missing(name)) => return Err(self.orphan(tensor, name)),
                 Some(Half::Misfit(said)) => {
                     return Err(Error::Misfit {
@@ -538,6 +517,25 @@ fn of_conv(fused: &PlannedConv, [b, f]: [usize; 2]) -> impl Iterator<Item = Plan
         )
     });
     std::iter::once(weight).chain(bias)
+}
+
+/// Checks that all convs of a block are stored with as many spatial axes. A matrix is a conv of one tap along one axis, or along none.
+fn same_axes(expr: &Resolved<Tensor>) -> Result<(), String> {
+    let convs: Vec<_> = expr
+        .root()
+        .convs()
+        .into_iter()
+        .map(|(conv, _)| conv)
+        .collect();
+    let axes = |i: usize| convs[i].weight.shape().len().max(3);
+    match (1..convs.len()).find(|i| axes(i - 1) != axes(*i)) {
+        None => Ok(()),
+        Some(i) => Err(format!(
+            "{} and {} have different numbers of dimensions; the convs of a block have the same",
+            convs[i - 1].weight,
+            convs[i].weight
+        )),
+    }
 }
 
 /// What takes the place of a weight keeps its number of dimensions: a Linear beside a Conv1d of size 1 stays a matrix.

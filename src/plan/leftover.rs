@@ -47,12 +47,12 @@ impl<'r> Operators<'r> {
 
     /// What is wrong with the block that a tensor is a part of, if it is a part of one that was not found.
     ///
-    /// `blocks` tells which tensors are in no block that was found, and which names blocks of the same kind have.
+    /// `have_like` tells whether a block that was found has a tensor whose name differs in its numbers alone.
     pub(super) fn leftover(
         &self,
         tensor: &Tensor,
         index: &Index,
-        blocks: &dyn Found,
+        have_like: &dyn Fn(&str) -> bool,
         budget: &MatchBudget,
     ) -> Option<Half> {
         budget.add(1 + self.0.len() / FAIL_AT_ONCE);
@@ -62,7 +62,7 @@ impl<'r> Operators<'r> {
                 let at = Place {
                     name: tensor.name(),
                     index,
-                    blocks,
+                    have_like,
                     budget,
                     captures: &captures,
                 };
@@ -101,36 +101,25 @@ impl<'r> Operators<'r> {
         if of_rule().filter(|o| o.is_there(&there)).count() < 2 {
             return None;
         }
-        let is_left = |o: &&Operator<'_>| {
-            let mut of = o.tensors.iter().filter_map(found);
-            of.any(|(tensor, _)| at.blocks.is_free(tensor.name()))
-        };
-        let absent = of_rule().find(|o| !o.optional && !o.is_there(&there));
-        if let Some(absent) = absent {
+        let mut needed = of_rule().filter(|o| !o.optional);
+        if let Some(absent) = needed.find(|o| !o.is_there(&there)) {
             return absent.tensors.first().map(named);
         }
         // A conv and a norm of other shapes may be anything.
-        let whole = of_rule().filter(|o| !o.optional).all(|o| is_left(&o));
-        if !whole || of_rule().count() < 3 {
+        let telling = of_rule().count() > 2 || of_rule().filter(|o| !o.norm).count() > 1;
+        if !telling {
             return None;
         }
         misfit_at(left.rule, &bound, at.index).map(Half::Misfit)
     }
 }
 
-/// What is known of the blocks that were found.
-pub(super) trait Found {
-    /// Whether a tensor is in none.
-    fn is_free(&self, name: &str) -> bool;
-    /// Whether one of them has a tensor whose name differs in its numbers alone.
-    fn have_like(&self, name: &str) -> bool;
-}
-
 /// Where a tensor is left.
 struct Place<'a> {
     name: &'a str,
     index: &'a Index,
-    blocks: &'a dyn Found,
+    /// Whether a block has a tensor whose name differs in its numbers alone.
+    have_like: &'a dyn Fn(&str) -> bool,
     budget: &'a MatchBudget,
     /// What the name of the tensor says.
     captures: &'a Captures,
@@ -176,10 +165,10 @@ impl Operator<'_> {
             .map(|module| format!("{module}bias"));
         // A conv with a bias of its own is of another kind, unless the others have one.
         let alike = match bias.filter(|bias| at.index.contains_key(bias)) {
-            Some(bias) => at.blocks.have_like(&bias),
+            Some(bias) => (at.have_like)(&bias),
             None => true,
         };
-        (alike && !at.has(norm) && at.blocks.have_like(name)).then(|| at.named(norm))
+        (alike && !at.has(norm) && (at.have_like)(name)).then(|| at.named(norm))
     }
 
     /// Whether it is in the file. (A norm of another kind has the names of this one, but no statistics.)

@@ -49,6 +49,11 @@ pub enum Error {
         quoted(glob)
     )]
     NothingNamed { glob: String },
+    #[error(
+        "no tensor and no module is named like {}, which is to stand beside the blocks",
+        quoted(glob)
+    )]
+    NothingBeside { glob: String },
     #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
     NothingDropped { glob: String },
     #[error("{} {is}: {} is there; {remedy}", quoted(module), quoted(name))]

@@ -23,6 +23,7 @@ mod probes;
 pub mod random;
 pub mod shown;
 mod tally;
+mod types;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -234,11 +235,13 @@ pub fn verify(
             }
         }
     };
+    let mut failures = copies.failures;
+    failures.extend(types::odd_type(plan, deployed).map(Failure::Differs));
     Ok(Verdict {
         blocks,
         copied: copies.copied,
         rounded: copies.rounded,
-        failures: copies.failures,
+        failures,
         fits: copies.fits,
         allowance: allowance_of(deployed),
         tolerance: options.tolerance,

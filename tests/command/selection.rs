@@ -137,6 +137,10 @@ fn a_selection_that_names_nothing_is_a_mistake() {
     let ran = tiny.fuse(&["--drop", "head.*"]);
     let said = "repfuse: no tensor is named like `head.*`, which is to be dropped\n";
     assert_eq!((ran.status, ran.stderr.as_str()), (2, said));
+    let ran = tiny.fuse(&["--beside", "gate"]);
+    let said =
+        "no tensor and no module is named like `gate`, which is to stand beside the blocks\n";
+    assert!(ran.stderr.ends_with(said), "{}", ran.stderr);
     assert_eq!(tiny.fuse(&["--skip", "stage2*"]).status, 0);
 }
 
@@ -207,15 +211,61 @@ fn weights_in_parts_are_refused_by_name() {
             "repfuse: `stage1.1.rbr_dense.conv` {why}; `--skip 'stage1.1.rbr_dense.conv'` leaves it as it is\n"
         );
         assert_eq!((refused.status, refused.stderr), (2, expected));
-        let ran = tiny.fuse(&["--skip", "stage1.1"]);
-        assert_eq!(ran.status, 0, "{}", ran.stderr);
-        assert!(
-            ran.stdout
-                .contains("10 of 13 norms folded; as they were: stage1.1."),
-            "{}",
-            ran.stdout
-        );
+        // The module that the message names, and the block around it: either leaves the whole block.
+        for skip in ["stage1.1.rbr_dense.conv", "stage1.1"] {
+            let ran = tiny.fuse(&["--skip", skip]);
+            assert_eq!(ran.status, 0, "{}", ran.stderr);
+            assert!(
+                ran.stdout
+                    .contains("10 of 13 norms folded; as they were: stage1.1."),
+                "{skip}: {}",
+                ran.stdout
+            );
+            assert!(!ran.stderr.contains("no recipe covers"), "{}", ran.stderr);
+        }
     }
+}
+
+/// The weight itself is there, and no part of a block all the same.
+#[test]
+fn the_block_around_skipped_parts_is_left() {
+    for parts in [
+        &["conv.lora_A", "conv.lora_B"][..],
+        &["bn.parametrizations.weight.0.a"],
+    ] {
+        let tiny = changed(|file| {
+            for part in parts {
+                put(file, &format!("stage1.1.rbr_dense.{part}"), &[4]);
+            }
+        });
+        let (module, _) = parts[0].split_once('.').unwrap();
+        let module = format!("stage1.1.rbr_dense.{module}");
+        let refused = tiny.fuse(&[]);
+        assert!(
+            refused
+                .stderr
+                .contains(&format!("`--skip '{module}'` leaves it")),
+            "{}",
+            refused.stderr
+        );
+        let ran = tiny.fuse(&["--skip", &module]);
+        assert!(ran.stdout.contains("left 1 block as they are"), "{ran:?}");
+        let out = File::read(&tiny.path("out.safetensors"));
+        assert!(out.tensors.contains_key("stage1.1.rbr_dense.conv.weight"));
+        assert!(!out.tensors.contains_key("stage1.1.rbr_reparam.weight"));
+    }
+}
+
+/// What stands inside a module of a block has nothing missing: it is one tensor too many.
+#[test]
+fn a_tensor_inside_of_a_module_is_one_too_many() {
+    let name = "stage1.1.rbr_dense.bn.eps";
+    let tiny = changed(|file| put(file, name, &[1]));
+    let refused = tiny.fuse(&[]);
+    let said = format!("block `stage1.1`: `{name}` stands among its tensors");
+    assert!(refused.stderr.contains(&said), "{}", refused.stderr);
+    let ran = tiny.fuse(&["--beside", name]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
 }
 
 #[test]

@@ -479,7 +479,7 @@ fn is_there_without(block: &Block, tensors: &[String], plan: &Plan) -> bool {
         of.consumed().iter().map(|t| t.name().to_owned()).collect()
     };
     let mut expected = names(block);
-    tensors.iter().for_each(|name| drop(expected.remove(name)));
+    expected.retain(|name| !tensors.contains(name));
     let mut blocks = plan.blocks().iter();
     blocks.any(|other| modules(other) == modules(block) && names(other) == expected)
 }
