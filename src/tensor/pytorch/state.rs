@@ -41,9 +41,40 @@ impl Source<'_> {
 
     /// Whether a value holds a tensor anywhere where a state dict would.
     pub(super) fn holds_tensors(&self, value: Value) -> bool {
-        let mut state = Walk::new(self, true);
-        let ended = state.walk(value, "", 0);
-        ended.is_err() || !state.state.tensors.is_empty() || state.state.unreadable.is_some()
+        let mut walk = Walk::new(self, Some(|_| true));
+        walk.walk(value, "", 0).is_err() || walk.has_found()
+    }
+
+    /// Those of the names whose values hold weights, outside of optimizers: numbers with a dimension.
+    pub(super) fn holding_weights(
+        &self,
+        values: impl Iterator<Item = (String, Value)>,
+    ) -> Vec<String> {
+        let is_weight =
+            |stored: &Stored| stored.dtype.float().is_some() && !stored.shape.is_empty();
+        // One search for all of them, which ends when too much has been looked at.
+        let mut walk = Walk::new(self, Some(is_weight));
+        let mut names = Vec::new();
+        for (name, value) in values {
+            let ended = walk.walk(value, "", 0);
+            if std::mem::take(&mut walk.state).holds_any() {
+                names.push(name);
+            }
+            if ended.is_err() {
+                break;
+            }
+        }
+        names
+    }
+
+    /// Whether all tensors of a module are those of one part of it.
+    pub(super) fn is_only_part(&self, module: Value, part: &str) -> bool {
+        let below = format!("{part}.");
+        let found = self.state(module);
+        found.is_ok_and(|state| {
+            let mut names = state.tensors.keys();
+            !state.tensors.is_empty() && names.all(|name| name.starts_with(&below))
+        })
     }
 
     /// Every tensor below a value, under its dotted name.
@@ -51,7 +82,7 @@ impl Source<'_> {
     /// # Errors
     /// When names or nesting are beyond those of any network.
     pub(super) fn state(&self, value: Value) -> Result<State, String> {
-        let mut walk = Walk::new(self, false);
+        let mut walk = Walk::new(self, None);
         walk.walk(value, "", 0)?;
         Ok(walk.state)
     }
@@ -60,26 +91,36 @@ impl Source<'_> {
 struct Walk<'a> {
     source: &'a Source<'a>,
     state: State,
-    /// Whether the first tensor ends the search.
-    first_only: bool,
+    /// What is searched for, where the first one ends the search.
+    wanted: Option<fn(&Stored) -> bool>,
     /// What may still be written of names: a few long keys, or modules that hold one another, make many long ones.
     name_bytes: u64,
 }
 
+impl State {
+    fn holds_any(&self) -> bool {
+        !self.tensors.is_empty() || self.unreadable.is_some()
+    }
+}
+
 impl<'a> Walk<'a> {
-    fn new(source: &'a Source<'a>, first_only: bool) -> Walk<'a> {
+    fn new(source: &'a Source<'a>, wanted: Option<fn(&Stored) -> bool>) -> Walk<'a> {
         Walk {
             source,
             state: State::default(),
-            first_only,
+            wanted,
             name_bytes: MAX_HEADER,
         }
+    }
+
+    fn has_found(&self) -> bool {
+        self.state.holds_any()
     }
 
     /// Adds what is below a value, under names that begin with `prefix`.
     fn walk(&mut self, value: Value, prefix: &str, depth: usize) -> Result<(), String> {
         let pickle = self.source.pickle;
-        if self.first_only && !self.state.tensors.is_empty() {
+        if self.wanted.is_some() && self.has_found() {
             return Ok(());
         }
         if depth > DEEPEST {
@@ -95,18 +136,16 @@ impl<'a> Walk<'a> {
             }
             Meaning::Other => {}
         }
-        let scripted = || {
-            pickle
-                .class(value)
-                .is_some_and(|class| class.starts_with(SCRIPTED))
-        };
+        if self.wanted.is_some() && pickle.is_optimizer(value) {
+            return Ok(());
+        }
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
                 self.module(value, &attributes, prefix)?;
                 self.parts(&attributes, prefix, depth)
             }
             // A scripted module has its tensors and its parts as attributes.
-            Some(attributes) if scripted() => {
+            Some(attributes) if is_scripted(pickle, value) => {
                 self.module(value, &attributes, prefix)?;
                 self.members(&attributes, prefix, depth, |_| true)
             }
@@ -126,7 +165,9 @@ impl<'a> Walk<'a> {
                 name.len()
             ));
         }
-        self.state.tensors.insert(name.to_owned(), stored);
+        if self.wanted.is_none_or(|wanted| wanted(&stored)) {
+            self.state.tensors.insert(name.to_owned(), stored);
+        }
         Ok(())
     }
 
@@ -219,6 +260,12 @@ pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool 
     ["_parameters", "_modules"]
         .iter()
         .all(|name| pickle.get(attributes, name).is_some())
+}
+
+/// Whether a value is a module of TorchScript.
+pub(super) fn is_scripted(pickle: &Pickle, value: Value) -> bool {
+    let class = pickle.class(value);
+    class.is_some_and(|class| class.starts_with(SCRIPTED))
 }
 
 /// A class as its author calls it: TorchScript puts a prefix before it, and a number into it where two have one name.

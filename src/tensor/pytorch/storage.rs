@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::value::{Node, Pickle, Value};
 use crate::tensor::dtype::Dtype;
+use crate::tensor::error::quoted;
 use crate::tensor::strided::View;
 
 /// Where the storages lie, by the names that a pickle refers to them by.
@@ -102,15 +103,20 @@ fn rebuilt(
     let found = match (function, arguments) {
         (
             "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
-            [storage, offset, shape, strides, ..],
+            [storage, offset, shape, strides, rest @ ..],
         ) => tensor(
             pickle,
             *storage,
             [*offset, *shape, *strides],
             None,
             storages,
-        ),
-        ("torch._utils._rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
+        )
+        // (Whether it needs a gradient, its hooks, what else there is to know of it.)
+        .map(|stored| (stored, rest.get(2).copied())),
+        (
+            "torch._utils._rebuild_tensor_v3",
+            [storage, offset, shape, strides, _, _, dtype, rest @ ..],
+        ) => {
             let dtype = pickle.global(*dtype).map(dtype_of_torch);
             tensor(
                 pickle,
@@ -119,27 +125,80 @@ fn rebuilt(
                 dtype,
                 storages,
             )
+            .map(|stored| (stored, rest.first().copied()))
         }
         _ if function.starts_with("torch._utils._rebuild_") => {
             let what = function.trim_start_matches("torch._utils._rebuild_");
-            let article = format!(
+            Err(format!(
                 "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})"
-            );
-            Err(article)
+            ))
         }
         _ => return Meaning::Other,
     };
-    match found {
-        Ok(stored) if swapped => {
-            let complex = stored.dtype.to_string().starts_with('C');
-            Meaning::Tensor(Stored {
-                view: stored.view.big_endian(if complex { 2 } else { 1 }),
+    let found = found.and_then(|(stored, metadata)| {
+        let stored = match swapped {
+            true => Stored {
+                view: stored
+                    .view
+                    .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
                 ..stored
-            })
+            },
+            false => stored,
+        };
+        match metadata {
+            Some(metadata) => with_bits(pickle, stored, metadata),
+            None => Ok(stored),
         }
+    });
+    match found {
         Ok(stored) => Meaning::Tensor(stored),
         Err(why) => Meaning::Unreadable(why),
     }
+}
+
+fn is_complex(dtype: &Dtype) -> bool {
+    dtype.to_string().starts_with('C')
+}
+
+/// A tensor with PyTorch's lazy bits, which are stored beside its numbers: `neg`, all numbers are negative to what is stored;
+/// `conj`, they are complex, and the imaginary parts are.
+fn with_bits(pickle: &Pickle, stored: Stored, metadata: Value) -> Result<Stored, String> {
+    let said = match metadata {
+        Value::None => return Ok(stored),
+        _ => pickle.items(metadata),
+    };
+    let said = said.ok_or("has metadata that is no dict")?;
+    let (mut neg, mut conj) = (false, false);
+    for (key, value) in said {
+        match (pickle.text(key), value) {
+            (_, Value::Bool(false)) => {}
+            (Some("neg"), Value::Bool(true)) => neg = true,
+            (Some("conj"), Value::Bool(true)) => conj = true,
+            (key, _) => {
+                return Err(format!(
+                    "has the metadata {}, which is not read; save `tensor.clone()` in its place",
+                    quoted(key.unwrap_or("?"))
+                ));
+            }
+        }
+    }
+    let (complex, floats) = (is_complex(&stored.dtype), stored.dtype.float().is_some());
+    let negated = match (neg, conj) {
+        (false, false) => return Ok(stored),
+        _ if complex => [neg, neg != conj],
+        (true, false) if floats => [false, true],
+        _ => {
+            let bit = if conj { "conj" } else { "neg" };
+            return Err(format!(
+                "is {} and has PyTorch's `{bit}` bit; save `tensor.resolve_{bit}()` in its place",
+                stored.dtype
+            ));
+        }
+    };
+    Ok(Stored {
+        view: stored.view.negated(negated),
+        ..stored
+    })
 }
 
 /// A tensor over a storage: `[offset, shape, strides]` count elements.

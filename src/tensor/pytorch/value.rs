@@ -172,6 +172,12 @@ impl Pickle {
         }
     }
 
+    /// Whether a value is what an optimizer's `state_dict()` is.
+    pub(super) fn is_optimizer(&self, value: Value) -> bool {
+        let items = self.items(value);
+        items.is_some_and(|items| self.get(&items, "param_groups").is_some())
+    }
+
     /// What an error calls a value.
     pub(super) fn kind(&self, value: Value) -> String {
         let plain = match value {
