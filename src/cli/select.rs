@@ -199,6 +199,12 @@ fn advised(
         Some(recipe::Error::UnknownClass { recipe, .. }) => {
             anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
         }
+        Some(recipe::Error::Contradicted { block, recipe, .. }) => {
+            anyhow::anyhow!(
+                "{error:#}; `--skip '{}'` leaves the block as it is, `--recipe {recipe}` folds it all the same",
+                plain(block)
+            )
+        }
         Some(recipe::Error::Parts {
             quantizer: true,
             globs,
@@ -271,7 +277,9 @@ fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> Str
 fn detected_as(name: &str, error: recipe::Error) -> anyhow::Error {
     let blames_the_file = matches!(
         error,
-        recipe::Error::Block { .. } | recipe::Error::Shapes { .. }
+        recipe::Error::Block { .. }
+            | recipe::Error::Contradicted { .. }
+            | recipe::Error::Shapes { .. }
     );
     let error = anyhow::Error::from(error);
     match blames_the_file {

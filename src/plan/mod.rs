@@ -9,6 +9,7 @@ mod facts;
 mod families;
 mod idle;
 mod join;
+mod known;
 mod leave;
 mod ledger;
 mod leftover;
@@ -17,6 +18,7 @@ mod padding;
 mod parts;
 mod prefix;
 pub(crate) mod select;
+mod structure;
 mod without;
 mod wrapped;
 

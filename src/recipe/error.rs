@@ -67,6 +67,12 @@ pub enum Error {
     },
     #[error("block {}: {message}", quoted(block))]
     Block { block: String, message: String },
+    #[error("block {}: {message}", quoted(block))]
+    Contradicted {
+        block: String,
+        recipe: String,
+        message: String,
+    },
     #[error("block {}: shapes do not fit", quoted(block))]
     Shapes {
         block: String,

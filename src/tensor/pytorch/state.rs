@@ -95,6 +95,8 @@ struct Walk<'a> {
     wanted: Option<fn(&Stored) -> bool>,
     /// What may still be written of names: a few long keys, or modules that hold one another, make many long ones.
     name_bytes: u64,
+    /// How many tensors there were so far.
+    tensors: usize,
 }
 
 impl State {
@@ -110,6 +112,7 @@ impl<'a> Walk<'a> {
             state: State::default(),
             wanted,
             name_bytes: MAX_HEADER,
+            tensors: 0,
         }
     }
 
@@ -127,8 +130,12 @@ impl<'a> Walk<'a> {
             return Err(format!("it is nested more than {DEEPEST} deep"));
         }
         match self.source.meaning(value) {
-            Meaning::Tensor(stored) => return self.tensor(prefix, stored),
+            Meaning::Tensor(stored) => {
+                self.tensors += 1;
+                return self.tensor(prefix, stored);
+            }
             Meaning::Unreadable(why) => {
+                self.tensors += 1;
                 self.state
                     .unreadable
                     .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
@@ -141,13 +148,19 @@ impl<'a> Walk<'a> {
         }
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
-                self.module(value, &attributes, prefix)?;
-                self.parts(&attributes, prefix, depth)
+                let parts = pickle.get(&attributes, "_modules");
+                let parts = parts.and_then(|parts| pickle.items(parts));
+                let module = self.module(value, &attributes, prefix)?;
+                self.around(module, prefix, &parts.unwrap_or_default(), |walk| {
+                    walk.parts(&attributes, prefix, depth)
+                })
             }
             // A scripted module has its tensors and its parts as attributes.
             Some(attributes) if is_scripted(pickle, value) => {
-                self.module(value, &attributes, prefix)?;
-                self.members(&attributes, prefix, depth, |_| true)
+                let module = self.module(value, &attributes, prefix)?;
+                self.around(module, prefix, &attributes, |walk| {
+                    walk.members(&attributes, prefix, depth, |_| true)
+                })
             }
             _ => match pickle.items(value) {
                 Some(items) => self.members(&items, prefix, depth, |_| true),
@@ -211,20 +224,41 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Keeps what is plain of a module's attributes.
+    /// Keeps what is known of a module, once its tensors and `parts` have been walked through.
+    fn around(
+        &mut self,
+        mut module: Module,
+        path: &str,
+        parts: &[(Value, Value)],
+        walk: impl FnOnce(&mut Self) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let before = self.tensors;
+        walk(self)?;
+        module.holds_tensors = self.tensors > before;
+        let pickle = self.source.pickle;
+        let parts = parts
+            .iter()
+            .filter(|(_, value)| is_any_module(pickle, *value));
+        module.parts = parts.filter_map(|(key, _)| pickle.key(*key)).collect();
+        self.spend(module.parts.iter().map(String::len).sum())?;
+        self.state.facts.insert(path.to_owned(), module);
+        Ok(())
+    }
+
+    /// What is known of a module by itself: its class, and its plain attributes.
     fn module(
         &mut self,
         value: Value,
         attributes: &[(Value, Value)],
         path: &str,
-    ) -> Result<(), String> {
+    ) -> Result<Module, String> {
         let pickle = self.source.pickle;
         let mut module = Module {
             class: pickle
                 .class(value)
                 .map(class_name)
                 .unwrap_or_else(|| "?".to_owned()),
-            attributes: BTreeMap::new(),
+            ..Module::default()
         };
         self.spend(path.len() + module.class.len())?;
         for (key, value) in attributes {
@@ -236,8 +270,7 @@ impl<'a> Walk<'a> {
                 module.attributes.insert(name.to_owned(), attribute);
             }
         }
-        self.state.facts.insert(path.to_owned(), module);
-        Ok(())
+        Ok(module)
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), String> {
@@ -262,8 +295,18 @@ pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool 
         .all(|name| pickle.get(attributes, name).is_some())
 }
 
+/// Whether a value is a module, pickled or of TorchScript.
+pub(super) fn is_any_module(pickle: &Pickle, value: Value) -> bool {
+    let pickled = || {
+        pickle
+            .attributes(value)
+            .is_some_and(|attributes| is_module(pickle, &attributes))
+    };
+    is_scripted(pickle, value) || pickled()
+}
+
 /// Whether a value is a module of TorchScript.
-pub(super) fn is_scripted(pickle: &Pickle, value: Value) -> bool {
+fn is_scripted(pickle: &Pickle, value: Value) -> bool {
     let class = pickle.class(value);
     class.is_some_and(|class| class.starts_with(SCRIPTED))
 }

@@ -1,6 +1,6 @@
 //! Which value of a file is its state dict, and what plain data stands around it.
 
-use super::state::{Source, is_module, is_scripted};
+use super::state::{Source, is_any_module, is_module};
 use super::value::{Node, Pickle, Value};
 use crate::tensor::plain::{Plain, Wrapping};
 
@@ -103,16 +103,6 @@ fn members(source: &Source<'_>) -> Vec<String> {
 fn is_state(source: &Source<'_>, value: Value) -> bool {
     let pickle = source.pickle;
     is_dict_or_module(pickle, value) && !pickle.is_optimizer(value) && source.holds_tensors(value)
-}
-
-/// Whether a value is a module, pickled or of TorchScript.
-fn is_any_module(pickle: &Pickle, value: Value) -> bool {
-    let pickled = || {
-        pickle
-            .attributes(value)
-            .is_some_and(|attributes| is_module(pickle, &attributes))
-    };
-    is_scripted(pickle, value) || pickled()
 }
 
 fn is_dict_or_module(pickle: &Pickle, value: Value) -> bool {
