@@ -199,6 +199,9 @@ fn advised(
         Some(recipe::Error::UnknownClass { recipe, .. }) => {
             anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
         }
+        Some(recipe::Error::Unread { name, .. }) => {
+            anyhow::anyhow!("{error:#}; `--drop '{}'` leaves it out", plain(name))
+        }
         Some(recipe::Error::Contradicted { block, recipe, .. }) => {
             anyhow::anyhow!(
                 "{error:#}; `--skip '{}'` leaves the block as it is, `--recipe {recipe}` folds it all the same",

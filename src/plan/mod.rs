@@ -117,6 +117,9 @@ fn ledger_of<'a>(
 pub(crate) fn stored_type(root: &Part<Tensor>) -> Result<Float, String> {
     let mut found: Option<Float> = None;
     for leaf in root.leaves() {
+        if let Some(why) = leaf.unread() {
+            return Err(format!("{leaf} {why}"));
+        }
         if leaf.dtype().float().is_none() {
             return Err(format!(
                 "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",

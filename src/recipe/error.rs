@@ -67,6 +67,12 @@ pub enum Error {
     },
     #[error("block {}: {message}", quoted(block))]
     Block { block: String, message: String },
+    #[error("{tensor} would be copied, and {why}")]
+    Unread {
+        tensor: String,
+        name: String,
+        why: String,
+    },
     #[error("block {}: {message}", quoted(block))]
     Contradicted {
         block: String,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::storage::{Meaning, Storages, Stored, meaning};
+use super::storage::{Meaning, OtherKind, Storages, Stored, meaning};
 use super::value::{Pickle, Value};
 use crate::tensor::error::quoted;
 use crate::tensor::facts::{Attribute, Facts, Module};
@@ -22,7 +22,9 @@ const SCRIPTED: &str = "__torch__.";
 pub(super) struct State {
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) facts: Facts,
-    /// A tensor that PyTorch's own reader would need and that is not read here; a sentence on it.
+    /// Tensors of kinds that are not read.
+    pub(super) other_kinds: BTreeMap<String, OtherKind>,
+    /// A tensor that is broken; a sentence on it.
     pub(super) unreadable: Option<String>,
 }
 
@@ -72,7 +74,7 @@ impl Source<'_> {
         let below = format!("{part}.");
         let found = self.state(module);
         found.is_ok_and(|state| {
-            let mut names = state.tensors.keys();
+            let mut names = state.tensors.keys().chain(state.other_kinds.keys());
             !state.tensors.is_empty() && names.all(|name| name.starts_with(&below))
         })
     }
@@ -101,7 +103,7 @@ struct Walk<'a> {
 
 impl State {
     fn holds_any(&self) -> bool {
-        !self.tensors.is_empty() || self.unreadable.is_some()
+        !self.tensors.is_empty() || !self.other_kinds.is_empty() || self.unreadable.is_some()
     }
 }
 
@@ -133,6 +135,12 @@ impl<'a> Walk<'a> {
             Meaning::Tensor(stored) => {
                 self.tensors += 1;
                 return self.tensor(prefix, stored);
+            }
+            Meaning::OtherKind(kind) => {
+                self.tensors += 1;
+                self.named_shortly(prefix, kind.shape.len())?;
+                self.state.other_kinds.insert(prefix.to_owned(), kind);
+                return Ok(());
             }
             Meaning::Unreadable(why) => {
                 self.tensors += 1;
@@ -170,16 +178,20 @@ impl<'a> Walk<'a> {
     }
 
     fn tensor(&mut self, name: &str, stored: Stored) -> Result<(), String> {
-        let rank = stored.shape.len();
+        self.named_shortly(name, stored.shape.len())?;
+        if self.wanted.is_none_or(|wanted| wanted(&stored)) {
+            self.state.tensors.insert(name.to_owned(), stored);
+        }
+        Ok(())
+    }
+
+    fn named_shortly(&self, name: &str, rank: usize) -> Result<(), String> {
         // What is written is to be read again.
         if name.len() > MAX_NAME || rank > MAX_RANK {
             return Err(format!(
                 "a name has {} bytes and its tensor {rank} dimensions; at most {MAX_NAME} and {MAX_RANK} are read",
                 name.len()
             ));
-        }
-        if self.wanted.is_none_or(|wanted| wanted(&stored)) {
-            self.state.tensors.insert(name.to_owned(), stored);
         }
         Ok(())
     }
@@ -306,7 +318,7 @@ pub(super) fn is_any_module(pickle: &Pickle, value: Value) -> bool {
 }
 
 /// Whether a value is a module of TorchScript.
-fn is_scripted(pickle: &Pickle, value: Value) -> bool {
+pub(super) fn is_scripted(pickle: &Pickle, value: Value) -> bool {
     let class = pickle.class(value);
     class.is_some_and(|class| class.starts_with(SCRIPTED))
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::value::{Node, Pickle, Value};
 use crate::tensor::dtype::Dtype;
 use crate::tensor::error::quoted;
+use crate::tensor::header::MAX_RANK;
 use crate::tensor::strided::View;
 
 /// Where the storages lie, by the names that a pickle refers to them by.
@@ -31,10 +32,99 @@ pub(in crate::tensor) struct Stored {
 #[derive(Debug)]
 pub(super) enum Meaning {
     Tensor(Stored),
-    /// A tensor of a kind that is not read; a sentence on it.
+    /// A tensor that is broken; a sentence on it.
     Unreadable(String),
+    /// A tensor of a kind that is not read.
+    OtherKind(OtherKind),
     /// No tensor.
     Other,
+}
+
+/// A tensor whose numbers cannot be read here, though PyTorch reads it.
+#[derive(Clone, Debug)]
+pub(in crate::tensor) struct OtherKind {
+    /// What it is, and what to save in its place.
+    pub(in crate::tensor) why: String,
+    /// What stands for its element type.
+    pub(in crate::tensor) dtype: Dtype,
+    /// As far as it is known.
+    pub(in crate::tensor) shape: Vec<usize>,
+}
+
+/// Kinds of tensors that are not read: the end of the function that makes one, what it is, which of the arguments is its shape
+/// or a tuple that has the shape third, and what to do.
+const KINDS: [(&str, &str, usize, &str); 5] = [
+    (
+        "qtensor",
+        "quantized",
+        2,
+        "save `tensor.dequantize()` in its place",
+    ),
+    (
+        "sparse_tensor",
+        "sparse",
+        1,
+        "save `tensor.to_dense()` in its place",
+    ),
+    (
+        "sparse_csr_tensor",
+        "sparse",
+        1,
+        "save `tensor.to_dense()` in its place",
+    ),
+    (
+        "nested_tensor",
+        "nested",
+        usize::MAX,
+        "save `tensor.to_padded_tensor(0)` in its place",
+    ),
+    (
+        "meta_tensor_no_storage",
+        "meta",
+        1,
+        "a `meta` tensor has no numbers: load them before saving",
+    ),
+];
+
+/// What a tensor is that another function of PyTorch's makes.
+fn other_kind(pickle: &Pickle, function: &str, arguments: &[Value]) -> OtherKind {
+    let what = function.trim_start_matches("torch._utils._rebuild_");
+    let known = KINDS.iter().find(|(end, ..)| *end == what);
+    let (_, is, at, remedy) =
+        known
+            .copied()
+            .unwrap_or((what, what, usize::MAX, "save a plain tensor in its place"));
+    let shape = arguments.get(at).and_then(|said| {
+        let numbers = sizes(pickle, *said);
+        // (Indices, values, shape.)
+        numbers.or_else(|| sizes(pickle, *pickle.sequence(*said)?.get(2)?))
+    });
+    let shape: Option<Vec<usize>> = shape
+        .unwrap_or_default()
+        .into_iter()
+        .map(|n| usize::try_from(n).ok())
+        .collect();
+    // No more than can be addressed is believed.
+    let shape = shape.filter(|shape| {
+        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        shape.len() <= MAX_RANK && count.is_some_and(|n| n <= isize::MAX as usize / 16)
+    });
+    OtherKind {
+        why: format!(
+            "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what}); {remedy}"
+        ),
+        dtype: Dtype::from_name(is),
+        shape: shape.unwrap_or_default(),
+    }
+}
+
+/// The numbers of a shape or of strides.
+fn sizes(pickle: &Pickle, list: Value) -> Option<Vec<u64>> {
+    let list = match pickle.called(list) {
+        Some(("torch.Size", [inner, ..])) => *inner,
+        _ => list,
+    };
+    pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
 }
 
 /// What wraps a tensor: a parameter, or a subclass.
@@ -128,31 +218,31 @@ fn rebuilt(
             .map(|stored| (stored, rest.first().copied()))
         }
         _ if function.starts_with("torch._utils._rebuild_") => {
-            let what = function.trim_start_matches("torch._utils._rebuild_");
-            Err(format!(
-                "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})"
-            ))
+            return Meaning::OtherKind(other_kind(pickle, function, arguments));
         }
         _ => return Meaning::Other,
     };
-    let found = found.and_then(|(stored, metadata)| {
-        let stored = match swapped {
-            true => Stored {
-                view: stored
-                    .view
-                    .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
-                ..stored
-            },
-            false => stored,
-        };
-        match metadata {
-            Some(metadata) => with_bits(pickle, stored, metadata),
-            None => Ok(stored),
-        }
-    });
-    match found {
+    let (stored, metadata) = match found {
+        Ok(found) => found,
+        Err(why) => return Meaning::Unreadable(why),
+    };
+    let stored = match swapped {
+        true => Stored {
+            view: stored
+                .view
+                .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
+            ..stored
+        },
+        false => stored,
+    };
+    let (dtype, shape) = (stored.dtype.clone(), stored.shape.clone());
+    let read = match metadata {
+        Some(metadata) => with_bits(pickle, stored, metadata),
+        None => Ok(stored),
+    };
+    match read {
         Ok(stored) => Meaning::Tensor(stored),
-        Err(why) => Meaning::Unreadable(why),
+        Err(why) => Meaning::OtherKind(OtherKind { why, dtype, shape }),
     }
 }
 
@@ -215,7 +305,9 @@ fn tensor(
     };
     // (`storage`, its class, its key, its device, its elements, and in the older form which part of it is meant).
     let Some([_, class, key, _, _, rest @ ..]) = id else {
-        return Err("has no storage in this file".to_owned());
+        return Err(
+            "is stored as Python's `pickle` does it, and its numbers are not read; load the file in Python and write its state dict with `torch.save`".to_owned(),
+        );
     };
     let class = pickle.global(*class).unwrap_or_default();
     let (dtype, size) = match dtype {
@@ -241,14 +333,7 @@ fn tensor(
             .filter(|n| *n <= range.end);
         range.start = start.ok_or("is in a part of a storage that lies outside of it")?;
     }
-    let numbers = |list: Value| -> Option<Vec<u64>> {
-        pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
-    };
-    let size_of = |list: Value| match pickle.called(list) {
-        Some(("torch.Size", [inner, ..])) => numbers(*inner),
-        _ => numbers(list),
-    };
-    let (shape, strides) = (size_of(shape), size_of(strides));
+    let (shape, strides) = (sizes(pickle, shape), sizes(pickle, strides));
     let (shape, strides) = shape
         .zip(strides)
         .ok_or("has a shape or strides that are no numbers")?;
