@@ -4,6 +4,8 @@
 //! A state dict says nothing of this. What a module does directly in a block, as an activation behind the sum, is the
 //! caller's; what stands inside of a branch is the branch's.
 
+use std::collections::BTreeSet;
+
 use super::closed::{is_below, modules_above, parent, region_of};
 use super::known::{Kind, kind};
 use crate::algebra::{Expr, Factor};
@@ -203,28 +205,27 @@ impl Said<'_> {
 
     /// Checks that nothing acts inside of a branch besides its convs and norms. (What has parameters is checked by their names.)
     fn inside(&self) -> Result<(), String> {
-        for leaf in &self.leaves {
-            let module = leaf.module();
-            let around = modules_above(module).chain([module]);
-            for path in around.filter(|path| self.is_inside(path)) {
-                let Some(said) = self.facts.module(path) else {
-                    continue;
-                };
-                let acts = said.parts.iter().enumerate().find(|(at, part)| {
-                    let part = below(path, part);
-                    let own = |leaf: &Leaf<'_>| is_or_below(leaf.module(), &part);
-                    !self.leaves.iter().any(own)
-                        && !self.holds_tensors(&part)
-                        && !self.is_idle(&part)
-                        && !self.is_behind_all(path, *at)
-                });
-                if let Some((_, part)) = acts {
-                    return Err(format!(
-                        "the file says that {} inside of {}, where the recipe has nothing",
-                        self.named(&below(path, part)),
-                        quoted(path)
-                    ));
-                }
+        let modules = self.leaves.iter().map(Leaf::module);
+        let own: BTreeSet<&str> = modules
+            .flat_map(|module| modules_above(module).chain([module]))
+            .collect();
+        for path in own.iter().filter(|path| self.is_inside(path)) {
+            let Some(said) = self.facts.module(path) else {
+                continue;
+            };
+            let acts = said.parts.iter().enumerate().find(|(at, part)| {
+                let part = below(path, part);
+                !own.contains(part.as_str())
+                    && !self.holds_tensors(&part)
+                    && !self.is_idle(&part)
+                    && !self.is_behind_all(path, *at)
+            });
+            if let Some((_, part)) = acts {
+                return Err(format!(
+                    "the file says that {} inside of {}, where the recipe has nothing",
+                    self.named(&below(path, part)),
+                    quoted(path)
+                ));
             }
         }
         Ok(())
