@@ -185,3 +185,17 @@ fn lazy_signs_are_read() {
     file.read_at(tensor, 7, &mut byte).expect("the sign");
     assert_eq!(byte, [0x40]);
 }
+
+/// The streams before archives keep the class of a module beside its source.
+#[test]
+fn a_class_beside_its_source_is_known() {
+    let root = match part() {
+        Value::Module(mut conv) => {
+            conv.source = true;
+            Value::Module(conv)
+        }
+        other => other,
+    };
+    let file = folder().open(&root, None).expect("a checkpoint");
+    assert_eq!(file.facts().module("").expect("a module").class, CONV);
+}

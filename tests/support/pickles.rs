@@ -39,6 +39,8 @@ pub struct Module {
     pub buffers: Vec<(String, Value)>,
     pub modules: Vec<(String, Value)>,
     pub attributes: Vec<(String, Value)>,
+    /// Whether its class stands beside its source, as the streams before archives have it.
+    pub source: bool,
 }
 
 pub fn dict<const N: usize>(items: [(&str, Value); N]) -> Value {
@@ -123,6 +125,7 @@ pub fn norm(class: &str, channels: u8, modules: Vec<(&str, Value)>) -> Value {
             ("eps".to_owned(), Value::Float(1e-5)),
             ("track_running_stats".to_owned(), Value::Bool(true)),
         ],
+        ..Module::default()
     })
 }
 
@@ -255,7 +258,16 @@ impl Pickler {
 
     fn module(&mut self, module: &Module) {
         let (package, class) = module.class.rsplit_once('.').expect("a dotted class");
-        self.global(package, class);
+        if module.source {
+            self.out.push(b'(');
+            self.text("module");
+            self.global(package, class);
+            self.text("net.py");
+            self.text("class Net: ...");
+            self.out.extend(b"tQ");
+        } else {
+            self.global(package, class);
+        }
         self.out.extend(b")\x81}(");
         self.text("training");
         self.out.push(0x89);
