@@ -7,7 +7,7 @@ use super::{graph, output};
 use crate::graph::{Folded, GraphFile};
 use crate::plan::{self, Options, Plan};
 use crate::recipe::{self, Family, Index, Recipe};
-use crate::tensor::{Checkpoint, Float, plain, quoted};
+use crate::tensor::{Checkpoint, Float, Wrapping, plain, quoted};
 
 /// Which blocks of which recipe.
 #[derive(Clone, Debug, clap::Args)]
@@ -199,6 +199,15 @@ fn advised(
         Some(recipe::Error::UnknownClass { recipe, .. }) => {
             anyhow::anyhow!("{error:#}; `--recipe {recipe}` folds it all the same")
         }
+        Some(recipe::Error::Unread { name, .. }) => {
+            anyhow::anyhow!("{error:#}; `--drop '{}'` leaves it out", plain(name))
+        }
+        Some(recipe::Error::Contradicted { block, recipe, .. }) => {
+            anyhow::anyhow!(
+                "{error:#}; `--skip '{}'` leaves the block as it is, `--recipe {recipe}` folds it all the same",
+                plain(block)
+            )
+        }
         Some(recipe::Error::Parts {
             quantizer: true,
             globs,
@@ -271,7 +280,9 @@ fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> Str
 fn detected_as(name: &str, error: recipe::Error) -> anyhow::Error {
     let blames_the_file = matches!(
         error,
-        recipe::Error::Block { .. } | recipe::Error::Shapes { .. }
+        recipe::Error::Block { .. }
+            | recipe::Error::Contradicted { .. }
+            | recipe::Error::Shapes { .. }
     );
     let error = anyhow::Error::from(error);
     match blames_the_file {
@@ -357,16 +368,8 @@ impl Key {
     /// Opens a checkpoint; unless quiet, says which state dict was found.
     pub(super) fn open(&self, path: &Path, quiet: bool) -> anyhow::Result<Checkpoint> {
         let checkpoint = Checkpoint::open_key(path, self.key.as_deref())?;
-        if let Some(key) = checkpoint.unwrapped().filter(|_| !quiet) {
-            let others = checkpoint.wrapping().map(|w| w.others.join("`, `"));
-            let others = match others.filter(|others| !others.is_empty()) {
-                Some(others) => format!("; --key chooses another: `{}`", plain(&others)),
-                None => String::new(),
-            };
-            output::note(&format!(
-                "repfuse: reading the state dict under `{}`{others}",
-                plain(key)
-            ));
+        if let Some(wrapping) = checkpoint.wrapping().filter(|_| !quiet) {
+            say_which(wrapping);
         }
         match &self.only_under {
             Some(path) => Ok(checkpoint.only_under(path)?),
@@ -374,6 +377,33 @@ impl Key {
         }
     }
 }
+
+/// Says which state dict is read, and what stands beside it.
+fn say_which(wrapping: &Wrapping) {
+    let Some(key) = &wrapping.key else {
+        return;
+    };
+    let named = |keys: &[String]| plain(&keys[..keys.len().min(NAMED)].join("`, `"));
+    let more = |keys: &[String]| match keys.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let mut text = format!("repfuse: reading the state dict under `{}`", plain(key));
+    if !wrapping.others.is_empty() {
+        text += &format!("; --key chooses another: `{}`", named(&wrapping.others));
+    }
+    if !wrapping.beside.is_empty() {
+        text += &format!(
+            "; the tensors beside it, under `{}`{}, are left out, and --key '' reads the whole file",
+            named(&wrapping.beside),
+            more(&wrapping.beside)
+        );
+    }
+    output::note(&text);
+}
+
+/// As many keys as a note names.
+const NAMED: usize = 12;
 
 /// A path before names, as in `backbone` or `backbone.`.
 pub(super) fn path(text: &str) -> Result<String, String> {

@@ -40,7 +40,24 @@ impl Plan {
     /// The plan itself, if no two outputs share a name.
     pub(super) fn without_clashes(self) -> Result<Plan, Error> {
         refuse_clashes(&self.outputs, &self.blocks)?;
+        refuse_unread(&self.outputs)?;
         Ok(self)
+    }
+}
+
+/// Checks that what is to be copied can be read.
+fn refuse_unread(outputs: &[Planned]) -> Result<(), Error> {
+    let copied = outputs.iter().filter_map(|planned| match &planned.what {
+        Source::Copy(tensor) | Source::Round(tensor) => Some((tensor, tensor.unread()?)),
+        _ => None,
+    });
+    match copied.into_iter().next() {
+        None => Ok(()),
+        Some((tensor, why)) => Err(Error::Unread {
+            tensor: tensor.to_string(),
+            name: tensor.name_in_file().to_owned(),
+            why: why.to_owned(),
+        }),
     }
 }
 

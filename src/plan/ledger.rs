@@ -9,7 +9,7 @@ use super::leftover::{Half, Operators};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
-    facts, planned, stored_type,
+    facts, planned, stored_type, structure,
 };
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Resolved};
@@ -251,6 +251,15 @@ impl<'a> Ledger<'a> {
         let (mut expr, expanded) =
             expand(template, captures, self.index, &eps, self.budget).map_err(fail)?;
         facts::told(&mut expr, given).map_err(fail)?;
+        if !self.options.by_names {
+            structure::agrees(&expr, template, captures).map_err(|message| {
+                Error::Contradicted {
+                    block: block.to_owned(),
+                    recipe: self.recipe.name.clone(),
+                    message,
+                }
+            })?;
+        }
         self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {

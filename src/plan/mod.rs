@@ -9,6 +9,7 @@ mod facts;
 mod families;
 mod idle;
 mod join;
+mod known;
 mod leave;
 mod ledger;
 mod leftover;
@@ -17,6 +18,7 @@ mod padding;
 mod parts;
 mod prefix;
 pub(crate) mod select;
+mod structure;
 mod without;
 mod wrapped;
 
@@ -115,6 +117,9 @@ fn ledger_of<'a>(
 pub(crate) fn stored_type(root: &Part<Tensor>) -> Result<Float, String> {
     let mut found: Option<Float> = None;
     for leaf in root.leaves() {
+        if let Some(why) = leaf.unread() {
+            return Err(format!("{leaf} {why}"));
+        }
         if leaf.dtype().float().is_none() {
             return Err(format!(
                 "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",

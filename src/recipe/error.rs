@@ -72,6 +72,18 @@ pub enum Error {
     },
     #[error("block {}: {message}", quoted(block))]
     Block { block: String, message: String },
+    #[error("{tensor} would be copied, and {why}")]
+    Unread {
+        tensor: String,
+        name: String,
+        why: String,
+    },
+    #[error("block {}: {message}", quoted(block))]
+    Contradicted {
+        block: String,
+        recipe: String,
+        message: String,
+    },
     #[error("block {}: shapes do not fit", quoted(block))]
     Shapes {
         block: String,

@@ -21,7 +21,10 @@ pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
     let mut found = Vec::new();
     for (number, family) in plan.families.iter().enumerate() {
         let weight = weights.iter().find(|weight| weight.family == number);
-        found.extend(weight.and_then(|weight| about_eps(family, weight)));
+        found.extend(weight.and_then(|weight| match says_no_eps(plan, family) {
+            true => about_code(family, weight),
+            false => about_eps(family, weight),
+        }));
         found.extend(about_identities(plan, family));
     }
     found
@@ -35,6 +38,34 @@ fn about_eps(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
     Some(Warning {
         sentence: format!(
             "the names alone do not tell the eps; recipe {} has {:e}, and {:e} would change a scale by up to {}: {note}",
+            quoted(&family.recipe),
+            family.eps?,
+            weight.other,
+            units::share(weight.largest)
+        ),
+        tensors: vec![weight.tensor.clone()],
+        other_eps: Some(weight.other),
+    })
+}
+
+/// Whether the file tells the modules of norms and not their eps, as TorchScript does, which keeps that in its code.
+fn says_no_eps(plan: &Plan, family: &Applied) -> bool {
+    let blocks = plan.blocks.get(family.blocks.clone()).unwrap_or_default();
+    let convs = blocks.iter().flat_map(|block| &block.fused);
+    let mut norms = convs.flat_map(|conv| conv.expr.root().norms());
+    norms.any(|norm| {
+        let said = norm.mean.module();
+        said.is_some_and(|said| said.number("eps").is_none())
+    })
+}
+
+fn about_code(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
+    if !matches!(family.eps_source, EpsSource::Recipe | EpsSource::Host) {
+        return None;
+    }
+    Some(Warning {
+        sentence: format!(
+            "the eps of this file's norms stands in its code, as TorchScript keeps it, and is not read; recipe {} has {:e}, and {:e} would change a scale by up to {}: a model that was made with another one is folded wrongly",
             quoted(&family.recipe),
             family.eps?,
             weight.other,

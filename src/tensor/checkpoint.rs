@@ -321,6 +321,12 @@ impl Checkpoint {
             let tensor = Tensor::at(name.clone(), dtype, shape, place, byte_len);
             (name, tensor.said(&facts))
         });
+        let unread = contents.other_kinds.into_iter().map(|(name, kind)| {
+            let place = Place::Unread(kind.why.into());
+            let tensor = Tensor::at(name.clone(), kind.dtype, kind.shape, place, 0);
+            (name, tensor.said(&facts))
+        });
+        let tensors = tensors.chain(unread);
         let metadata = match contents.metadata {
             Some(json) => header::parse_metadata(&json).map_err(|reason| Error::Pytorch {
                 path: path.clone(),
@@ -398,6 +404,13 @@ impl Checkpoint {
     /// # Errors
     /// When the file cannot be read, for one because it has been truncated meanwhile.
     pub fn read_at(&self, tensor: &Tensor, at: u64, out: &mut [u8]) -> Result<(), Error> {
+        if let Place::Unread(why) = tensor.place() {
+            return Err(Error::Unread {
+                tensor: tensor.to_string(),
+                name: tensor.name_in_file().to_owned(),
+                why: why.to_string(),
+            });
+        }
         if at.saturating_add(out.len() as u64) > tensor.byte_len() {
             // The bytes behind a tensor are another's.
             let beyond = format!("{tensor} ends before that");
@@ -414,7 +427,7 @@ impl Checkpoint {
         let number = match tensor.place() {
             Place::InFile { file, .. } => *file,
             Place::View(view) => view.file,
-            Place::InMemory(_) | Place::Computed(_) => 0,
+            Place::InMemory(_) | Place::Computed(_) | Place::Unread(_) => 0,
         };
         let Some((path, file)) = files.get(number) else {
             let elsewhere = format!("{tensor} is of another file");
@@ -428,8 +441,8 @@ impl Checkpoint {
             }
             Place::InFile { offset, .. } => read_exact_at(file, out, offset + at),
             Place::View(view) => view.read(file, at, out),
-            // Computed above.
-            Place::Computed(_) => Ok(()),
+            // Above.
+            Place::Computed(_) | Place::Unread(_) => Ok(()),
         }
         .map_err(|e| Error::unreadable(path, e))
     }

@@ -39,6 +39,12 @@ pub enum Error {
         "{tensor} has dtype {found}, which no arithmetic is defined for; expected F64, F32, F16 or BF16"
     )]
     NotFloat { tensor: String, found: String },
+    #[error("{tensor} {why}")]
+    Unread {
+        tensor: String,
+        name: String,
+        why: String,
+    },
     #[error("{} does not hold feature maps: {reason}", quoted(&path.display().to_string()))]
     Array { path: PathBuf, reason: String },
     #[error("{} cannot be read as a PyTorch file: {reason}", quoted(&path.display().to_string()))]

@@ -17,6 +17,10 @@ pub struct Module {
     pub class: String,
     /// Its attributes that are plain: numbers, texts and short lists of integers.
     pub attributes: BTreeMap<String, Attribute>,
+    /// The names of the modules in it, in their order.
+    pub parts: Vec<String>,
+    /// Whether there is a tensor in it or in one of its parts.
+    pub holds_tensors: bool,
 }
 
 /// A plain attribute.

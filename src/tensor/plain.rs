@@ -30,6 +30,8 @@ pub struct Wrapping {
     pub key: Option<String>,
     /// Other keys at the top under which there is a state dict or a module, too.
     pub others: Vec<String>,
+    /// Keys at the top under which other weights stand, which are not read: a head beside its backbone's state dict.
+    pub beside: Vec<String>,
     /// The file as a whole: what in it is plain, and the place of the state dict.
     pub plain: Plain,
     /// The keys beside the state dict of what is not plain, as an optimizer is.

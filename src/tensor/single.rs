@@ -49,6 +49,8 @@ pub enum Place {
     View(Arc<View>),
     /// In other tensors, which it is computed from.
     Computed(Arc<Computed>),
+    /// In its file in a form that is not read; a sentence on it. Such a tensor has a name, and as much of a shape as is known.
+    Unread(Arc<str>),
 }
 
 /// A tensor of a file whose format is read elsewhere.
@@ -200,7 +202,7 @@ impl Tensor {
                 let all = (0..columns).flat_map(|c| (0..rows).flat_map(move |r| at(r, c)));
                 Place::InMemory(all.copied().collect())
             }
-            Place::View(_) | Place::Computed(_) => return None,
+            Place::View(_) | Place::Computed(_) | Place::Unread(_) => return None,
         };
         Some(Tensor(Arc::new(Info {
             shape: vec![columns, rows],
@@ -280,6 +282,14 @@ impl Tensor {
     pub fn computed(&self) -> Option<&Computed> {
         match self.place() {
             Place::Computed(computed) => Some(computed),
+            _ => None,
+        }
+    }
+
+    /// Why its numbers cannot be read, if they cannot.
+    pub fn unread(&self) -> Option<&str> {
+        match self.place() {
+            Place::Unread(why) => Some(why),
             _ => None,
         }
     }

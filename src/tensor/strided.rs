@@ -23,6 +23,9 @@ pub struct View {
     swapped: u64,
     /// The bytes of a number.
     size: u64,
+    /// Whether the sign of a number is turned: that of its real part, and that of the imaginary one. (A number that is not
+    /// complex has the latter only.)
+    negated: [bool; 2],
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +53,12 @@ impl View {
         }
     }
 
+    /// The same view, with the signs of the floating-point numbers in it turned: of the first half of each, as of the real part
+    /// of a complex one, and of the last.
+    pub(super) fn negated(self, negated: [bool; 2]) -> View {
+        View { negated, ..self }
+    }
+
     /// The same view of another file of the checkpoint.
     pub(super) fn of_file(self, file: usize) -> View {
         View { file, ..self }
@@ -57,7 +66,7 @@ impl View {
 
     /// Whether the bytes of the tensor lie in the file as they are read.
     pub(crate) fn is_plain(&self) -> bool {
-        self.strides.is_none() && self.swapped == 1
+        self.strides.is_none() && self.swapped == 1 && self.negated == [false; 2]
     }
 
     /// A view of a storage, which is a range of the file; `offset` and `strides` count elements of `size` bytes.
@@ -120,7 +129,22 @@ impl View {
             }),
             swapped: 1,
             size,
+            negated: [false; 2],
         })
+    }
+
+    /// Turns the signs of whole little-endian numbers: the highest bit of the last byte of a number or of a half.
+    fn negate(&self, numbers: &mut [u8]) {
+        const SIGN: u8 = 0x80;
+        let size = self.size as usize;
+        for (turned, end) in self.negated.into_iter().zip([size / 2, size]) {
+            let numbers = numbers.chunks_exact_mut(size).filter(|_| turned);
+            numbers.for_each(|number| {
+                if let Some(byte) = number.get_mut(end.wrapping_sub(1)) {
+                    *byte ^= SIGN;
+                }
+            });
+        }
     }
 
     /// Fills `out` with the tensor's bytes from byte `from` on, of which there must be as many.
@@ -152,6 +176,7 @@ impl View {
                     .chunks_exact_mut(self.swapped as usize)
                     .for_each(<[u8]>::reverse);
             }
+            self.negate(&mut numbers);
             let numbers = &numbers[(start - first * self.size) as usize..];
             let len = numbers.len().min(out.len() - done);
             out[done..done + len].copy_from_slice(&numbers[..len]);

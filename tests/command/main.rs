@@ -26,6 +26,7 @@ mod messages;
 mod mismatches;
 mod mistakes;
 mod mlx;
+mod modules;
 mod names;
 mod network;
 mod notes;

@@ -225,9 +225,13 @@ fn hostile_pickles_are_refused() {
     let cycle = b"\x80\x02]q\x00h\x00a.".to_vec();
     // A dict that holds itself under names without end.
     let endless = b"\x80\x02}q\x00U\x01ah\x00s.".to_vec();
-    let list = "it has no tensor, where a list is";
+    let list = "it has no tensor, where a list is; save a state dict: `torch.save(model.state_dict(), PATH)`";
     for (what, bytes, expected) in [
-        ("system", system, "it has no tensor, where a `os.system` is"),
+        (
+            "system",
+            system,
+            "it has no tensor, where a `os.system` is; save a state dict: `torch.save(model.state_dict(), PATH)`",
+        ),
         ("bomb", bomb, list),
         ("deep", deep, list),
         (
@@ -253,7 +257,7 @@ fn hostile_pickles_are_refused() {
     // A dict without a tensor is a pickle like any other; there is nothing to read in it.
     assert_eq!(
         refused(b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s."),
-        "`file.pt` cannot be read as a PyTorch file: it has no tensor, where a dict is"
+        "`file.pt` cannot be read as a PyTorch file: it has no tensor, where a dict is; save a state dict: `torch.save(model.state_dict(), PATH)`"
     );
 }
 
@@ -341,7 +345,9 @@ fn names_are_as_long_as_they_may_be_written() {
     );
     assert_eq!(
         refused(&nested(100)),
-        format!("{begin}it has no tensor, where a dict is")
+        format!(
+            "{begin}it has no tensor, where a dict is; save a state dict: `torch.save(model.state_dict(), PATH)`"
+        )
     );
 }
 

@@ -26,4 +26,5 @@ mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
 mod verify;
+mod wrapped_states;
 mod wrappers;

@@ -8,6 +8,7 @@ pub mod forge;
 pub mod graphs;
 pub mod header;
 pub mod onnx;
+pub mod pickles;
 pub mod tiny;
 
 use std::convert::Infallible;

@@ -25,7 +25,7 @@ use super::zip;
 use legacy::Loaded;
 use state::{Source, State};
 use storage::Storages;
-pub(super) use storage::Stored;
+pub(super) use storage::{OtherKind, Stored};
 use value::{Pickle, Value};
 
 /// A view may repeat what is stored, as `expand` does, and so claim any size; this much more than the file has is believed.
@@ -39,6 +39,8 @@ const SHARED: u64 = 4;
 pub(super) struct Contents {
     /// The state dict.
     pub(super) tensors: Vec<(String, Stored)>,
+    /// Tensors of it whose numbers cannot be read.
+    pub(super) other_kinds: Vec<(String, OtherKind)>,
     /// What the file says of its modules.
     pub(super) facts: Facts,
     /// What stands around the state dict.
@@ -127,6 +129,7 @@ pub(super) fn open(
     Ok(Contents {
         wrapping: wrap::wrapping(&source, &place),
         tensors: state.tensors.into_iter().collect(),
+        other_kinds: state.other_kinds.into_iter().collect(),
         facts: state.facts,
         metadata,
     })
@@ -165,9 +168,14 @@ fn check(
             [] => String::new(),
             _ => format!(" under `{}`", place.join(".")),
         };
+        if let Some((name, kind)) = state.other_kinds.first_key_value() {
+            return Err(wrong(path, &format!("{} {}", quoted(name), kind.why)));
+        }
+        let what = pickle.kind(value);
+        let remedy = wrap::instead(pickle, value);
         return Err(wrong(
             path,
-            &format!("it has no tensor{place}, where {} is", pickle.kind(value)),
+            &format!("it has no tensor{place}, where {what} is; {remedy}"),
         ));
     }
     let most = file_len.saturating_add(REPEATED_BYTES);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::storage::{Meaning, Storages, Stored, meaning};
+use super::storage::{Meaning, OtherKind, Storages, Stored, meaning};
 use super::value::{Pickle, Value};
 use crate::tensor::error::quoted;
 use crate::tensor::facts::{Attribute, Facts, Module};
@@ -22,7 +22,9 @@ const SCRIPTED: &str = "__torch__.";
 pub(super) struct State {
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) facts: Facts,
-    /// A tensor that PyTorch's own reader would need and that is not read here; a sentence on it.
+    /// Tensors of kinds that are not read.
+    pub(super) other_kinds: BTreeMap<String, OtherKind>,
+    /// A tensor that is broken; a sentence on it.
     pub(super) unreadable: Option<String>,
 }
 
@@ -41,9 +43,40 @@ impl Source<'_> {
 
     /// Whether a value holds a tensor anywhere where a state dict would.
     pub(super) fn holds_tensors(&self, value: Value) -> bool {
-        let mut state = Walk::new(self, true);
-        let ended = state.walk(value, "", 0);
-        ended.is_err() || !state.state.tensors.is_empty() || state.state.unreadable.is_some()
+        let mut walk = Walk::new(self, Some(|_| true));
+        walk.walk(value, "", 0).is_err() || walk.has_found()
+    }
+
+    /// Those of the names whose values hold weights, outside of optimizers: numbers with a dimension.
+    pub(super) fn holding_weights(
+        &self,
+        values: impl Iterator<Item = (String, Value)>,
+    ) -> Vec<String> {
+        let is_weight =
+            |stored: &Stored| stored.dtype.float().is_some() && !stored.shape.is_empty();
+        // One search for all of them, which ends when too much has been looked at.
+        let mut walk = Walk::new(self, Some(is_weight));
+        let mut names = Vec::new();
+        for (name, value) in values {
+            let ended = walk.walk(value, "", 0);
+            if std::mem::take(&mut walk.state).holds_any() {
+                names.push(name);
+            }
+            if ended.is_err() {
+                break;
+            }
+        }
+        names
+    }
+
+    /// Whether all tensors of a module are those of one part of it.
+    pub(super) fn is_only_part(&self, module: Value, part: &str) -> bool {
+        let below = format!("{part}.");
+        let found = self.state(module);
+        found.is_ok_and(|state| {
+            let mut names = state.tensors.keys().chain(state.other_kinds.keys());
+            !state.tensors.is_empty() && names.all(|name| name.starts_with(&below))
+        })
     }
 
     /// Every tensor below a value, under its dotted name.
@@ -51,7 +84,7 @@ impl Source<'_> {
     /// # Errors
     /// When names or nesting are beyond those of any network.
     pub(super) fn state(&self, value: Value) -> Result<State, String> {
-        let mut walk = Walk::new(self, false);
+        let mut walk = Walk::new(self, None);
         walk.walk(value, "", 0)?;
         Ok(walk.state)
     }
@@ -60,34 +93,57 @@ impl Source<'_> {
 struct Walk<'a> {
     source: &'a Source<'a>,
     state: State,
-    /// Whether the first tensor ends the search.
-    first_only: bool,
+    /// What is searched for, where the first one ends the search.
+    wanted: Option<fn(&Stored) -> bool>,
     /// What may still be written of names: a few long keys, or modules that hold one another, make many long ones.
     name_bytes: u64,
+    /// How many tensors there were so far.
+    tensors: usize,
+}
+
+impl State {
+    fn holds_any(&self) -> bool {
+        !self.tensors.is_empty() || !self.other_kinds.is_empty() || self.unreadable.is_some()
+    }
 }
 
 impl<'a> Walk<'a> {
-    fn new(source: &'a Source<'a>, first_only: bool) -> Walk<'a> {
+    fn new(source: &'a Source<'a>, wanted: Option<fn(&Stored) -> bool>) -> Walk<'a> {
         Walk {
             source,
             state: State::default(),
-            first_only,
+            wanted,
             name_bytes: MAX_HEADER,
+            tensors: 0,
         }
+    }
+
+    fn has_found(&self) -> bool {
+        self.state.holds_any()
     }
 
     /// Adds what is below a value, under names that begin with `prefix`.
     fn walk(&mut self, value: Value, prefix: &str, depth: usize) -> Result<(), String> {
         let pickle = self.source.pickle;
-        if self.first_only && !self.state.tensors.is_empty() {
+        if self.wanted.is_some() && self.has_found() {
             return Ok(());
         }
         if depth > DEEPEST {
             return Err(format!("it is nested more than {DEEPEST} deep"));
         }
         match self.source.meaning(value) {
-            Meaning::Tensor(stored) => return self.tensor(prefix, stored),
+            Meaning::Tensor(stored) => {
+                self.tensors += 1;
+                return self.tensor(prefix, stored);
+            }
+            Meaning::OtherKind(kind) => {
+                self.tensors += 1;
+                self.named_shortly(prefix, kind.shape.len())?;
+                self.state.other_kinds.insert(prefix.to_owned(), kind);
+                return Ok(());
+            }
             Meaning::Unreadable(why) => {
+                self.tensors += 1;
                 self.state
                     .unreadable
                     .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
@@ -95,20 +151,24 @@ impl<'a> Walk<'a> {
             }
             Meaning::Other => {}
         }
-        let scripted = || {
-            pickle
-                .class(value)
-                .is_some_and(|class| class.starts_with(SCRIPTED))
-        };
+        if self.wanted.is_some() && pickle.is_optimizer(value) {
+            return Ok(());
+        }
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
-                self.module(value, &attributes, prefix)?;
-                self.parts(&attributes, prefix, depth)
+                let parts = pickle.get(&attributes, "_modules");
+                let parts = parts.and_then(|parts| pickle.items(parts));
+                let module = self.module(value, &attributes, prefix)?;
+                self.around(module, prefix, &parts.unwrap_or_default(), |walk| {
+                    walk.parts(&attributes, prefix, depth)
+                })
             }
             // A scripted module has its tensors and its parts as attributes.
-            Some(attributes) if scripted() => {
-                self.module(value, &attributes, prefix)?;
-                self.members(&attributes, prefix, depth, |_| true)
+            Some(attributes) if is_scripted(pickle, value) => {
+                let module = self.module(value, &attributes, prefix)?;
+                self.around(module, prefix, &attributes, |walk| {
+                    walk.members(&attributes, prefix, depth, |_| true)
+                })
             }
             _ => match pickle.items(value) {
                 Some(items) => self.members(&items, prefix, depth, |_| true),
@@ -118,7 +178,14 @@ impl<'a> Walk<'a> {
     }
 
     fn tensor(&mut self, name: &str, stored: Stored) -> Result<(), String> {
-        let rank = stored.shape.len();
+        self.named_shortly(name, stored.shape.len())?;
+        if self.wanted.is_none_or(|wanted| wanted(&stored)) {
+            self.state.tensors.insert(name.to_owned(), stored);
+        }
+        Ok(())
+    }
+
+    fn named_shortly(&self, name: &str, rank: usize) -> Result<(), String> {
         // What is written is to be read again.
         if name.len() > MAX_NAME || rank > MAX_RANK {
             return Err(format!(
@@ -126,7 +193,6 @@ impl<'a> Walk<'a> {
                 name.len()
             ));
         }
-        self.state.tensors.insert(name.to_owned(), stored);
         Ok(())
     }
 
@@ -170,20 +236,41 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Keeps what is plain of a module's attributes.
+    /// Keeps what is known of a module, once its tensors and `parts` have been walked through.
+    fn around(
+        &mut self,
+        mut module: Module,
+        path: &str,
+        parts: &[(Value, Value)],
+        walk: impl FnOnce(&mut Self) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let before = self.tensors;
+        walk(self)?;
+        module.holds_tensors = self.tensors > before;
+        let pickle = self.source.pickle;
+        let parts = parts
+            .iter()
+            .filter(|(_, value)| is_any_module(pickle, *value));
+        module.parts = parts.filter_map(|(key, _)| pickle.key(*key)).collect();
+        self.spend(module.parts.iter().map(String::len).sum())?;
+        self.state.facts.insert(path.to_owned(), module);
+        Ok(())
+    }
+
+    /// What is known of a module by itself: its class, and its plain attributes.
     fn module(
         &mut self,
         value: Value,
         attributes: &[(Value, Value)],
         path: &str,
-    ) -> Result<(), String> {
+    ) -> Result<Module, String> {
         let pickle = self.source.pickle;
         let mut module = Module {
             class: pickle
                 .class(value)
                 .map(class_name)
                 .unwrap_or_else(|| "?".to_owned()),
-            attributes: BTreeMap::new(),
+            ..Module::default()
         };
         self.spend(path.len() + module.class.len())?;
         for (key, value) in attributes {
@@ -195,8 +282,7 @@ impl<'a> Walk<'a> {
                 module.attributes.insert(name.to_owned(), attribute);
             }
         }
-        self.state.facts.insert(path.to_owned(), module);
-        Ok(())
+        Ok(module)
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), String> {
@@ -219,6 +305,22 @@ pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool 
     ["_parameters", "_modules"]
         .iter()
         .all(|name| pickle.get(attributes, name).is_some())
+}
+
+/// Whether a value is a module, pickled or of TorchScript.
+pub(super) fn is_any_module(pickle: &Pickle, value: Value) -> bool {
+    let pickled = || {
+        pickle
+            .attributes(value)
+            .is_some_and(|attributes| is_module(pickle, &attributes))
+    };
+    is_scripted(pickle, value) || pickled()
+}
+
+/// Whether a value is a module of TorchScript.
+pub(super) fn is_scripted(pickle: &Pickle, value: Value) -> bool {
+    let class = pickle.class(value);
+    class.is_some_and(|class| class.starts_with(SCRIPTED))
 }
 
 /// A class as its author calls it: TorchScript puts a prefix before it, and a number into it where two have one name.

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use super::value::{Node, Pickle, Value};
 use crate::tensor::dtype::Dtype;
+use crate::tensor::error::quoted;
+use crate::tensor::header::MAX_RANK;
 use crate::tensor::strided::View;
 
 /// Where the storages lie, by the names that a pickle refers to them by.
@@ -30,10 +32,99 @@ pub(in crate::tensor) struct Stored {
 #[derive(Debug)]
 pub(super) enum Meaning {
     Tensor(Stored),
-    /// A tensor of a kind that is not read; a sentence on it.
+    /// A tensor that is broken; a sentence on it.
     Unreadable(String),
+    /// A tensor of a kind that is not read.
+    OtherKind(OtherKind),
     /// No tensor.
     Other,
+}
+
+/// A tensor whose numbers cannot be read here, though PyTorch reads it.
+#[derive(Clone, Debug)]
+pub(in crate::tensor) struct OtherKind {
+    /// What it is, and what to save in its place.
+    pub(in crate::tensor) why: String,
+    /// What stands for its element type.
+    pub(in crate::tensor) dtype: Dtype,
+    /// As far as it is known.
+    pub(in crate::tensor) shape: Vec<usize>,
+}
+
+/// Kinds of tensors that are not read: the end of the function that makes one, what it is, which of the arguments is its shape
+/// or a tuple that has the shape third, and what to do.
+const KINDS: [(&str, &str, usize, &str); 5] = [
+    (
+        "qtensor",
+        "quantized",
+        2,
+        "save `tensor.dequantize()` in its place",
+    ),
+    (
+        "sparse_tensor",
+        "sparse",
+        1,
+        "save `tensor.to_dense()` in its place",
+    ),
+    (
+        "sparse_csr_tensor",
+        "sparse",
+        1,
+        "save `tensor.to_dense()` in its place",
+    ),
+    (
+        "nested_tensor",
+        "nested",
+        usize::MAX,
+        "save `tensor.to_padded_tensor(0)` in its place",
+    ),
+    (
+        "meta_tensor_no_storage",
+        "meta",
+        1,
+        "a `meta` tensor has no numbers: load them before saving",
+    ),
+];
+
+/// What a tensor is that another function of PyTorch's makes.
+fn other_kind(pickle: &Pickle, function: &str, arguments: &[Value]) -> OtherKind {
+    let what = function.trim_start_matches("torch._utils._rebuild_");
+    let known = KINDS.iter().find(|(end, ..)| *end == what);
+    let (_, is, at, remedy) =
+        known
+            .copied()
+            .unwrap_or((what, what, usize::MAX, "save a plain tensor in its place"));
+    let shape = arguments.get(at).and_then(|said| {
+        let numbers = sizes(pickle, *said);
+        // (Indices, values, shape.)
+        numbers.or_else(|| sizes(pickle, *pickle.sequence(*said)?.get(2)?))
+    });
+    let shape: Option<Vec<usize>> = shape
+        .unwrap_or_default()
+        .into_iter()
+        .map(|n| usize::try_from(n).ok())
+        .collect();
+    // No more than can be addressed is believed.
+    let shape = shape.filter(|shape| {
+        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        shape.len() <= MAX_RANK && count.is_some_and(|n| n <= isize::MAX as usize / 16)
+    });
+    OtherKind {
+        why: format!(
+            "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what}); {remedy}"
+        ),
+        dtype: Dtype::from_name(is),
+        shape: shape.unwrap_or_default(),
+    }
+}
+
+/// The numbers of a shape or of strides.
+fn sizes(pickle: &Pickle, list: Value) -> Option<Vec<u64>> {
+    let list = match pickle.called(list) {
+        Some(("torch.Size", [inner, ..])) => *inner,
+        _ => list,
+    };
+    pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
 }
 
 /// What wraps a tensor: a parameter, or a subclass.
@@ -102,15 +193,20 @@ fn rebuilt(
     let found = match (function, arguments) {
         (
             "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
-            [storage, offset, shape, strides, ..],
+            [storage, offset, shape, strides, rest @ ..],
         ) => tensor(
             pickle,
             *storage,
             [*offset, *shape, *strides],
             None,
             storages,
-        ),
-        ("torch._utils._rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
+        )
+        // (Whether it needs a gradient, its hooks, what else there is to know of it.)
+        .map(|stored| (stored, rest.get(2).copied())),
+        (
+            "torch._utils._rebuild_tensor_v3",
+            [storage, offset, shape, strides, _, _, dtype, rest @ ..],
+        ) => {
             let dtype = pickle.global(*dtype).map(dtype_of_torch);
             tensor(
                 pickle,
@@ -119,27 +215,80 @@ fn rebuilt(
                 dtype,
                 storages,
             )
+            .map(|stored| (stored, rest.first().copied()))
         }
         _ if function.starts_with("torch._utils._rebuild_") => {
-            let what = function.trim_start_matches("torch._utils._rebuild_");
-            let article = format!(
-                "is what PyTorch's `{function}` makes: a tensor without plain numbers ({what})"
-            );
-            Err(article)
+            return Meaning::OtherKind(other_kind(pickle, function, arguments));
         }
         _ => return Meaning::Other,
     };
-    match found {
-        Ok(stored) if swapped => {
-            let complex = stored.dtype.to_string().starts_with('C');
-            Meaning::Tensor(Stored {
-                view: stored.view.big_endian(if complex { 2 } else { 1 }),
-                ..stored
-            })
-        }
+    let (stored, metadata) = match found {
+        Ok(found) => found,
+        Err(why) => return Meaning::Unreadable(why),
+    };
+    let stored = match swapped {
+        true => Stored {
+            view: stored
+                .view
+                .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
+            ..stored
+        },
+        false => stored,
+    };
+    let (dtype, shape) = (stored.dtype.clone(), stored.shape.clone());
+    let read = match metadata {
+        Some(metadata) => with_bits(pickle, stored, metadata),
+        None => Ok(stored),
+    };
+    match read {
         Ok(stored) => Meaning::Tensor(stored),
-        Err(why) => Meaning::Unreadable(why),
+        Err(why) => Meaning::OtherKind(OtherKind { why, dtype, shape }),
     }
+}
+
+fn is_complex(dtype: &Dtype) -> bool {
+    dtype.to_string().starts_with('C')
+}
+
+/// A tensor with PyTorch's lazy bits, which are stored beside its numbers: `neg`, all numbers are negative to what is stored;
+/// `conj`, they are complex, and the imaginary parts are.
+fn with_bits(pickle: &Pickle, stored: Stored, metadata: Value) -> Result<Stored, String> {
+    let said = match metadata {
+        Value::None => return Ok(stored),
+        _ => pickle.items(metadata),
+    };
+    let said = said.ok_or("has metadata that is no dict")?;
+    let (mut neg, mut conj) = (false, false);
+    for (key, value) in said {
+        match (pickle.text(key), value) {
+            (_, Value::Bool(false)) => {}
+            (Some("neg"), Value::Bool(true)) => neg = true,
+            (Some("conj"), Value::Bool(true)) => conj = true,
+            (key, _) => {
+                return Err(format!(
+                    "has the metadata {}, which is not read; save `tensor.clone()` in its place",
+                    quoted(key.unwrap_or("?"))
+                ));
+            }
+        }
+    }
+    let (complex, floats) = (is_complex(&stored.dtype), stored.dtype.float().is_some());
+    let negated = match (neg, conj) {
+        (false, false) => return Ok(stored),
+        _ if complex => [neg, neg != conj],
+        (true, false) if floats => [false, true],
+        _ => {
+            let bit = if conj { "conj" } else { "neg" };
+            return Err(format!(
+                "is {} and has PyTorch's `{bit}` bit; save `tensor.resolve_{bit}()` in its place",
+                stored.dtype
+            ));
+        }
+    };
+    Ok(Stored {
+        view: stored.view.negated(negated),
+        ..stored
+    })
 }
 
 /// A tensor over a storage: `[offset, shape, strides]` count elements.
@@ -156,7 +305,9 @@ fn tensor(
     };
     // (`storage`, its class, its key, its device, its elements, and in the older form which part of it is meant).
     let Some([_, class, key, _, _, rest @ ..]) = id else {
-        return Err("has no storage in this file".to_owned());
+        return Err(
+            "is stored as Python's `pickle` does it, and its numbers are not read; load the file in Python and write its state dict with `torch.save`".to_owned(),
+        );
     };
     let class = pickle.global(*class).unwrap_or_default();
     let (dtype, size) = match dtype {
@@ -182,14 +333,7 @@ fn tensor(
             .filter(|n| *n <= range.end);
         range.start = start.ok_or("is in a part of a storage that lies outside of it")?;
     }
-    let numbers = |list: Value| -> Option<Vec<u64>> {
-        pickle.sequence(list)?.iter().map(|n| whole(*n)).collect()
-    };
-    let size_of = |list: Value| match pickle.called(list) {
-        Some(("torch.Size", [inner, ..])) => numbers(*inner),
-        _ => numbers(list),
-    };
-    let (shape, strides) = (size_of(shape), size_of(strides));
+    let (shape, strides) = (sizes(pickle, shape), sizes(pickle, strides));
     let (shape, strides) = shape
         .zip(strides)
         .ok_or("has a shape or strides that are no numbers")?;

@@ -100,11 +100,23 @@ impl Pickle {
 
     /// The class of an object, as `module.name`; that of a class which a helper of `copyreg` makes.
     pub(super) fn class(&self, value: Value) -> Option<&str> {
-        match self.called(value)? {
-            ("copy_reg._reconstructor" | "copyreg._reconstructor", [class, ..]) => {
-                self.global(*class)
+        let call = self.call(value)?;
+        match self.called(value) {
+            Some(("copy_reg._reconstructor" | "copyreg._reconstructor", [class, ..])) => {
+                self.class_named(*class)
             }
-            (class, _) => Some(class),
+            _ => self.class_named(call.callee),
+        }
+    }
+
+    /// The name of a class. The streams before archives keep that of a module beside its source: `("module", class, …)`.
+    fn class_named(&self, class: Value) -> Option<&str> {
+        match self.node(class)? {
+            Node::Persistent(id) => match self.sequence(*id)? {
+                [kind, class, ..] if self.text(*kind) == Some("module") => self.global(*class),
+                _ => None,
+            },
+            _ => self.global(class),
         }
     }
 
@@ -170,6 +182,12 @@ impl Pickle {
             Value::Int(n) => Some(n.to_string()),
             _ => self.text(key).map(str::to_owned),
         }
+    }
+
+    /// Whether a value is what an optimizer's `state_dict()` is.
+    pub(super) fn is_optimizer(&self, value: Value) -> bool {
+        let items = self.items(value);
+        items.is_some_and(|items| self.get(&items, "param_groups").is_some())
     }
 
     /// What an error calls a value.

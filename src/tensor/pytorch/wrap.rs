@@ -1,6 +1,6 @@
 //! Which value of a file is its state dict, and what plain data stands around it.
 
-use super::state::{Source, is_module};
+use super::state::{Source, is_any_module, is_module, is_scripted};
 use super::value::{Node, Pickle, Value};
 use crate::tensor::plain::{Plain, Wrapping};
 
@@ -24,6 +24,12 @@ const AVERAGES: [&str; 3] = ["state_dict_ema", "model_ema", "model_state_dict_em
 /// module's parts.)
 const INNER: [&str; 2] = ["module", "state_dict"];
 
+/// The part under which a module that makes another one run in parallel, or averages it, has that one.
+const WRAPPED: &str = "module";
+
+/// As many members of a list are looked at.
+const MEMBERS: usize = 16;
+
 /// Plain data beyond this is not kept.
 const MOST_PLAIN: usize = 1 << 20;
 const DEEPEST_PLAIN: usize = 32;
@@ -36,36 +42,48 @@ pub(super) enum Found {
     Several(Vec<String>),
 }
 
-/// Finds the key that wraps the state dict, if the file is a dict that has one.
+/// Finds the key that wraps the state dict, if the file is a dict or a list that has one.
+///
+/// A module is read whole, whatever its parts are called; only one that has nothing but the part `module` stands for that.
 pub(super) fn find(source: &Source<'_>) -> Found {
     let top = source.pickle.root;
     let mut keys: Vec<String> = holders(source, &KEYS);
     if keys.is_empty() {
         keys = holders(source, &AVERAGES);
     }
+    if keys.is_empty() {
+        keys = members(source);
+    }
     match keys.len() {
+        0 if is_any_module(source.pickle, top) => {
+            Found::At(inner(source, top).into_iter().collect())
+        }
         0 => Found::At(Vec::new()),
         1 => {
-            let inner = child(source.pickle, top, &keys[0]).and_then(|value| {
-                let items = source.pickle.items(value)?;
-                let wraps = |key: &&&str| {
-                    let value = source.pickle.get(&items, key);
-                    value.is_some_and(|value| is_dict_or_module(source.pickle, value))
-                };
-                INNER.iter().find(wraps)
-            });
-            keys.extend(inner.map(|key| (*key).to_owned()));
+            let value = held(source.pickle, top, &keys[0]);
+            keys.extend(value.and_then(|value| inner(source, value)));
             Found::At(keys)
         }
         _ => Found::Several(keys),
     }
 }
 
-/// Those of the keys at the top under which there are tensors.
+/// Where in a value its network is, if the value is no more than a wrapping: under a key of a dict, or in the one part that
+/// has all tensors of a module.
+fn inner(source: &Source<'_>, value: Value) -> Option<String> {
+    let pickle = source.pickle;
+    let wraps = |key: &&str| match is_any_module(pickle, value) {
+        true => *key == WRAPPED && source.is_only_part(value, key),
+        false => held(pickle, value, key).is_some_and(|inside| is_dict_or_module(pickle, inside)),
+    };
+    INNER.into_iter().find(wraps).map(str::to_owned)
+}
+
+/// Those of the keys at the top under which there are state dicts or modules. What a module has under them is a part of it.
 fn holders(source: &Source<'_>, keys: &[&str]) -> Vec<String> {
     let there = |key: &&&str| {
-        let value = child(source.pickle, source.pickle.root, key);
-        value.is_some_and(|value| source.holds_tensors(value))
+        let value = held(source.pickle, source.pickle.root, key);
+        value.is_some_and(|value| is_state(source, value))
     };
     keys.iter()
         .filter(there)
@@ -73,23 +91,46 @@ fn holders(source: &Source<'_>, keys: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn is_dict_or_module(pickle: &Pickle, value: Value) -> bool {
-    let module = || {
-        pickle
-            .attributes(value)
-            .is_some_and(|attributes| is_module(pickle, &attributes))
-    };
-    pickle.items(value).is_some() || module()
+/// The members of a list at the top that are state dicts or modules, by their numbers.
+fn members(source: &Source<'_>) -> Vec<String> {
+    let list = source.pickle.sequence(source.pickle.root);
+    let members = list.unwrap_or(&[]).iter().take(MEMBERS).enumerate();
+    let states = members.filter(|(_, value)| is_state(source, **value));
+    states.map(|(i, _)| i.to_string()).collect()
 }
 
-/// What a dict has under a key, an object as an attribute, or a module as a part.
+/// Whether a value is a dict or a module with tensors. A tensor is none, and the state of an optimizer is no network's.
+fn is_state(source: &Source<'_>, value: Value) -> bool {
+    let pickle = source.pickle;
+    is_dict_or_module(pickle, value) && !pickle.is_optimizer(value) && source.holds_tensors(value)
+}
+
+fn is_dict_or_module(pickle: &Pickle, value: Value) -> bool {
+    pickle.items(value).is_some() || is_any_module(pickle, value)
+}
+
+/// What a dict has under a key, a list as a member, or an object that is no module as an attribute.
+fn held(pickle: &Pickle, value: Value, key: &str) -> Option<Value> {
+    match is_any_module(pickle, value) {
+        true => None,
+        false => child(pickle, value, key),
+    }
+}
+
+/// What a dict has under a key, a list as a member, an object as an attribute, or a module as a part.
 fn child(pickle: &Pickle, value: Value, key: &str) -> Option<Value> {
     let get = |items: Option<Vec<(Value, Value)>>| pickle.get(&items?, key);
     let part = || {
         let attributes = pickle.attributes(value)?;
         get(pickle.items(pickle.get(&attributes, "_modules")?))
     };
-    let found = get(pickle.items(value)).or_else(part);
+    let member = || {
+        pickle
+            .sequence(value)?
+            .get(key.parse::<usize>().ok()?)
+            .copied()
+    };
+    let found = get(pickle.items(value)).or_else(member).or_else(part);
     found.or_else(|| get(pickle.attributes(value)))
 }
 
@@ -151,12 +192,32 @@ pub(super) fn wrapping(source: &Source<'_>, path: &[String]) -> Wrapping {
         false => holders(source, &candidates),
     };
     others.retain(|key| path.first() != Some(key));
+    let beside = beside(source, path, &others);
     Wrapping {
         key: (!path.is_empty()).then(|| path.join(".")),
         others,
+        beside,
         plain,
         left_out: keeper.left_out,
     }
+}
+
+/// The keys at the top, other than that of the state dict and of other ones, under which weights stand: numbers with a
+/// dimension, outside of an optimizer.
+fn beside(source: &Source<'_>, path: &[String], others: &[String]) -> Vec<String> {
+    let Some(key) = path.first() else {
+        return Vec::new();
+    };
+    let pickle = source.pickle;
+    let items = match is_any_module(pickle, pickle.root) {
+        true => None,
+        false => pickle.items(pickle.root),
+    };
+    let named = items.unwrap_or_default().into_iter().filter_map(|(k, v)| {
+        let name = pickle.key(k)?;
+        (name != *key && !others.contains(&name)).then_some((name, v))
+    });
+    source.holding_weights(named)
 }
 
 struct Keeper<'a> {
@@ -244,5 +305,26 @@ impl Keeper<'_> {
                 _ => return None,
             },
         })
+    }
+}
+
+/// What to do about a value that has no tensor.
+pub(super) fn instead(pickle: &Pickle, value: Value) -> String {
+    const PLAIN: &str = "save a state dict: `torch.save(model.state_dict(), PATH)`";
+    if is_scripted(pickle, value) {
+        return "TorchScript that was frozen or optimized keeps its weights in its code, which is not read; save the state dict of the model that it was made of".to_owned();
+    }
+    let items = pickle.items(value).unwrap_or_default();
+    let array = items.iter().find_map(|(key, value)| {
+        let is_array = pickle
+            .called(*value)
+            .is_some_and(|(name, _)| name.starts_with("numpy.") && name.ends_with("_reconstruct"));
+        pickle.key(*key).filter(|_| is_array)
+    });
+    match array {
+        Some(key) => format!(
+            "`{key}` is a NumPy array, which is not read; save tensors: `torch.save({{k: torch.from_numpy(v) for k, v in arrays.items()}}, PATH)`"
+        ),
+        None => PLAIN.to_owned(),
     }
 }
