@@ -25,6 +25,11 @@ impl Cost {
     pub fn no_more_than(&self, other: &Cost) -> bool {
         self.parameters - self.bias <= other.parameters && self.macs <= other.macs
     }
+
+    /// Whether one operator stores fewer numbers than another and computes no more.
+    pub fn less_than(&self, other: &Cost) -> bool {
+        self.parameters < other.parameters && self.macs <= other.macs
+    }
 }
 
 /// The cost of the one operator that an expression becomes.

@@ -46,7 +46,11 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
             Ints { shape, numbers }
         }
         "Identity" => of(0)?,
-        "Cast" if matches!(node.attributes.get("to"), Some(Attribute::Int(6 | 7))) => of(0)?,
+        "Cast" => match node.attributes.get("to") {
+            Some(Attribute::Int(7)) => of(0)?,
+            Some(Attribute::Int(6)) => each(of(0)?, |n| i32::try_from(n).ok().map(i64::from))?,
+            _ => return None,
+        },
         "Neg" => each(of(0)?, |n| n.checked_neg())?,
         "Add" => pairs(of(0)?, of(1)?, i64::checked_add)?,
         "Sub" => pairs(of(0)?, of(1)?, i64::checked_sub)?,
@@ -72,11 +76,8 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
         "Slice" => {
             let ints = of(0)?;
             let (starts, ends) = (list(1, "starts")?, list(2, "ends")?);
-            let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
-            let steps = match node.inputs.get(4).copied().flatten() {
-                Some(_) => of(4)?.numbers,
-                None => vec![1; starts.len()],
-            };
+            let axes = reading.list_or(node, 3, "axes", || first_axes(starts.len()))?;
+            let steps = reading.list_or(node, 4, "steps", || vec![1; starts.len()])?;
             cut(ints, &starts, &ends, &axes, &steps)?
         }
         _ => return None,
@@ -207,6 +208,11 @@ fn gathered(ints: &Ints, at: &Ints) -> Option<Ints> {
         shape: at.shape.clone(),
         numbers: numbers.collect::<Option<_>>()?,
     })
+}
+
+/// The axes that a slice cuts if it does not say which.
+pub(super) fn first_axes(count: usize) -> Vec<i64> {
+    (0..).take(count).collect()
 }
 
 /// The indices of an axis that a slice takes.

@@ -155,7 +155,11 @@ impl<'a> Reading<'a> {
             }
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
-        let inferred = shapes::infer(self, node);
+        // What a function of the model does is not what its name says.
+        let inferred = match self.is_known(node) {
+            true => shapes::infer(self, node),
+            false => Vec::new(),
+        };
         self.remember(node);
         let (op, inputs) = match self.op(node) {
             Ok(found) => found,
@@ -242,7 +246,7 @@ impl<'a> Reading<'a> {
         if node.op == "Constant" && node.inputs.is_empty() {
             return self.constants.get(&output).cloned();
         }
-        if !is_onnx(&node.domain) {
+        if !self.is_known(node) {
             return None;
         }
         let tensor = self.constants.get(&(*node.inputs.first()?)?)?;
@@ -284,6 +288,21 @@ impl<'a> Reading<'a> {
             (Some(Some(name)), _) => self.ints(*name),
             (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
             _ => None,
+        }
+    }
+
+    /// The same, or the default where the node says nothing. An input that is there and no constant never means the default.
+    pub fn list_or(
+        &self,
+        node: &Node,
+        index: usize,
+        key: &str,
+        default: impl FnOnce() -> Vec<i64>,
+    ) -> Option<Vec<i64>> {
+        let told = node.inputs.get(index).copied().flatten().is_some();
+        match told || node.attributes.contains_key(key) {
+            true => self.list(node, index, key),
+            false => Some(default()),
         }
     }
 
