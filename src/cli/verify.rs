@@ -191,6 +191,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     if let Some(graph) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
+        args.sampled.refuse_for_a_graph()?;
         return verify_graph(args, &graph, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;

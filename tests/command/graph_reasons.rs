@@ -219,7 +219,7 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
                 &["y"],
                 &[int("training_mode", 1)],
             )],
-            "it is in training mode; export the network after `model.eval()`",
+            "it takes its statistics from its input, as the norms of a network do before `model.eval()`",
         ),
         (
             &[node(

@@ -30,13 +30,26 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
                 (None, Some(id)) => known(reading.values.values[id.0].shape.as_ref()?)?,
                 (None, None) => return None,
             };
-            if node.attributes.contains_key("start") || node.attributes.contains_key("end") {
-                return None;
-            }
+            let shape = part_of_shape(reading, node, &shape)?;
             let numbers = shape.iter().map(|n| i64::try_from(*n).ok());
             Ints {
                 shape: vec![shape.len()],
                 numbers: numbers.collect::<Option<_>>()?,
+            }
+        }
+        "Expand" => expanded(of(0)?, &of(1)?.numbers)?,
+        "ReduceProd" => {
+            let ints = of(0)?;
+            let axes = reading.list_or(node, 1, "axes", Vec::new)?;
+            let noop = reading.attribute_int(node, "noop_with_empty_axes", 0) != 0;
+            if ints.shape.len() != 1 || axes.is_empty() && noop {
+                return None;
+            }
+            let product = (ints.numbers.iter()).try_fold(1i64, |n, m| n.checked_mul(*m))?;
+            let keep = reading.attribute_int(node, "keepdims", 1) != 0;
+            Ints {
+                shape: if keep { vec![1] } else { Vec::new() },
+                numbers: vec![product],
             }
         }
         "ConstantOfShape" => {
@@ -177,6 +190,38 @@ fn reshaped(ints: Ints, wanted: &[i64]) -> Option<Ints> {
     });
     let shape: Vec<usize> = shape.collect::<Option<_>>()?;
     (volume(&shape)? == ints.numbers.len()).then_some(Ints { shape, ..ints })
+}
+
+/// The dimensions that a node asks for, as `Shape` says it.
+pub(super) fn part_of_shape<T: Clone>(
+    reading: &Reading<'_>,
+    node: &Node,
+    shape: &[T],
+) -> Option<Vec<T>> {
+    let rank = i64::try_from(shape.len()).ok()?;
+    let bound = |axis: i64| {
+        let axis = if axis < 0 { axis.saturating_add(rank) } else { axis };
+        usize::try_from(axis.clamp(0, rank)).ok()
+    };
+    let start = bound(reading.attribute_int(node, "start", 0))?;
+    let end = bound(reading.attribute_int(node, "end", rank))?;
+    Some(shape.get(start..end)?.to_vec())
+}
+
+/// Numbers that stay as they are, or one that is repeated.
+fn expanded(ints: Ints, wanted: &[i64]) -> Option<Ints> {
+    if wanted.len() <= ints.shape.len() && wanted.iter().all(|n| *n == 1) {
+        return Some(ints);
+    }
+    let (&[number], true) = (&ints.numbers[..], wanted.len() >= ints.shape.len()) else {
+        return None;
+    };
+    let shape = sizes(wanted)?;
+    let count = volume(&shape)?;
+    Some(Ints {
+        shape,
+        numbers: vec![number; count],
+    })
 }
 
 /// A table with its two axes exchanged.

@@ -1,6 +1,6 @@
 //! The shapes of values, as far as they follow from what the file says. What is not worked out is not known, which is never wrong.
 
-use super::ints::first_axes;
+use super::ints::{first_axes, part_of_shape};
 use super::ops::Reading;
 use super::proto::{Attribute, Node, is_onnx};
 use crate::graph::model::Dim;
@@ -206,12 +206,7 @@ fn held(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
     let held = match &*node.op {
         "Shape" => {
             let shape = shape_of(reading, node, 0)?;
-            let rank = shape.len() as i64;
-            let bound =
-                |axis: i64| if axis < 0 { axis + rank } else { axis }.clamp(0, rank) as usize;
-            let start = bound(reading.attribute_int(node, "start", 0));
-            let end = bound(reading.attribute_int(node, "end", rank));
-            shape.get(start..end)?.to_vec()
+            part_of_shape(reading, node, &shape)?
         }
         "Concat" => {
             let parts = (0..node.inputs.len()).map(|i| dims(reading, node, i));

@@ -4,6 +4,7 @@ use super::ops::{Reading, Trouble, because, opaque};
 use super::proto::{Attribute, Node};
 use super::shapes;
 use crate::graph::model::{Conv, Dim, Pads, Window};
+use crate::tensor::{Place, Tensor};
 
 /// An attribute of one number for each axis, none of them negative.
 fn each_axis(node: &Node, key: &str, axes: usize, default: usize) -> Result<Vec<usize>, Trouble> {
@@ -16,6 +17,14 @@ fn each_axis(node: &Node, key: &str, axes: usize, default: usize) -> Result<Vec<
     match numbers {
         Ok(numbers) if numbers.len() == axes => Ok(numbers),
         _ => because(&format!("its `{key}` do not fit its axes")),
+    }
+}
+
+/// Whether a constant that a node makes is made of zeros.
+fn is_nothing(tensor: &Tensor) -> bool {
+    match tensor.place() {
+        Place::InMemory(bytes) => bytes.iter().all(|byte| *byte == 0),
+        _ => false,
     }
 }
 
@@ -66,7 +75,8 @@ pub(super) fn conv(reading: &Reading<'_>, node: &Node, transposed: bool) -> Resu
     Ok(Conv {
         pads: pads(reading, node, axes, &extents, &stride, transposed)?,
         weight,
-        bias,
+        // An exporter that is not to optimise makes one of zeros where there is none.
+        bias: bias.filter(|bias| !is_nothing(bias)),
         stride,
         dilation,
         groups,
