@@ -485,11 +485,7 @@ impl<'a> Search<'a> {
         let walk = match &form.lanes {
             Lanes::Maps(axes) => Walk::Conv(steps(axes)),
             Lanes::Spread(axes, added) => {
-                let step = |step: Step| Step {
-                    dilation: 1,
-                    ..step
-                };
-                Walk::Transposed(steps(axes).into_iter().map(step).collect(), added.clone())
+                Walk::Transposed(steps(axes), added.clone())
             }
             Lanes::Rows { .. } => Walk::Linear,
             Lanes::Untouched => return Err("nothing in it is a conv".to_owned()),
@@ -558,7 +554,10 @@ fn nearest(mut found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
 fn dearer(new: &Cost, old: &Cost) -> String {
     format!(
         "one conv would be dearer: {} parameters for {}, {} multiply-adds per output for {}",
-        new.parameters, old.parameters, new.macs, old.macs
+        new.factors(),
+        old.factors(),
+        new.macs,
+        old.macs
     )
 }
 
