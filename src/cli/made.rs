@@ -91,7 +91,11 @@ pub(super) fn fused_in_part(
     }
     let there = |block: &&Block| {
         let mut fused = block.fused().iter();
-        fused.all(|conv| made.constants().get(&format!("{}.weight", conv.module())).is_some())
+        fused.all(|conv| {
+            made.constants()
+                .get(&format!("{}.weight", conv.module()))
+                .is_some()
+        })
     };
     let (fused, left): (Vec<&Block>, Vec<&Block>) = plan.blocks().iter().partition(there);
     if fused.is_empty() || left.is_empty() {
@@ -114,7 +118,9 @@ pub(super) fn fused_in_part(
     };
     let verdict = plain(folded.verify(Some(made), options))?;
     let flags = select.only.iter().chain(&select.skip);
-    let flags: Vec<String> = flags.map(|name| format!("{flag} {}", shown(name))).collect();
+    let flags: Vec<String> = flags
+        .map(|name| format!("{flag} {}", shown(name)))
+        .collect();
     Ok(verdict.accepted().then(|| {
         format!(
             "repfuse: only some of the blocks were fused, and `{}` verifies them",

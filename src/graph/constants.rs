@@ -108,7 +108,12 @@ impl Constant {
     }
 
     /// One number in every place of a shape, if that is few enough.
-    pub fn filled(number: f64, shape: &[usize], float: Float, budget: &mut Budget) -> Option<Constant> {
+    pub fn filled(
+        number: f64,
+        shape: &[usize],
+        float: Float,
+        budget: &mut Budget,
+    ) -> Option<Constant> {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
         (count <= MOST_NUMBERS && budget.allows(count)).then(|| Constant {
             numbers: ArrayD::from_elem(IxDyn(shape), float.round(number)),

@@ -70,7 +70,9 @@ fn first_beyond(
     while first < tensor.len() {
         let part = (tensor.len() - first).min(buffer.len());
         reader.read(tensor, first, &mut buffer[..part])?;
-        let found = buffer[..part].iter().position(|x| !computed.round(*x).is_finite());
+        let found = buffer[..part]
+            .iter()
+            .position(|x| !computed.round(*x).is_finite());
         if let Some(i) = found {
             return Ok(Some((first + i, buffer[i])));
         }

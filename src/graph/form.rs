@@ -150,9 +150,7 @@ impl Form {
             (Some(_), _) if self.operators > 1 => {
                 return why("a transposed conv stays at the head of what is folded");
             }
-            (Some(added), _) => {
-                Lanes::Spread(windows, added.clone())
-            }
+            (Some(added), _) => Lanes::Spread(windows, added.clone()),
             (None, _) => Lanes::Maps(self.slide(&windows)?),
         };
         Ok(Form {

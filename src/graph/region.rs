@@ -427,9 +427,8 @@ impl<'a> Search<'a> {
         for id in nodes.iter().rev() {
             let unread = |output: &ValueId| {
                 let read = graph.value(*output);
-                let gone = |user: &NodeId| {
-                    saved.contains(user) || self.reads[user.0].no_more(*output)
-                };
+                let gone =
+                    |user: &NodeId| saved.contains(user) || self.reads[user.0].no_more(*output);
                 let regions = self.read_by.get(output);
                 let mut others = regions.into_iter().flatten();
                 *output == value
@@ -484,9 +483,7 @@ impl<'a> Search<'a> {
         };
         let walk = match &form.lanes {
             Lanes::Maps(axes) => Walk::Conv(steps(axes)),
-            Lanes::Spread(axes, added) => {
-                Walk::Transposed(steps(axes), added.clone())
-            }
+            Lanes::Spread(axes, added) => Walk::Transposed(steps(axes), added.clone()),
             Lanes::Rows { .. } => Walk::Linear,
             Lanes::Untouched => return Err("nothing in it is a conv".to_owned()),
         };

@@ -200,7 +200,11 @@ pub(super) fn part_of_shape<T: Clone>(
 ) -> Option<Vec<T>> {
     let rank = i64::try_from(shape.len()).ok()?;
     let bound = |axis: i64| {
-        let axis = if axis < 0 { axis.saturating_add(rank) } else { axis };
+        let axis = if axis < 0 {
+            axis.saturating_add(rank)
+        } else {
+            axis
+        };
         usize::try_from(axis.clamp(0, rank)).ok()
     };
     let start = bound(reading.attribute_int(node, "start", 0))?;

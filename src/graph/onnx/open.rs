@@ -320,7 +320,10 @@ impl<'a> Constants<'a> {
                 }
                 let file = self.external_file(location)?;
                 let (path, data) = &self.files[file];
-                let there = data.metadata().map_err(|e| Error::unreadable(path, e))?.len();
+                let there = data
+                    .metadata()
+                    .map_err(|e| Error::unreadable(path, e))?
+                    .len();
                 if offset.checked_add(bytes).is_none_or(|end| end > there) {
                     return Err(self.wrong(format!(
                         "its data file {} has {there} bytes, and {} takes {bytes} from position {offset} on; it may be cut short, or that of another model",

@@ -162,8 +162,12 @@ fn cut(
         };
         match total {
             Some(total) if total % 2 == 0 => half.push(total / 2),
-            _ if same => return because("what its `auto_pad` cuts off is uneven"),
-            _ => return because("what its `output_shape` cuts off is uneven"),
+            _ if same => {
+                return because("what its `auto_pad` cuts off is uneven, or less than nothing");
+            }
+            _ => {
+                return because("what its `output_shape` cuts off is uneven, or less than nothing");
+            }
         }
     }
     Ok(Pads {
