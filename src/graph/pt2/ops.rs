@@ -235,7 +235,7 @@ fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     }
     let eps = call.number("eps")?.ok_or(None)?;
     if !(eps >= 0.0 && eps.is_finite()) {
-        return because(&format!(
+        return because(format!(
             "its eps is {eps}; expected a finite number, not negative"
         ));
     }
