@@ -694,7 +694,10 @@ fn hostile_archives_are_refused_by_name() {
     };
     let whole = archive(&all);
     for (bytes, expected) in [
-        (long, "which are no whole number of its elements of 4"),
+        (
+            long,
+            " bytes, which are no whole number of its elements of 4",
+        ),
         (without("models/model.json"), "it has no `models/*.json`"),
         (without("weights_config.json"), "is missing in it"),
         (without("constants_config.json"), "is missing in it"),
