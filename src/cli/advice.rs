@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use crate::fuse::diagnose;
-use crate::graph::{file, plan};
+use crate::graph::{Beyond, file, plan};
 use crate::network::{self, maps, sample};
 use crate::recipe;
 use crate::report;
@@ -23,6 +23,10 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Option<String> {
             .collect();
         return (!types.is_empty())
             .then(|| format!("store it with --dtype {}", types.join(" or ")));
+    }
+    if let Some(Beyond { block, .. }) = error.downcast_ref() {
+        let block = quoted(block);
+        return Some(format!("--skip {block} leaves the block as it is"));
     }
     let selected = "--only and --skip select them, and `repfuse inspect` shows their names";
     match (
@@ -68,6 +72,7 @@ fn inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
         return match error {
             file::Error::Numbers(e) => Some(e),
             file::Error::Tensor(e) => Some(e),
+            file::Error::Beyond(e) => Some(e),
             _ => None,
         };
     }

@@ -238,6 +238,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     Destination::new(&args.output)?;
     if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
+        args.sampled.refuse_for_a_graph()?;
         anyhow::ensure!(
             args.dtype_all.is_none(),
             "--dtype-all is about files of weights; leave it out for a graph"
@@ -248,12 +249,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
                 "{flag} is about files of weights; leave it out for a graph"
             );
         }
+        let weights_alone = graph::holds(&file, &args.output)? == graph::Holds::Weights;
         anyhow::ensure!(
-            args.shard_size.is_none() || graph::names_weights(&args.output),
+            args.shard_size.is_none() || weights_alone,
             "--shard-size is about files of weights; leave it out for a graph"
         );
         fuse::place_for(file.constants(), &args.output, args.force)?;
-        if graph::names_weights(&args.output) {
+        if weights_alone {
             graph::plain(file.has_plain_weights())?;
         }
         let folded = args.select.fold(&file, args.dtype.float())?;
@@ -262,7 +264,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         }
         let (constants, plan) = (file.constants(), folded.plan());
         // Its weights alone can be written, too.
-        let prepared = match graph::names_weights(&args.output) {
+        let prepared = match weights_alone {
             true => Some(Prepared::new(
                 constants,
                 plan,
@@ -424,7 +426,7 @@ fn fuse_it(
         if args.dry_run {
             output::result(&planned::table(checkpoint, plan, args.all))?;
         }
-        output::result(&text(args, &summary, plan, &norms, weights))?;
+        output::result(&text(args, &summary, plan, &norms, (weights, output)))?;
     }
     Ok(Answer::Yes)
 }
@@ -654,7 +656,7 @@ fn text(
     s: &Summary<'_>,
     plan: &Plan,
     norms: &Norms,
-    weights: &[EpsSensitivity],
+    (weights, to): (&[EpsSensitivity], To<'_>),
 ) -> String {
     let did = if s.dry_run { "would fuse" } else { "fused" };
     let mut head = format!(
@@ -719,15 +721,20 @@ fn text(
     lines += &families::eps_lines(plan, weights);
     let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
     lines += &sample.unwrap_or_default();
-    lines += &half_types(args, plan).unwrap_or_default();
+    lines += &half_types(args, plan, to).unwrap_or_default();
     lines + &load::line(&s.load)
 }
 
 /// Says that fused weights are rounded to a half type because the file's are of that type.
-fn half_types(args: &Args, plan: &Plan) -> Option<String> {
+fn half_types(args: &Args, plan: &Plan, to: To<'_>) -> Option<String> {
     if args.dtype.float().is_some() {
         return None;
     }
+    // A graph computes in the type of its values, whatever its weights are stored in.
+    let remedy = match to {
+        To::Weights(_) => "; --dtype f32 keeps more digits",
+        To::Graph(_) => ", in which the network computes",
+    };
     let fused = plan.blocks().iter().flat_map(|block| block.fused());
     let half: BTreeSet<String> = fused
         .filter(|f| matches!(f.dtype(), Float::F16 | Float::Bf16))
@@ -736,7 +743,7 @@ fn half_types(args: &Args, plan: &Plan) -> Option<String> {
     let half: Vec<String> = half.into_iter().collect();
     (!half.is_empty()).then(|| {
         let said = format!(
-            "fused weights are rounded to {}; --dtype f32 keeps more digits",
+            "fused weights are rounded to {}{remedy}",
             half.join(" and ")
         );
         output::line("rounding", &said)

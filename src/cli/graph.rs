@@ -5,10 +5,11 @@ use std::path::Path;
 use super::output;
 use crate::graph::file::Error;
 use crate::graph::plan::Left;
-use crate::graph::{Agreement, Folded, GraphFile, numbers, pt2};
+use crate::graph::{Agreement, Folded, GraphFile, Op, numbers, pt2};
 use crate::plan::{Options, Plan};
 use crate::summary::inspect::{Form, Inspection, of_plan};
-use crate::tensor::{Checkpoint, Float, quoted};
+use crate::summary::norms::norms;
+use crate::tensor::{self, Checkpoint, Float, Format, quoted};
 
 /// Opens a file if its bytes say that it is a graph.
 pub(super) fn open(path: &Path) -> anyhow::Result<Option<GraphFile>> {
@@ -24,9 +25,39 @@ pub(super) fn plain<T>(result: Result<T, Error>) -> anyhow::Result<T> {
     })
 }
 
-/// Whether a file of this name is to hold weights alone.
-pub(super) fn names_weights(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "safetensors")
+/// What a file of a name is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// A graph, with its weights.
+    Graph,
+    /// Weights alone.
+    Weights,
+}
+
+/// What a file of this name is to hold that is made of a graph. A name that promises nothing holds the graph.
+///
+/// # Errors
+/// When the name is that of another format.
+pub(super) fn holds(file: &GraphFile, output: &Path) -> anyhow::Result<Holds> {
+    let (own, is) = match file {
+        GraphFile::Onnx(_) => ("onnx", "an ONNX model"),
+        GraphFile::Pt2(_) => ("pt2", "a program of torch.export"),
+    };
+    let end = output.extension().unwrap_or_default().to_ascii_lowercase();
+    if end == own {
+        return Ok(Holds::Graph);
+    }
+    match Format::of(output) {
+        Ok(Format::Pytorch) => Ok(Holds::Weights),
+        Ok(Format::Safetensors) if end == "safetensors" => Ok(Holds::Weights),
+        Ok(Format::Safetensors) => Ok(Holds::Graph),
+        Err(tensor::Error::OtherFormat { path, is: promised }) => anyhow::bail!(
+            "{} is the name of {promised}, and {} is {is}; choose a name that ends in `.{own}`, or for its weights alone in `.safetensors` or `.pt`",
+            quoted(&path.display().to_string()),
+            quoted(&file.constants().path().display().to_string()),
+        ),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What is known about a graph, and what of it stays although it nearly could be folded.
@@ -34,7 +65,11 @@ pub(super) fn inspect(file: &GraphFile) -> anyhow::Result<(Inspection, Vec<Left>
     let folded = file.fold(&Options::default(), false)?;
     let left = folded.left().to_vec();
     let plan = folded.into_plan();
+    let norms_left = !norms(file.constants(), &plan).left.is_empty()
+        || (file.graph().nodes().iter()).any(|node| matches!(node.op, Op::Norm(_)));
     let (plan, form) = match plan.blocks().is_empty() {
+        // Whether they are to be there only the author knows.
+        true if norms_left => (None, Form::Unknown),
         true => (None, Form::Deploy),
         false => (Some(plan), Form::Training),
     };

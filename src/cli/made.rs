@@ -5,8 +5,8 @@ use std::path::Path;
 use super::graph::{open, plain};
 use super::select::{self, Select};
 use crate::graph::{Folded, GraphFile};
-use crate::plan::Plan;
-use crate::tensor::{Checkpoint, Float};
+use crate::plan::{Block, Plan};
+use crate::tensor::{Checkpoint, Float, plain as shown};
 use crate::verify::{self, Deployed, Verdict};
 
 /// What was made of a graph.
@@ -77,4 +77,54 @@ pub(super) fn verify(
             options,
         )?),
     }
+}
+
+/// If only some of the blocks were fused, and those are: the flags that say which.
+pub(super) fn fused_in_part(
+    select: &Select,
+    file: &GraphFile,
+    (made, plan): (&GraphFile, &Plan),
+    options: &verify::Options,
+) -> anyhow::Result<Option<String>> {
+    if !select.only.is_empty() || !select.skip.is_empty() {
+        return Ok(None);
+    }
+    let there = |block: &&Block| {
+        let mut fused = block.fused().iter();
+        fused.all(|conv| {
+            made.constants()
+                .get(&format!("{}.weight", conv.module()))
+                .is_some()
+        })
+    };
+    let (fused, left): (Vec<&Block>, Vec<&Block>) = plan.blocks().iter().partition(there);
+    if fused.is_empty() || left.is_empty() {
+        return Ok(None);
+    }
+    let names = |of: &[&Block]| of.iter().map(|b| b.name().to_owned()).collect::<Vec<_>>();
+    let mut select = select.clone();
+    let flag = match fused.len() <= left.len() {
+        true => {
+            select.only = names(&fused);
+            "--only"
+        }
+        false => {
+            select.skip = names(&left);
+            "--skip"
+        }
+    };
+    let Ok(folded) = select.fold(file, None) else {
+        return Ok(None);
+    };
+    let verdict = plain(folded.verify(Some(made), options))?;
+    let flags = select.only.iter().chain(&select.skip);
+    let flags: Vec<String> = flags
+        .map(|name| format!("{flag} {}", shown(name)))
+        .collect();
+    Ok(verdict.accepted().then(|| {
+        format!(
+            "repfuse: only some of the blocks were fused, and `{}` verifies them",
+            flags.join(" ")
+        )
+    }))
 }

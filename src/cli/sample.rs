@@ -93,6 +93,15 @@ struct Ignored {
 }
 
 impl Sampled {
+    /// A graph says by itself what is folded.
+    pub(super) fn refuse_for_a_graph(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.sample.is_none(),
+            "--sample is about files of weights; leave it out for a graph"
+        );
+        Ok(())
+    }
+
     /// The plan that the sample supports, or the closest one, and what it says; none without a sample.
     pub(super) fn plan(
         &self,

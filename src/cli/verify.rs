@@ -191,6 +191,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     if let Some(graph) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
+        args.sampled.refuse_for_a_graph()?;
         return verify_graph(args, &graph, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
@@ -333,7 +334,17 @@ fn verify_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result
         order: &FileOrder::new(file.constants()),
         all: args.all,
     };
-    tell(args, begin, &told)
+    let answer = tell(args, begin, &told)?;
+    if !verdict.accepted()
+        && let Some(made::Made::Graph(other)) = &made
+        && let Some(hint) = with_workers(|| {
+            let options = self::options(args, None);
+            made::fused_in_part(&args.select, file, (other, folded.plan()), &options)
+        })??
+    {
+        output::note(&hint);
+    }
+    Ok(answer)
 }
 
 /// Prints the verdict.

@@ -73,6 +73,8 @@ pub(super) enum Make {
     },
     /// The other way round along some axes.
     Flip(Vec<usize>),
+    /// In another element type.
+    Cast(Float),
 }
 
 /// How an axis becomes one number.
@@ -101,6 +103,20 @@ impl Constant {
         float.decode(&bytes, &mut numbers);
         Some(Constant {
             numbers: ArrayD::from_shape_vec(IxDyn(tensor.shape()), numbers).ok()?,
+            float: Some(float),
+        })
+    }
+
+    /// One number in every place of a shape, if that is few enough.
+    pub fn filled(
+        number: f64,
+        shape: &[usize],
+        float: Float,
+        budget: &mut Budget,
+    ) -> Option<Constant> {
+        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+        (count <= MOST_NUMBERS && budget.allows(count)).then(|| Constant {
+            numbers: ArrayD::from_elem(IxDyn(shape), float.round(number)),
             float: Some(float),
         })
     }
@@ -156,6 +172,7 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
             fits.then(|| one.numbers.view().permuted_axes(&order[..]).to_owned())?
         }
         (Make::Repeat(times), [one]) => repeated(&one.numbers, times)?,
+        (Make::Cast(_), [one]) => one.numbers.clone(),
         (Make::Concat(axis), of) => {
             let all: usize = of.iter().map(|constant| constant.numbers.len()).sum();
             let views: Vec<ArrayViewD<'_, f64>> = of.iter().map(|c| c.numbers.view()).collect();
@@ -183,6 +200,10 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
     if !budget.allows(numbers.len()) {
         return None;
     }
+    let float = match how {
+        Make::Cast(to) => *to,
+        _ => float,
+    };
     numbers.mapv_inplace(|x| float.round(x));
     Some(Constant {
         numbers,
@@ -351,6 +372,15 @@ mod tests {
             ..a.clone()
         };
         assert!(make(&Make::Both(|a, b| a + b), &[a, half]).is_none());
+    }
+
+    #[test]
+    fn a_cast_rounds_to_the_type_it_names() {
+        let cast = make(&Make::Cast(Float::F16), &[of(&[1], &[0.1])]).expect("a cast fits");
+        assert_eq!(cast.float, Some(Float::F16));
+        assert_eq!(cast.numbers[[0]], Float::F16.round(f64::from(0.1f32)));
+        let mut budget = Budget::default();
+        assert!(Constant::filled(1.0, &[1 << 30], Float::F32, &mut budget).is_none());
     }
 
     #[test]

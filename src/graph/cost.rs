@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::form::{Form, Lanes};
-use super::model::{Graph, NodeId, Op, ValueId};
+use super::model::{Arithmetic, Graph, NodeId, Op, ValueId};
 use super::region::Forms;
 use crate::algebra::{Operand, Resolved};
 use crate::tensor::Tensor;
@@ -13,17 +13,27 @@ use crate::tensor::Tensor;
 pub(super) struct Cost {
     /// Numbers that are stored.
     pub parameters: u64,
-    /// Of these, the bias of an operator that others become.
+    /// Of these, what is only added.
     pub bias: u64,
     /// Multiply-adds for each position of the last output.
     pub macs: u64,
 }
 
 impl Cost {
-    /// Whether one operator costs no more than what it replaces. A bias is added in passing, and so costs nothing: a norm before a
-    /// linear layer leaves one.
+    /// Whether one operator costs no more than what it replaces. What is only added is added in passing, and so costs nothing: a
+    /// norm before a linear layer leaves a bias.
     pub fn no_more_than(&self, other: &Cost) -> bool {
-        self.parameters - self.bias <= other.parameters && self.macs <= other.macs
+        self.factors() <= other.factors() && self.macs <= other.macs
+    }
+
+    /// Stored numbers that are multiplied with.
+    pub fn factors(&self) -> u64 {
+        self.parameters.saturating_sub(self.bias)
+    }
+
+    /// Whether one operator stores fewer numbers than another and computes no more.
+    pub fn less_than(&self, other: &Cost) -> bool {
+        self.parameters < other.parameters && self.macs <= other.macs
     }
 }
 
@@ -61,6 +71,7 @@ pub(super) fn cost_of(
             .unwrap_or(0) as u64;
         let one = cost_of_op(&node.op, channels);
         total.parameters = total.parameters.saturating_add(one.parameters);
+        total.bias = total.bias.saturating_add(one.bias);
         total.macs = total.macs.saturating_add(one.macs.saturating_mul(times));
     }
     total
@@ -86,17 +97,16 @@ fn often(form: &Form, last: &Form) -> u64 {
 
 fn cost_of_op(op: &Op, channels: u64) -> Cost {
     let stored = |tensors: &[&Tensor]| tensors.iter().map(|t| Operand::len(*t) as u64).sum::<u64>();
+    let bias_of = |bias: &Option<Tensor>| bias.iter().map(|b| stored(&[b])).sum::<u64>();
     match op {
         Op::Conv(conv) => Cost {
-            parameters: stored(&[&conv.weight])
-                + conv.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
-            bias: 0,
+            parameters: stored(&[&conv.weight]) + bias_of(&conv.bias),
+            bias: bias_of(&conv.bias),
             macs: stored(&[&conv.weight]),
         },
         Op::Linear(linear) => Cost {
-            parameters: stored(&[&linear.weight])
-                + linear.bias.iter().map(|b| stored(&[b])).sum::<u64>(),
-            bias: 0,
+            parameters: stored(&[&linear.weight]) + bias_of(&linear.bias),
+            bias: bias_of(&linear.bias),
             macs: stored(&[&linear.weight]),
         },
         Op::Norm(norm) => Cost {
@@ -110,9 +120,12 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
             bias: 0,
             macs: channels,
         },
-        Op::WithConstant(_, constant) => Cost {
+        Op::WithConstant(how, constant) => Cost {
             parameters: stored(&[constant]),
-            bias: 0,
+            bias: match how {
+                Arithmetic::Add | Arithmetic::Sub | Arithmetic::SubFrom => stored(&[constant]),
+                Arithmetic::Mul | Arithmetic::Div => 0,
+            },
             macs: channels,
         },
         Op::AvgPool(window) => Cost {

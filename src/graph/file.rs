@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::agree::Agreement;
+use super::fits::{Beyond, beyond, beyond_in};
 use super::model::Graph;
 use super::onnx::{self, Onnx};
 use super::plan::{self, Left};
@@ -40,6 +41,9 @@ pub enum Error {
     /// The program.
     #[error(transparent)]
     Pt2(#[from] pt2::Error),
+    /// A fused number that the network cannot compute with.
+    #[error(transparent)]
+    Beyond(#[from] Beyond),
     /// A fused conv that would not fit among its neighbours.
     #[error(transparent)]
     Type(#[from] pt2::WrongType),
@@ -203,10 +207,30 @@ impl Folded<'_> {
         options: &fuse::Options,
         progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
     ) -> Result<Written, Error> {
-        Ok(match &self.0 {
-            Of::Onnx(onnx, edit) => onnx::fuse(onnx, edit, destination, options, progress)?,
-            Of::Pt2(pt2, edit) => pt2::fuse(pt2, edit, destination, options, progress)?.into(),
-        })
+        let write = || -> Result<Written, Error> {
+            Ok(match &self.0 {
+                Of::Onnx(onnx, edit) => onnx::fuse(onnx, edit, destination, options, progress)?,
+                Of::Pt2(pt2, edit) => pt2::fuse(pt2, edit, destination, options, progress)?.into(),
+            })
+        };
+        let written = write().map_err(|error| self.placed(error))?;
+        // What is stored in a wider type than the network computes in must fit that, too.
+        if let Of::Onnx(_, edit) = &self.0 {
+            let made = Onnx::open_written(&written)?;
+            if let Some(found) = beyond(&edit.plan, made.constants())? {
+                return Err(found.into());
+            }
+        }
+        Ok(written)
+    }
+
+    /// An error, with the type that the network computes in where that is what a number is too large for.
+    fn placed(&self, error: Error) -> Error {
+        let beyond = match &error {
+            Error::Numbers(numbers) => beyond_in(self.plan(), numbers),
+            _ => None,
+        };
+        beyond.map_or(error, Error::Beyond)
     }
 
     /// Compares what was written, before it becomes its destination.
@@ -231,6 +255,15 @@ impl Folded<'_> {
     /// When a file cannot be read, is of another format, or the original cannot be folded. That the two differ is no error but a
     /// [`Verdict`].
     pub fn verify(
+        &self,
+        made: Option<&GraphFile>,
+        options: &verify::Options,
+    ) -> Result<Verdict, Error> {
+        let compared = self.compared(made, options);
+        compared.map_err(|error| self.placed(error))
+    }
+
+    fn compared(
         &self,
         made: Option<&GraphFile>,
         options: &verify::Options,

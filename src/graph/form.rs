@@ -150,12 +150,7 @@ impl Form {
             (Some(_), _) if self.operators > 1 => {
                 return why("a transposed conv stays at the head of what is folded");
             }
-            (Some(added), _) => {
-                if conv.dilation.iter().any(|d| *d != 1) {
-                    return why("a dilated transposed conv is not folded");
-                }
-                Lanes::Spread(windows, added.clone())
-            }
+            (Some(added), _) => Lanes::Spread(windows, added.clone()),
             (None, _) => Lanes::Maps(self.slide(&windows)?),
         };
         Ok(Form {
@@ -537,7 +532,16 @@ impl Lanes {
             }
             (Lanes::Maps(a), Lanes::Maps(b)) => Lanes::Maps(pairs(a, b)?),
             (Lanes::Spread(a, x), Lanes::Spread(b, y)) if x == y => {
-                Lanes::Spread(pairs(a, b)?, x.clone())
+                let axes = pairs(a, b)?;
+                // Taps between those of the one are none of the other: only all of one distance are folded.
+                let of = |of: &Vec<Axis>| {
+                    let mut pairs = of.iter().zip(&axes);
+                    pairs.all(|(own, all)| own.step == 0 || own.step == all.step)
+                };
+                if !of(a) || !of(b) {
+                    return why("a transposed conv of another dilation stands beside it");
+                }
+                Lanes::Spread(axes, x.clone())
             }
             (
                 Lanes::Untouched | Lanes::Rows { reshaped: false },

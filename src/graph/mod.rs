@@ -7,6 +7,7 @@ mod agree;
 mod constants;
 mod cost;
 pub mod file;
+mod fits;
 mod form;
 pub mod learn;
 pub mod model;
@@ -19,4 +20,5 @@ mod tree;
 
 pub use agree::Agreement;
 pub use file::{Folded, GraphFile};
+pub use fits::Beyond;
 pub use model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};

@@ -137,6 +137,8 @@ struct Search<'a> {
     stopped: HashMap<NodeId, String>,
     /// What each node reads as far as is known.
     reads: Vec<Reads>,
+    /// The last nodes of the regions that read a value as far as is known.
+    read_by: HashMap<ValueId, BTreeSet<NodeId>>,
     dialect: Dialect,
 }
 
@@ -148,6 +150,19 @@ impl<'a> Search<'a> {
             forms: vec![Vec::new(); graph.values().len()],
             stopped: HashMap::new(),
             reads: vec![Reads::Inputs; graph.nodes().len()],
+            read_by: HashMap::new(),
+        }
+    }
+
+    /// Notes what a node reads from now on.
+    fn note(&mut self, id: NodeId, reads: Reads) {
+        if let Reads::Source(source) = std::mem::replace(&mut self.reads[id.0], reads)
+            && let Some(readers) = self.read_by.get_mut(&source)
+        {
+            readers.remove(&id);
+        }
+        if let Reads::Source(source) = reads {
+            self.read_by.entry(source).or_default().insert(id);
         }
     }
 
@@ -190,8 +205,10 @@ impl<'a> Search<'a> {
 
     /// Without the sources that give nothing which a farther one does not: what only a diagonal operator makes of that, and nobody else reads.
     fn farther(&self, found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
-        // One whose axes are not there again may never have them, where a nearer one does.
-        let has_axes = |form: &Form| !matches!(form.lanes, Lanes::Rows { reshaped: true });
+        // One whose axes are not there again, or lie in another order, may never have them so again, where a nearer one does.
+        let has_axes = |form: &Form| {
+            form.turned.is_none() && !matches!(form.lanes, Lanes::Rows { reshaped: true })
+        };
         let whole = found.iter().filter(|(_, form)| has_axes(form));
         let sources: BTreeSet<ValueId> = whole.map(|(source, _)| *source).collect();
         let made_of = |value: ValueId| {
@@ -302,7 +319,7 @@ impl<'a> Search<'a> {
         let mut folded = Vec::new();
         for (i, node) in graph.nodes().iter().enumerate().rev() {
             if !node.outputs.is_empty() && !node.outputs.iter().any(|output| wanted[output.0]) {
-                self.reads[i] = Reads::Nothing;
+                self.note(NodeId(i), Reads::Nothing);
                 continue;
             }
             let region = match node.outputs[..] {
@@ -312,12 +329,12 @@ impl<'a> Search<'a> {
             match region {
                 Some(region) => {
                     wanted[region.source.0] = true;
-                    self.reads[i] = Reads::Source(region.source);
+                    self.note(NodeId(i), Reads::Source(region.source));
                     folded.push(region);
                 }
                 None => {
                     stays[i] = true;
-                    self.reads[i] = Reads::Inputs;
+                    self.note(NodeId(i), Reads::Inputs);
                     node.inputs.iter().for_each(|input| wanted[input.0] = true);
                 }
             }
@@ -347,8 +364,8 @@ impl<'a> Search<'a> {
         takes: &mut dyn FnMut(&Region) -> bool,
     ) -> Option<Region> {
         let producer = self.graph.value(value).producer()?;
-        let mut best: Option<(usize, Region)> = None;
-        // The nearest source first: a farther one must save more.
+        let mut best: Option<(usize, Cost, Region)> = None;
+        // The nearest source first: a farther one must save more, or as much and be cheaper.
         for (source, form) in &self.forms[value.0] {
             if form.depth == 0 || form.turned.is_some() {
                 continue;
@@ -357,7 +374,7 @@ impl<'a> Search<'a> {
                 continue;
             };
             let nodes = between(self.graph, *source, value);
-            let saved = saved(self.graph, &nodes, value, wanted, &self.reads);
+            let saved = self.saved(&nodes, (producer, value), wanted);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
             if count < 2 && nodes.iter().filter(computing).count() >= 2 {
@@ -366,7 +383,7 @@ impl<'a> Search<'a> {
                     .entry(producer)
                     .or_insert_with(|| why.to_owned());
             }
-            if count < 2 || best.as_ref().is_some_and(|(most, _)| count <= *most) {
+            if count < 2 || best.as_ref().is_some_and(|(most, ..)| count < *most) {
                 continue;
             }
             let stopped = match self.region(*source, value, form, nodes) {
@@ -374,12 +391,18 @@ impl<'a> Search<'a> {
                     let region = Region { reshaped, ..region };
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(self.graph, &self.forms, *source, value, &saved);
+                    let worse = |(most, cost, _): &(usize, Cost, Region)| {
+                        count == *most && !new.less_than(cost)
+                    };
+                    if best.as_ref().is_some_and(worse) {
+                        continue;
+                    }
                     // A matrix product and a sum may be that already.
                     if count <= self.becomes(&region) && new.parameters >= old.parameters {
                         continue;
                     }
                     if even_if_dearer || new.no_more_than(&old) {
-                        best = Some((count, region));
+                        best = Some((count, new, region));
                         continue;
                     }
                     dearer(&new, &old)
@@ -388,7 +411,42 @@ impl<'a> Search<'a> {
             };
             self.stopped.insert(producer, stopped);
         }
-        best.map(|(_, region)| region).filter(takes)
+        best.map(|(.., region)| region).filter(takes)
+    }
+
+    /// The nodes that a region alone makes superfluous: the last one, and those that such nodes read and nothing else does. What
+    /// another region makes superfluous is not saved once more, and what another one reads is not saved at all.
+    fn saved(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        (producer, value): (NodeId, ValueId),
+        wanted: &[bool],
+    ) -> BTreeSet<NodeId> {
+        let graph = self.graph;
+        let mut saved = BTreeSet::new();
+        for id in nodes.iter().rev() {
+            let unread = |output: &ValueId| {
+                let read = graph.value(*output);
+                let gone =
+                    |user: &NodeId| saved.contains(user) || self.reads[user.0].no_more(*output);
+                let regions = self.read_by.get(output);
+                let mut others = regions.into_iter().flatten();
+                *output == value
+                    || !wanted[output.0]
+                        && !read.is_output
+                        && read.users().iter().all(gone)
+                        && others.all(|other| *other == producer || saved.contains(other))
+            };
+            let read_here = |output: &ValueId| {
+                *output == value
+                    || (graph.value(*output).users().iter()).any(|user| saved.contains(user))
+            };
+            let outputs = &graph.node(*id).outputs;
+            if outputs.iter().all(unread) && outputs.iter().any(read_here) {
+                saved.insert(*id);
+            }
+        }
+        saved
     }
 
     /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes, and some formats pad apart.
@@ -425,13 +483,7 @@ impl<'a> Search<'a> {
         };
         let walk = match &form.lanes {
             Lanes::Maps(axes) => Walk::Conv(steps(axes)),
-            Lanes::Spread(axes, added) => {
-                let step = |step: Step| Step {
-                    dilation: 1,
-                    ..step
-                };
-                Walk::Transposed(steps(axes).into_iter().map(step).collect(), added.clone())
-            }
+            Lanes::Spread(axes, added) => Walk::Transposed(steps(axes), added.clone()),
             Lanes::Rows { .. } => Walk::Linear,
             Lanes::Untouched => return Err("nothing in it is a conv".to_owned()),
         };
@@ -499,7 +551,10 @@ fn nearest(mut found: Vec<(ValueId, Form)>) -> Vec<(ValueId, Form)> {
 fn dearer(new: &Cost, old: &Cost) -> String {
     format!(
         "one conv would be dearer: {} parameters for {}, {} multiply-adds per output for {}",
-        new.parameters, old.parameters, new.macs, old.macs
+        new.factors(),
+        old.factors(),
+        new.macs,
+        old.macs
     )
 }
 
@@ -561,37 +616,4 @@ fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
         }
     }
     nodes
-}
-
-/// The nodes that this region alone makes superfluous: the last one, and those that such nodes read and nothing else does. What
-/// another region makes superfluous is not saved once more.
-fn saved(
-    graph: &Graph,
-    nodes: &BTreeSet<NodeId>,
-    value: ValueId,
-    wanted: &[bool],
-    reads: &[Reads],
-) -> BTreeSet<NodeId> {
-    let mut saved = BTreeSet::new();
-    for id in nodes.iter().rev() {
-        let unread = |output: &ValueId| {
-            let read = graph.value(*output);
-            *output == value
-                || !wanted[output.0]
-                    && !read.is_output
-                    && read
-                        .users()
-                        .iter()
-                        .all(|user| saved.contains(user) || reads[user.0].no_more(*output))
-        };
-        let read_here = |output: &ValueId| {
-            *output == value
-                || (graph.value(*output).users().iter()).any(|user| saved.contains(user))
-        };
-        let outputs = &graph.node(*id).outputs;
-        if outputs.iter().all(unread) && outputs.iter().any(read_here) {
-            saved.insert(*id);
-        }
-    }
-    saved
 }

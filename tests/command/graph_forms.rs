@@ -4,8 +4,11 @@ use ndarray::{ArrayD, IxDyn};
 
 use crate::support::file::Place;
 use crate::support::fixtures::fixtures;
-use crate::support::graphs::{apart, run};
-use crate::support::onnx::{Message, graph, int, list, model, node, tensor, value};
+use crate::support::graphs::{Counts, apart, counts, run};
+use crate::support::onnx::{
+    Message, graph, int, ints, list, model, node, tensor, text, typed, value,
+};
+use repfuse::network::graphs::Network;
 
 #[test]
 fn a_matrix_with_its_inputs_first_folds_behind_others() {
@@ -79,6 +82,7 @@ fn is_one_block(nodes: &[Message], rank: usize) {
     let tensors = [
         tensor("m.weight", &[4, 4], &numbers(16)),
         tensor("n.weight", &[4, 4], &numbers(16)),
+        tensor("three.weight", &[3, 4], &numbers(12)),
         tensor("bn.weight", &[4], &numbers(4)),
         tensor("bn.running_var", &[4], &positive),
         list("rows", &[-1, 4]),
@@ -124,6 +128,163 @@ fn a_reshape_between_a_matrix_and_its_norm_goes_behind_them() {
     split[2] = node("BatchNormalization", &norm, &["n"], &[]);
     split.push(node("Reshape", &["n", "heads"], &["y"], &[]));
     is_one_block(&split, 4);
+}
+
+/// Channels that are moved to the end before a chain of matrices: nothing behind the transposition leads back over it.
+#[test]
+fn matrices_behind_a_transpose_fold() {
+    let turned = node("Transpose", &["x"], &["t"], &[ints("perm", &[1, 0, 2])]);
+    let across = node("Transpose", &["x"], &["t"], &[ints("perm", &[0, 2, 1])]);
+    let chain = [
+        node("MatMul", &["t", "m.weight"], &["a"], &[]),
+        node("MatMul", &["a", "n.weight"], &["y"], &[]),
+    ];
+    is_one_block(&[&[turned.clone()][..], &chain].concat(), 3);
+    let scaled = [
+        turned,
+        node("MatMul", &["t", "m.weight"], &["a"], &[]),
+        node("Add", &["a", "bn.weight"], &["b"], &[]),
+        node("Mul", &["b", "bn.running_var"], &["y"], &[]),
+    ];
+    is_one_block(&scaled, 3);
+    let narrow = [
+        across,
+        node("MatMul", &["t", "three.weight"], &["a"], &[]),
+        node("MatMul", &["a", "n.weight"], &["y"], &[]),
+    ];
+    is_one_block(&narrow, 3);
+}
+
+/// Nodes from `x`, `[1, 4, 6, 6]`, to `y`: what they become.
+fn becomes(nodes: &[Message], expected: Counts) {
+    let place = Place::new();
+    let positive: Vec<f32> = numbers(4).iter().map(|x| x.abs() + 0.5).collect();
+    let tensors = [
+        tensor("c.weight", &[4, 4, 3, 3], &numbers(144)),
+        tensor("up.weight", &[4, 4, 4, 4], &numbers(256)),
+        tensor("bn.weight", &[4], &numbers(4)),
+        tensor("bn.running_var", &[4], &positive),
+        typed("zero", &[], 1, &0f32.to_le_bytes()),
+        typed("one", &[], 1, &1f32.to_le_bytes()),
+        list("first", &[1]),
+        list("rows", &[4, -1]),
+        list("back", &[4, 1, 1, 1]),
+        list("inner", &[1]),
+        list("border", &[0, 0, 1, 1, 0, 0, 1, 1]),
+    ];
+    let ends = [value("x", &[1, 4, 6, 6]), value("y", &[0; 4])];
+    let graph = graph(nodes, &tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", &model(&graph, 17).0);
+    let ran = place.run("fuse in.onnx out.onnx --verify");
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    assert_eq!(counts(&place.path("out.onnx")), expected);
+    let x = ArrayD::from_shape_fn(IxDyn(&[1, 4, 6, 6]), |at| {
+        ((at[1] * 36 + at[2] * 6 + at[3]) as f64).cos()
+    });
+    // Not all that is folded is run by rten; then what it became is, and was proved.
+    let after = run(&place.path("out.onnx"), &x);
+    if let Ok(network) = Network::open(&place.path("in.onnx"))
+        && let Ok(before) = network.run(&[("x".to_owned(), x)])
+    {
+        let before: Vec<ArrayD<f64>> = before.into_iter().map(|(_, array)| array).collect();
+        assert!(apart(&before, &after) < 1e-5);
+    }
+    let ran = place.run("fuse out.onnx again.onnx");
+    assert!(ran.stderr.contains("nothing to fuse"), "{}", ran.stderr);
+    assert_eq!(place.read("out.onnx"), place.read("again.onnx"));
+}
+
+fn normed(from: &str, to: &str) -> Message {
+    let inputs = [
+        from,
+        "bn.weight",
+        "bn.weight",
+        "bn.weight",
+        "bn.running_var",
+    ];
+    node("BatchNormalization", &inputs, &[to], &[])
+}
+
+/// A bias of zeros as PyTorch's newer exporter writes one if it is not to optimise.
+#[test]
+fn a_bias_of_zeros_is_worked_out_and_is_none() {
+    let zeros = [
+        node(
+            "Shape",
+            &["c.weight"],
+            &["s"],
+            &[int("start", 0), int("end", 1)],
+        ),
+        node("Expand", &["s", "first"], &["e"], &[]),
+        node("CastLike", &["zero", "c.weight"], &["z"], &[]),
+        node("Expand", &["z", "e"], &["bias"], &[]),
+    ];
+    let mut all = zeros.to_vec();
+    all.push(node("Conv", &["x", "c.weight", "bias"], &["c"], &[]));
+    all.push(normed("c", "y"));
+    becomes(&all, [1, 0, 0, 0]);
+    // The same of the shape of a filled constant, and of a value of which the file says the type.
+    let filled = [
+        node("ConstantOfShape", &["s"], &["bias"], &[]),
+        node("Shape", &["c.weight"], &["s"], &[int("end", 1)]),
+    ];
+    let mut all = vec![filled[1].clone(), filled[0].clone()];
+    all.push(node("Conv", &["x", "c.weight", "bias"], &["c"], &[]));
+    all.push(normed("c", "y"));
+    becomes(&all, [1, 0, 0, 0]);
+    let mut all = zeros.to_vec();
+    all[2] = node("CastLike", &["zero", "x"], &["z"], &[]);
+    all.push(node("Conv", &["x", "c.weight", "bias"], &["c"], &[]));
+    all.push(normed("c", "y"));
+    becomes(&all, [1, 0, 0, 0]);
+}
+
+/// A weight that is divided by its deviation, of which the count follows from a shape.
+#[test]
+fn a_standardised_weight_is_worked_out() {
+    let nodes = [
+        node("Reshape", &["c.weight", "rows"], &["v"], &[]),
+        node("ReduceMean", &["v"], &["mean"], &[ints("axes", &[1])]),
+        node("Sub", &["v", "mean"], &["d"], &[]),
+        node("Mul", &["d", "d"], &["q"], &[]),
+        node(
+            "ReduceMean",
+            &["q"],
+            &["var"],
+            &[ints("axes", &[1]), int("keepdims", 0)],
+        ),
+        node("Shape", &["v"], &["shape"], &[]),
+        node("Gather", &["shape", "inner"], &["inside"], &[]),
+        node("ReduceProd", &["inside"], &["n"], &[int("keepdims", 0)]),
+        node("Cast", &["n"], &["count"], &[int("to", 1)]),
+        node("Mul", &["var", "count"], &["sum"], &[]),
+        node("Sub", &["count", "one"], &["less"], &[]),
+        node("Div", &["sum", "less"], &["unbiased"], &[]),
+        node("Sqrt", &["unbiased"], &["std"], &[]),
+        node("Reshape", &["std", "back"], &["s"], &[]),
+        node("Div", &["c.weight", "s"], &["w"], &[]),
+        node("Conv", &["x", "w"], &["c"], &[]),
+        normed("c", "y"),
+    ];
+    becomes(&nodes, [1, 0, 0, 0]);
+}
+
+/// Attributes of a transposed conv that are copied, or follow from others.
+#[test]
+fn a_norm_behind_any_transposed_conv_folds() {
+    let strides = ints("strides", &[2, 2]);
+    for attributes in [
+        vec![ints("dilations", &[2, 2]), ints("strides", &[1, 1])],
+        vec![text("auto_pad", "SAME_UPPER"), strides.clone()],
+        vec![text("auto_pad", "SAME_LOWER"), strides.clone()],
+        vec![ints("output_shape", &[12, 12]), strides],
+    ] {
+        let nodes = [
+            node("ConvTranspose", &["x", "up.weight"], &["c"], &attributes),
+            normed("c", "y"),
+        ];
+        becomes(&nodes, [1, 0, 0, 0]);
+    }
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! The law of graphs: whatever linear nodes a graph is made of, the fused graph computes the same, and fusing it again changes nothing.
 
+use std::path::Path;
+
 use ndarray::{ArrayD, IxDyn};
+use repfuse::graph::model::{Arithmetic, Op};
+use repfuse::tensor::Tensor;
 
 use crate::support::Random;
-use crate::support::file::Place;
+use crate::support::file::{Place, files_below};
+use crate::support::fixtures::fixtures;
+use crate::support::graphs::open;
 use crate::support::onnx::{Message, graph, int, ints, list, model, node, tensor, text, value};
 use repfuse::network::graphs::Network;
 
@@ -270,6 +276,63 @@ fn grown(seed: u64) -> (Message, Vec<usize>, usize) {
     (model(&graph, growing.opset), shape, count)
 }
 
+/// What a graph computes and stores: convs and linear layers, average pools, and the numbers that are multiplied with. A tensor
+/// that several operators read counts for each: what stands behind them may make different weights of it.
+fn costs(path: &Path) -> [usize; 3] {
+    let file = open(path);
+    let (mut operators, mut pools, mut factors) = (0, 0, 0);
+    let mut stores = |tensor: &Tensor| factors += tensor.len();
+    for node in file.graph().nodes() {
+        match &node.op {
+            Op::Conv(conv) => {
+                operators += 1;
+                stores(&conv.weight);
+            }
+            Op::Linear(linear) => {
+                operators += 1;
+                stores(&linear.weight);
+            }
+            Op::Norm(norm) => {
+                let affine = norm.affine.iter().flatten();
+                [&norm.mean, &norm.var]
+                    .into_iter()
+                    .chain(affine)
+                    .for_each(&mut stores);
+            }
+            Op::WithConstant(Arithmetic::Mul | Arithmetic::Div, constant) => stores(constant),
+            Op::AvgPool(_) => pools += 1,
+            _ => {}
+        }
+    }
+    [operators, pools, factors]
+}
+
+/// Nothing is computed twice that was computed once, unless the user says so: a pool may become a conv, and that is all.
+fn nothing_grows(before: &Path, after: &Path, what: &str) {
+    let ([old, old_pools, stored], [new, new_pools, stores]) = (costs(before), costs(after));
+    let folded = old_pools.saturating_sub(new_pools);
+    assert!(
+        new <= old + folded,
+        "{what}: {old} convs and linear layers became {new}, and {folded} pools are folded"
+    );
+    assert!(stores <= stored, "{what}: {stored} numbers became {stores}");
+}
+
+#[test]
+fn no_fixture_grows() {
+    let place = Place::new();
+    for kind in ["onnx", "pt2"] {
+        for path in files_below(&fixtures().join(kind), kind) {
+            let out = format!("out.{kind}");
+            let ran = place.run(&format!("fuse {} {out} --force", path.display()));
+            // One is exported in training mode.
+            if ran.code() == Some(0) {
+                nothing_grows(&path, &place.path(&out), &path.display().to_string());
+            }
+        }
+    }
+}
+
 #[test]
 fn the_fused_graph_computes_the_same_and_stays_what_it_is() {
     let place = Place::new();
@@ -304,6 +367,10 @@ fn the_fused_graph_computes_the_same_and_stays_what_it_is() {
                 apart < 2e-4 * largest,
                 "{seed}: {name} is {apart} off, of {largest}"
             );
+        }
+        if flag.is_empty() {
+            let [old, new] = ["in.onnx", "out.onnx"].map(|name| place.path(name));
+            nothing_grows(&old, &new, &format!("{seed}"));
         }
         compared += 1;
         let [old, new] = ["in.onnx", "out.onnx"].map(|name| place.read(name));

@@ -205,12 +205,39 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
             "its padding follows from a size that is not known",
         ),
         (
-            &t(&[ints("output_shape", &[8, 8])]),
-            "its padding follows from its `output_shape`",
+            &t(&[ints("output_shape", &[9, 9])]),
+            "what its `output_shape` cuts off is uneven, or less than nothing",
         ),
         (
-            &t(&[text("auto_pad", "SAME_UPPER")]),
-            "its padding follows from the shape of its output",
+            &t(&[text("auto_pad", "SAME_UPPER"), ints("strides", &[2, 2])]),
+            "what its `auto_pad` cuts off is uneven, or less than nothing",
+        ),
+        (
+            &[node(
+                "BatchNormalization",
+                &["x", "b", "b", "b", "b"],
+                &["y"],
+                &[float("epsilon", f32::NAN)],
+            )],
+            "its `epsilon` is NaN; expected a finite number, not negative",
+        ),
+        (
+            &[node(
+                "BatchNormalization",
+                &["x", "b", "b", "b", "b"],
+                &["y"],
+                &[float("epsilon", -0.1)],
+            )],
+            "its `epsilon` is -0.1; expected a finite number, not negative",
+        ),
+        (
+            &[node(
+                "BatchNormalization",
+                &["k1", "b", "b", "b", "b"],
+                &["y"],
+                &[int("training_mode", 1)],
+            )],
+            "it standardises a weight, which is not worked out",
         ),
         (
             &[node(
@@ -219,7 +246,7 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
                 &["y"],
                 &[int("training_mode", 1)],
             )],
-            "it is in training mode; export the network after `model.eval()`",
+            "it takes its statistics from its input, as the norms of a network do before `model.eval()`",
         ),
         (
             &[node(
@@ -375,15 +402,16 @@ fn operators_that_do_not_meet_say_why() {
         ),
         (
             &[
+                node("ConvTranspose", &["x", "k3"], &["a"], &[]),
                 node(
                     "ConvTranspose",
                     &["x", "k3"],
-                    &["a"],
-                    &[ints("dilations", &[2, 2])],
+                    &["b2"],
+                    &[ints("dilations", &[2, 2]), padded(1)],
                 ),
-                norm("a", "y"),
+                node("Add", &["a", "b2"], &["y"], &[]),
             ],
-            "a dilated transposed conv is not folded",
+            "a transposed conv of another dilation stands beside it",
         ),
         (
             &[transposed.clone(), conv("a", "k1", "y", &[])],

@@ -49,7 +49,7 @@ const CASES: &[Case] = &[
         "not-cheaper",
         [2, 0, 0, 0],
         [2, 0, 0, 0],
-        "one conv would be dearer: 148 parameters for 44, 144 multiply-adds per output for 40",
+        "one conv would be dearer: 144 parameters for 40, 144 multiply-adds per output for 40",
     ),
     Case(
         "not-constant",

@@ -684,8 +684,20 @@ fn hostile_archives_are_refused_by_name() {
         more.push((name.to_owned(), b"{}".to_vec()));
         archive(&more)
     };
+    let long = {
+        let mut long = all.clone();
+        let weight = long
+            .iter_mut()
+            .find(|(name, _)| name.contains("data/weights/weight_"));
+        weight.unwrap().1.push(0);
+        archive(&long)
+    };
     let whole = archive(&all);
     for (bytes, expected) in [
+        (
+            long,
+            " bytes, which are no whole number of its elements of 4",
+        ),
         (without("models/model.json"), "it has no `models/*.json`"),
         (without("weights_config.json"), "is missing in it"),
         (without("constants_config.json"), "is missing in it"),

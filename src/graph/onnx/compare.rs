@@ -10,6 +10,7 @@ use super::open::Onnx;
 use super::proto::{Name, Part};
 use super::wire::Wire;
 use crate::fuse::diagnose;
+use crate::graph::fits::beyond;
 use crate::tensor::{Error as TensorError, open::read_exact_at, quoted};
 use crate::verify::{
     Deployed, Failure as Wrong, Options, Verdict, allowance_of, fits, verify_blocks,
@@ -38,10 +39,15 @@ pub fn verify(
 ) -> Result<Verdict, Failure> {
     let deployed = made.map_or(Deployed::InMemory, |made| Deployed::File(made.constants()));
     let blocks = verify_blocks(onnx.constants(), &edit.plan, deployed, options)?;
-    let (copied, failures) = match made {
+    let (copied, mut failures) = match made {
         Some(made) => Compare::new(onnx, edit, made).run(options)?,
         None => (0, Vec::new()),
     };
+    // Stored in a wider type than the network computes in, it has to fit that, too.
+    if let Some(made) = made {
+        let found = beyond(&edit.plan, made.constants()).map_err(Error::from)?;
+        failures.extend(found.map(|beyond| beyond.to_string()));
+    }
     Ok(Verdict {
         blocks,
         copied,

@@ -1,10 +1,13 @@
 //! Nodes whose inputs are all constant: what they compute is constant, too.
 
+use ndarray::{ArrayD, IxDyn};
+
+use super::open::dtype;
 use super::ops::Reading;
-use super::proto::{Attribute, Node};
+use super::proto::{Attribute, Data, Node};
 use super::shapes::axis_of;
 use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
-use crate::tensor::Tensor;
+use crate::tensor::{Float, Tensor};
 
 /// The tensor that a node computes of constants alone, and what it is made of.
 pub(super) fn computed(
@@ -16,6 +19,9 @@ pub(super) fn computed(
         return None;
     };
     let constant = |index: usize| reading.constant(node.inputs.get(index).copied().flatten());
+    if let Some(made) = of_ints(reading, node, budget) {
+        return Some((made.tensor(reading.name(output))?, Vec::new()));
+    }
     let first = constant(0)?;
     let rank = first.shape().len();
     let all = || (0..node.inputs.len()).map(|i| constant(i).cloned());
@@ -53,6 +59,7 @@ pub(super) fn computed(
                 vec![first.clone()],
             )
         }
+        "Cast" | "CastLike" => (Make::Cast(target(reading, node)?), vec![first.clone()]),
         "Concat" => {
             let axis = axis_of(reading.attribute_int(node, "axis", 0), rank)?;
             (Make::Concat(axis), all().collect::<Option<_>>()?)
@@ -68,6 +75,66 @@ pub(super) fn computed(
         .collect::<Option<Vec<_>>>()?;
     let made = make(&how, &of, budget)?.tensor(reading.name(output))?;
     Some((made, tensors))
+}
+
+/// The floating-point type that a node casts to.
+fn target(reading: &Reading<'_>, node: &Node) -> Option<Float> {
+    let of = |kind: i64| dtype(kind)?.float();
+    if node.op == "Cast" {
+        return match node.attributes.get("to") {
+            Some(Attribute::Int(kind)) => of(*kind),
+            _ => None,
+        };
+    }
+    let like = (*node.inputs.get(1)?)?;
+    match reading.constant(Some(like)) {
+        Some(tensor) => tensor.dtype().float(),
+        None => of(*reading.values.kinds.get(&like)?),
+    }
+}
+
+/// Floating-point numbers that a node makes of whole ones, or in as many places as these say.
+fn of_ints(reading: &Reading<'_>, node: &Node, budget: &mut Budget) -> Option<Constant> {
+    let first = (*node.inputs.first()?)?;
+    match &*node.op {
+        "Cast" | "CastLike" => {
+            let ints = reading.known_ints(first)?;
+            let numbers = ints.numbers.iter().map(|n| *n as f64).collect();
+            let float = target(reading, node)?;
+            let numbers = ArrayD::from_shape_vec(IxDyn(&ints.shape), numbers).ok()?;
+            Some(Constant {
+                numbers: numbers.mapv(|x| float.round(x)),
+                float: Some(float),
+            })
+        }
+        "ConstantOfShape" => {
+            let shape = numbers(&reading.known_ints(first)?.numbers)?;
+            let (number, float) = filling(node)?;
+            Constant::filled(number, &shape, float, budget)
+        }
+        _ => None,
+    }
+}
+
+/// The number that `ConstantOfShape` repeats, where it is a floating-point one.
+fn filling(node: &Node) -> Option<(f64, Float)> {
+    let (tensor, bytes) = match node.attributes.get("value") {
+        None => return Some((0.0, Float::F32)),
+        Some(Attribute::Tensor(tensor, bytes)) => (tensor, bytes),
+        Some(_) => return None,
+    };
+    let float = dtype(tensor.kind)?.float()?;
+    let bytes = match (&tensor.data, bytes) {
+        (Data::InFile(_), Some(bytes)) => bytes.clone(),
+        (Data::Numbers(numbers), _) => match numbers[..] {
+            [number] => number.to_le_bytes()[..float.size()].to_vec(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let mut number = [0.0];
+    (bytes.len() == float.size()).then(|| float.decode(&bytes, &mut number))?;
+    Some((number[0], float))
 }
 
 /// Operators that go number by number, and the product of matrices.

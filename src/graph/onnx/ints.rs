@@ -30,13 +30,26 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
                 (None, Some(id)) => known(reading.values.values[id.0].shape.as_ref()?)?,
                 (None, None) => return None,
             };
-            if node.attributes.contains_key("start") || node.attributes.contains_key("end") {
-                return None;
-            }
+            let shape = part_of_shape(reading, node, &shape)?;
             let numbers = shape.iter().map(|n| i64::try_from(*n).ok());
             Ints {
                 shape: vec![shape.len()],
                 numbers: numbers.collect::<Option<_>>()?,
+            }
+        }
+        "Expand" => expanded(of(0)?, &of(1)?.numbers)?,
+        "ReduceProd" => {
+            let ints = of(0)?;
+            let axes = reading.list_or(node, 1, "axes", Vec::new)?;
+            let noop = reading.attribute_int(node, "noop_with_empty_axes", 0) != 0;
+            if ints.shape.len() != 1 || axes.is_empty() && noop {
+                return None;
+            }
+            let product = (ints.numbers.iter()).try_fold(1i64, |n, m| n.checked_mul(*m))?;
+            let keep = reading.attribute_int(node, "keepdims", 1) != 0;
+            Ints {
+                shape: if keep { vec![1] } else { Vec::new() },
+                numbers: vec![product],
             }
         }
         "ConstantOfShape" => {
@@ -46,7 +59,11 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
             Ints { shape, numbers }
         }
         "Identity" => of(0)?,
-        "Cast" if matches!(node.attributes.get("to"), Some(Attribute::Int(6 | 7))) => of(0)?,
+        "Cast" => match node.attributes.get("to") {
+            Some(Attribute::Int(7)) => of(0)?,
+            Some(Attribute::Int(6)) => each(of(0)?, |n| i32::try_from(n).ok().map(i64::from))?,
+            _ => return None,
+        },
         "Neg" => each(of(0)?, |n| n.checked_neg())?,
         "Add" => pairs(of(0)?, of(1)?, i64::checked_add)?,
         "Sub" => pairs(of(0)?, of(1)?, i64::checked_sub)?,
@@ -72,11 +89,8 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
         "Slice" => {
             let ints = of(0)?;
             let (starts, ends) = (list(1, "starts")?, list(2, "ends")?);
-            let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
-            let steps = match node.inputs.get(4).copied().flatten() {
-                Some(_) => of(4)?.numbers,
-                None => vec![1; starts.len()],
-            };
+            let axes = reading.list_or(node, 3, "axes", || first_axes(starts.len()))?;
+            let steps = reading.list_or(node, 4, "steps", || vec![1; starts.len()])?;
             cut(ints, &starts, &ends, &axes, &steps)?
         }
         _ => return None,
@@ -178,6 +192,42 @@ fn reshaped(ints: Ints, wanted: &[i64]) -> Option<Ints> {
     (volume(&shape)? == ints.numbers.len()).then_some(Ints { shape, ..ints })
 }
 
+/// The dimensions that a node asks for, as `Shape` says it.
+pub(super) fn part_of_shape<T: Clone>(
+    reading: &Reading<'_>,
+    node: &Node,
+    shape: &[T],
+) -> Option<Vec<T>> {
+    let rank = i64::try_from(shape.len()).ok()?;
+    let bound = |axis: i64| {
+        let axis = if axis < 0 {
+            axis.saturating_add(rank)
+        } else {
+            axis
+        };
+        usize::try_from(axis.clamp(0, rank)).ok()
+    };
+    let start = bound(reading.attribute_int(node, "start", 0))?;
+    let end = bound(reading.attribute_int(node, "end", rank))?;
+    Some(shape.get(start..end)?.to_vec())
+}
+
+/// Numbers that stay as they are, or one that is repeated.
+fn expanded(ints: Ints, wanted: &[i64]) -> Option<Ints> {
+    if wanted.len() <= ints.shape.len() && wanted.iter().all(|n| *n == 1) {
+        return Some(ints);
+    }
+    let (&[number], true) = (&ints.numbers[..], wanted.len() >= ints.shape.len()) else {
+        return None;
+    };
+    let shape = sizes(wanted)?;
+    let count = volume(&shape)?;
+    Some(Ints {
+        shape,
+        numbers: vec![number; count],
+    })
+}
+
 /// A table with its two axes exchanged.
 fn turned(ints: &Ints, order: Option<&Attribute>) -> Option<Ints> {
     let &[rows, columns] = &ints.shape[..] else {
@@ -207,6 +257,11 @@ fn gathered(ints: &Ints, at: &Ints) -> Option<Ints> {
         shape: at.shape.clone(),
         numbers: numbers.collect::<Option<_>>()?,
     })
+}
+
+/// The axes that a slice cuts if it does not say which.
+pub(super) fn first_axes(count: usize) -> Vec<i64> {
+    (0..).take(count).collect()
 }
 
 /// The indices of an axis that a slice takes.

@@ -318,8 +318,21 @@ impl<'a> Constants<'a> {
                 if length.is_some_and(|length| length != bytes) {
                     return Err(found(length.unwrap_or(0)));
                 }
+                let file = self.external_file(location)?;
+                let (path, data) = &self.files[file];
+                let there = data
+                    .metadata()
+                    .map_err(|e| Error::unreadable(path, e))?
+                    .len();
+                if offset.checked_add(bytes).is_none_or(|end| end > there) {
+                    return Err(self.wrong(format!(
+                        "its data file {} has {there} bytes, and {} takes {bytes} from position {offset} on; it may be cut short, or that of another model",
+                        quoted(location),
+                        quoted(shown)
+                    )));
+                }
                 Place::InFile {
-                    file: self.external_file(location)?,
+                    file,
                     offset: *offset,
                 }
             }
@@ -422,6 +435,8 @@ pub(super) struct Values {
     pub numbers: HashMap<Name, ValueId>,
     /// The shapes that the file tells.
     told: HashMap<Name, Vec<Dim>>,
+    /// The element types that the file tells.
+    pub kinds: HashMap<Name, i64>,
     /// How many dimensions have got a name.
     named: usize,
 }
@@ -443,6 +458,9 @@ impl Values {
             names: Vec::new(),
             numbers: HashMap::new(),
             told,
+            kinds: (model.graph.values.iter())
+                .filter_map(|info| Some((info.name, info.kind?)))
+                .collect(),
             named: 0,
         }
     }

@@ -144,6 +144,9 @@ impl<'a> Reading<'a> {
             }
             None => None,
         };
+        if constant.is_none() && self.remember_ints(node) {
+            return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
+        }
         if let Some((tensor, of)) = constant {
             if !of.is_empty() {
                 let of = self.stored(&of);
@@ -155,7 +158,11 @@ impl<'a> Reading<'a> {
             }
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
-        let inferred = shapes::infer(self, node);
+        // What a function of the model does is not what its name says.
+        let inferred = match self.is_known(node) {
+            true => shapes::infer(self, node),
+            false => Vec::new(),
+        };
         self.remember(node);
         let (op, inputs) = match self.op(node) {
             Ok(found) => found,
@@ -164,6 +171,24 @@ impl<'a> Reading<'a> {
         };
         let outputs = self.name_outputs(node, inferred);
         Ok(self.ours(node, op, inputs, outputs))
+    }
+
+    /// Remembers whole numbers that a node computes of constants and such numbers alone; they are constants, too.
+    fn remember_ints(&mut self, node: &Node) -> bool {
+        let &[Some(output)] = &node.outputs[..] else {
+            return false;
+        };
+        let mut inputs = node.inputs.iter().flatten();
+        if !self.is_known(node) || inputs.any(|name| self.values.numbers.contains_key(name)) {
+            return false;
+        }
+        let Some(ints) = ints::computed(self, node) else {
+            return false;
+        };
+        self.computed.insert(output, ints);
+        self.made.insert(output);
+        self.unread.insert(output);
+        true
     }
 
     /// What other nodes may ask of this one's output, which follows from constants.
@@ -242,7 +267,7 @@ impl<'a> Reading<'a> {
         if node.op == "Constant" && node.inputs.is_empty() {
             return self.constants.get(&output).cloned();
         }
-        if !is_onnx(&node.domain) {
+        if !self.is_known(node) {
             return None;
         }
         let tensor = self.constants.get(&(*node.inputs.first()?)?)?;
@@ -256,12 +281,13 @@ impl<'a> Reading<'a> {
         };
         let shape = match &*node.op {
             "Identity" => shape.to_vec(),
-            "Reshape" if self.attribute_int(node, "allowzero", 0) == 0 => {
+            "Reshape" => {
                 let shape: Vec<Dim> = shape.iter().map(|d| Dim::Known(*d)).collect();
-                let wanted: Vec<Dim> = ints(1, "shape")?
-                    .iter()
-                    .map(|i| shapes::dim_of(*i))
-                    .collect();
+                let wanted = ints(1, "shape")?;
+                if self.attribute_int(node, "allowzero", 0) != 0 && wanted.contains(&0) {
+                    return None;
+                }
+                let wanted: Vec<Dim> = wanted.iter().map(|i| shapes::dim_of(*i)).collect();
                 shapes::known(&shapes::reshaped(&shape, &wanted)?)?
             }
             "Unsqueeze" => shapes::unsqueezed(shape, &ints(1, "axes")?)?,
@@ -285,6 +311,27 @@ impl<'a> Reading<'a> {
             (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
             _ => None,
         }
+    }
+
+    /// The same, or the default where the node says nothing. An input that is there and no constant never means the default.
+    pub fn list_or(
+        &self,
+        node: &Node,
+        index: usize,
+        key: &str,
+        default: impl FnOnce() -> Vec<i64>,
+    ) -> Option<Vec<i64>> {
+        let told = node.inputs.get(index).copied().flatten().is_some();
+        match told || node.attributes.contains_key(key) {
+            true => self.list(node, index, key),
+            false => Some(default()),
+        }
+    }
+
+    /// The same with their shape, of what follows from constants alone.
+    pub fn known_ints(&self, name: Name) -> Option<Ints> {
+        let computed = self.values.numbers.contains_key(&name);
+        self.whole(name).filter(|_| !computed)
     }
 
     /// The same with their shape.
@@ -425,7 +472,12 @@ impl<'a> Reading<'a> {
 
     fn norm(&self, node: &Node) -> Result<Norm, Trouble> {
         if self.attribute_int(node, "training_mode", 0) != 0 {
-            return because("it is in training mode; export the network after `model.eval()`");
+            return match self.constant(node.inputs.first().copied().flatten()) {
+                Some(_) => because("it standardises a weight, which is not worked out"),
+                None => because(
+                    "it takes its statistics from its input, as the norms of a network do before `model.eval()`",
+                ),
+            };
         }
         if self.attribute_int(node, "spatial", 1) != 1 {
             return because("it has numbers for each pixel");
@@ -437,12 +489,18 @@ impl<'a> Reading<'a> {
         if shape.len() != 1 || [&bias, &mean, &var].iter().any(|t| t.shape() != shape) {
             return because("its tensors are not one number for each channel");
         }
+        let eps = self.attribute_float(node, "epsilon", 1e-5);
+        if !(eps >= 0.0 && eps.is_finite()) {
+            return because(&format!(
+                "its `epsilon` is {eps}; expected a finite number, not negative"
+            ));
+        }
         // The file holds the nearest f32 to the eps that was meant; what runs the network uses that.
         Ok(Norm {
             mean,
             var,
             affine: Some([weight, bias]),
-            eps: f64::from(self.attribute_float(node, "epsilon", 1e-5)),
+            eps: f64::from(eps),
         })
     }
 

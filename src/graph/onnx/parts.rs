@@ -1,6 +1,6 @@
 //! Operators that put channels together, cut them apart, and turn axes.
 
-use super::ints::taken;
+use super::ints::{first_axes, taken};
 use super::ops::{Reading, Trouble, because, opaque};
 use super::proto::{Attribute, Node};
 use super::shapes::axis_of;
@@ -52,14 +52,8 @@ pub(super) fn slice(reading: &Reading<'_>, node: &Node) -> Found {
     let (Some(starts), Some(ends)) = (list(1, "starts"), list(2, "ends")) else {
         return opaque();
     };
-    let axes = match (node.inputs.get(3), node.attributes.get("axes")) {
-        (None | Some(None), None) => Some((0..starts.len() as i64).collect()),
-        _ => list(3, "axes"),
-    };
-    let steps = match node.inputs.get(4) {
-        None | Some(None) => Some(vec![1; starts.len()]),
-        Some(Some(name)) => reading.ints(*name),
-    };
+    let axes = reading.list_or(node, 3, "axes", || first_axes(starts.len()));
+    let steps = reading.list_or(node, 4, "steps", || vec![1; starts.len()]);
     let (Some(axes), Some(steps)) = (axes, steps) else {
         return opaque();
     };

@@ -149,6 +149,8 @@ pub(super) struct Info {
     pub name: Name,
     /// Its dimensions, where it is a tensor and has some.
     pub dims: Option<Vec<InfoDim>>,
+    /// The number of its element type, where it is a tensor.
+    pub kind: Option<i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -526,7 +528,7 @@ fn sparse(
 }
 
 fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Info, Error> {
-    let (mut name, mut dims) = (String::new(), None);
+    let (mut name, mut dims, mut kind) = (String::new(), None, None);
     // ValueInfoProto → TypeProto → Tensor → TensorShapeProto → Dimension
     let inner =
         |wire: &Wire<'_>, field: &Field, number: u32| -> Result<Option<Range<u64>>, Error> {
@@ -547,6 +549,9 @@ fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Inf
                 return Ok(());
             };
             wire.fields(of_tensor, |wire, field| {
+                if field.number == 1 {
+                    kind = Some(wire.number(&field)?);
+                }
                 let Some(of_shape) = inner(wire, &field, 2)? else {
                     return Ok(());
                 };
@@ -578,5 +583,6 @@ fn info(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<Inf
     Ok(Info {
         name: names.number(&name),
         dims,
+        kind,
     })
 }

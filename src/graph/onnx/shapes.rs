@@ -1,5 +1,6 @@
 //! The shapes of values, as far as they follow from what the file says. What is not worked out is not known, which is never wrong.
 
+use super::ints::{first_axes, part_of_shape};
 use super::ops::Reading;
 use super::proto::{Attribute, Node, is_onnx};
 use crate::graph::model::Dim;
@@ -199,26 +200,13 @@ fn dims(reading: &Reading<'_>, node: &Node, index: usize) -> Option<Shape> {
     Some(reading.ints(name)?.into_iter().map(dim_of).collect())
 }
 
-fn ints(reading: &Reading<'_>, node: &Node, index: usize, key: &str) -> Option<Vec<i64>> {
-    match (node.inputs.get(index), node.attributes.get(key)) {
-        (Some(Some(name)), _) => reading.ints(*name),
-        (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
-        _ => None,
-    }
-}
-
 /// What the output holds, for the operators that shapes are made with.
 fn held(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
     const LONGEST: usize = 64;
     let held = match &*node.op {
         "Shape" => {
             let shape = shape_of(reading, node, 0)?;
-            let rank = shape.len() as i64;
-            let bound =
-                |axis: i64| if axis < 0 { axis + rank } else { axis }.clamp(0, rank) as usize;
-            let start = bound(reading.attribute_int(node, "start", 0));
-            let end = bound(reading.attribute_int(node, "end", rank));
-            shape.get(start..end)?.to_vec()
+            part_of_shape(reading, node, &shape)?
         }
         "Concat" => {
             let parts = (0..node.inputs.len()).map(|i| dims(reading, node, i));
@@ -246,7 +234,13 @@ fn held(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
                 .map(|i| axis_of(*i, from.len()).map(|i| from[i].clone()));
             at.collect::<Option<Vec<_>>>()?
         }
-        "Unsqueeze" | "Squeeze" | "Cast" | "Identity" => dims(reading, node, 0)?,
+        "Identity" => dims(reading, node, 0)?,
+        "Cast" => match node.attributes.get("to") {
+            Some(Attribute::Int(6 | 7)) => dims(reading, node, 0)?,
+            _ => return None,
+        },
+        // A list of several would become a table.
+        "Unsqueeze" | "Squeeze" => dims(reading, node, 0).filter(|held| held.len() == 1)?,
         _ => return None,
     };
     (held.len() <= LONGEST).then_some(held)
@@ -331,6 +325,11 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
         }
         "Reshape" => {
             let wanted = dims(reading, node, 1)?;
+            // Then a 0 is no axis to keep, and a number that is not known may be one.
+            let zeros = reading.attribute_int(node, "allowzero", 0) != 0;
+            if zeros && wanted.contains(&Dim::Known(0)) {
+                return None;
+            }
             match shape(0) {
                 Some(shape) => reshaped(&shape, &wanted),
                 None => Some(
@@ -351,12 +350,13 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
                     .iter()
                     .map(|p| axis_of(*p, shape.len()))
                     .collect::<Option<_>>()?,
-                _ => (0..shape.len()).rev().collect(),
+                None => (0..shape.len()).rev().collect(),
+                Some(_) => return None,
             };
             (order.len() == shape.len()).then(|| order.iter().map(|i| shape[*i].clone()).collect())
         }
-        "Unsqueeze" => unsqueezed(&shape(0)?, &ints(reading, node, 1, "axes")?),
-        "Squeeze" => squeezed(&shape(0)?, &ints(reading, node, 1, "axes")?),
+        "Unsqueeze" => unsqueezed(&shape(0)?, &reading.list(node, 1, "axes")?),
+        "Squeeze" => squeezed(&shape(0)?, &reading.list(node, 1, "axes")?),
         "Concat" => {
             let shapes = (0..node.inputs.len())
                 .map(shape)
@@ -379,16 +379,25 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
             let others = std::iter::repeat_n(Dim::Any, shape.len());
             Some(others.collect())
         }
-        "ReduceMean" | "ReduceSum" | "ReduceMax" => {
+        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL1" | "ReduceL2"
+        | "ReduceProd" | "ReduceSumSquare" | "ReduceLogSum" | "ReduceLogSumExp" => {
             let mut shape = shape(0)?;
-            let axes = ints(reading, node, 1, "axes")?;
+            let mut axes = reading.list_or(node, 1, "axes", Vec::new)?;
+            // No axes are all of them, or none where the node says so.
+            match axes.is_empty() {
+                true if reading.attribute_int(node, "noop_with_empty_axes", 0) != 0 => {
+                    return Some(shape);
+                }
+                true => axes = first_axes(shape.len()),
+                false => {}
+            }
             for axis in &axes {
                 let axis = axis_of(*axis, shape.len())?;
                 shape[axis] = Dim::Known(1);
             }
             match reading.attribute_int(node, "keepdims", 1) {
-                1 => Some(shape),
-                _ => squeezed(&shape, &axes),
+                0 => squeezed(&shape, &axes),
+                _ => Some(shape),
             }
         }
         _ => None,
@@ -398,7 +407,7 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
 /// The shape of an input with something around it.
 fn padded(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
     let mut shape = shape_of(reading, node, 0)?;
-    let told = ints(reading, node, 1, "pads").and_then(|pads| {
+    let told = reading.list(node, 1, "pads").and_then(|pads| {
         match node.inputs.get(3).copied().flatten() {
             Some(axes) => on_axes(&pads, &reading.ints(axes)?, shape.len()),
             None => Some(pads),
@@ -425,14 +434,10 @@ fn padded(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
 /// The shape that is left of an input when parts of some axes are cut out.
 fn sliced(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
     let mut shape = shape_of(reading, node, 0)?;
-    let list = |index: usize, key: &str| ints(reading, node, index, key);
-    let starts = list(1, "starts")?;
-    let ends = list(2, "ends")?;
-    let axes = list(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
-    let steps = match node.inputs.get(4) {
-        Some(Some(name)) => reading.ints(*name)?,
-        _ => vec![1; starts.len()],
-    };
+    let starts = reading.list(node, 1, "starts")?;
+    let ends = reading.list(node, 2, "ends")?;
+    let axes = reading.list_or(node, 3, "axes", || first_axes(starts.len()))?;
+    let steps = reading.list_or(node, 4, "steps", || vec![1; starts.len()])?;
     for (i, axis) in axes.iter().enumerate() {
         let axis = axis_of(*axis, shape.len())?;
         let Dim::Known(n) = shape[axis] else {
@@ -488,7 +493,10 @@ fn windows(reading: &Reading<'_>, node: &Node, weight: Option<Shape>) -> Option<
         _ => Some(vec![default; n]),
     };
     let (stride, dilation) = (ints("strides", 1, axes)?, ints("dilations", 1, axes)?);
-    let pads = ints("pads", 0, 2 * axes)?;
+    let pads = match node.attributes.get("auto_pad") {
+        Some(Attribute::Text(text)) if text == b"VALID" => vec![0; 2 * axes],
+        _ => ints("pads", 0, 2 * axes)?,
+    };
     let kernel = match &weight {
         Some(weight) => known(weight.get(2..)?)?,
         None => {
@@ -545,18 +553,19 @@ fn windows(reading: &Reading<'_>, node: &Node, weight: Option<Shape>) -> Option<
 fn split(reading: &Reading<'_>, node: &Node) -> Option<Vec<Option<Shape>>> {
     let shape = shape_of(reading, node, 0)?;
     let axis = axis_of(reading.attribute_int(node, "axis", 0), shape.len())?;
-    let sizes = match ints(reading, node, 1, "split") {
-        Some(sizes) => sizes.into_iter().map(dim_of).collect(),
-        None => {
-            let Dim::Known(n) = shape[axis] else {
-                return None;
-            };
-            let parts = node.outputs.len();
-            let size = n.div_ceil(parts.max(1));
-            (0..parts)
-                .map(|i| Dim::Known(size.min(n.saturating_sub(i * size))))
-                .collect::<Vec<_>>()
-        }
+    let equal = || {
+        let Dim::Known(n) = shape[axis] else {
+            return None;
+        };
+        let parts = node.outputs.len();
+        let size = n.div_ceil(parts.max(1));
+        let part = |i: usize| size.min(n.saturating_sub(i.saturating_mul(size)));
+        Some((0..parts).map(|i| Dim::Known(part(i))).collect::<Vec<_>>())
+    };
+    let told = node.inputs.get(1).copied().flatten().is_some();
+    let sizes = match told || node.attributes.contains_key("split") {
+        true => (reading.list(node, 1, "split")?.into_iter().map(dim_of)).collect(),
+        false => equal()?,
     };
     let part = |size: Dim| {
         let mut shape = shape.clone();

@@ -4,6 +4,7 @@ use super::ops::{Reading, Trouble, because, opaque};
 use super::proto::{Attribute, Node};
 use super::shapes;
 use crate::graph::model::{Conv, Dim, Pads, Window};
+use crate::tensor::{Place, Tensor};
 
 /// An attribute of one number for each axis, none of them negative.
 fn each_axis(node: &Node, key: &str, axes: usize, default: usize) -> Result<Vec<usize>, Trouble> {
@@ -16,6 +17,14 @@ fn each_axis(node: &Node, key: &str, axes: usize, default: usize) -> Result<Vec<
     match numbers {
         Ok(numbers) if numbers.len() == axes => Ok(numbers),
         _ => because(&format!("its `{key}` do not fit its axes")),
+    }
+}
+
+/// Whether a constant that a node makes is made of zeros.
+fn is_nothing(tensor: &Tensor) -> bool {
+    match tensor.place() {
+        Place::InMemory(bytes) => bytes.iter().all(|byte| *byte == 0),
+        _ => false,
     }
 }
 
@@ -55,18 +64,20 @@ pub(super) fn conv(reading: &Reading<'_>, node: &Node, transposed: bool) -> Resu
         return because("its bias is not one number for each output channel");
     }
     let added = each_axis(node, "output_padding", axes, 0)?;
-    if transposed && node.attributes.contains_key("output_shape") {
-        return because("its padding follows from its `output_shape`");
-    }
     let extents: Vec<usize> = kernel
         .iter()
         .zip(&dilation)
         .map(|(k, d)| (k - 1).saturating_mul(*d).saturating_add(1))
         .collect();
+    let pads = match transposed {
+        true => cut(reading, node, [&extents, &stride, &added])?,
+        false => pads(reading, node, axes, &extents, &stride)?,
+    };
     Ok(Conv {
-        pads: pads(reading, node, axes, &extents, &stride, transposed)?,
+        pads,
         weight,
-        bias,
+        // An exporter that is not to optimise makes one of zeros where there is none.
+        bias: bias.filter(|bias| !is_nothing(bias)),
         stride,
         dilation,
         groups,
@@ -81,7 +92,6 @@ fn pads(
     axes: usize,
     extents: &[usize],
     stride: &[usize],
-    transposed: bool,
 ) -> Result<Pads, Trouble> {
     let upper = match reading.attribute_text(node, "auto_pad") {
         None | Some(b"NOTSET") => {
@@ -100,9 +110,6 @@ fn pads(
         Some(b"SAME_LOWER") => false,
         Some(_) => return because("its `auto_pad` is none that ONNX knows"),
     };
-    if transposed {
-        return because("its padding follows from the shape of its output");
-    }
     let shape = reading
         .value(node, 0)
         .and_then(|id| reading.values.values[id.0].shape.as_ref());
@@ -121,6 +128,52 @@ fn pads(
         after.push(if upper { more } else { less });
     }
     Ok(Pads { before, after })
+}
+
+/// What a transposed conv cuts off its output, also where that follows from the shape that the output is to have. An uneven rest is
+/// left: runtimes differ on which side they cut it off.
+fn cut(
+    reading: &Reading<'_>,
+    node: &Node,
+    [extents, stride, added]: [&[usize]; 3],
+) -> Result<Pads, Trouble> {
+    let axes = extents.len();
+    let told = node.attributes.contains_key("output_shape");
+    let same = match reading.attribute_text(node, "auto_pad") {
+        Some(b"SAME_UPPER" | b"SAME_LOWER") => true,
+        _ if told => false,
+        _ => return pads(reading, node, axes, extents, stride),
+    };
+    let wanted = each_axis(node, "output_shape", axes, 0)?;
+    let input = reading
+        .value(node, 0)
+        .and_then(|id| reading.values.values[id.0].shape.as_ref());
+    let mut half = Vec::with_capacity(axes);
+    for i in 0..axes {
+        let full = extents[i].checked_add(added[i]);
+        // One stride more for each input behind the first; the output has one for each, or what is told.
+        let total = match (told, input.and_then(|shape| shape.get(i + 2))) {
+            (false, _) => full.and_then(|full| full.checked_sub(stride[i])),
+            (true, Some(Dim::Known(size))) => full.and_then(|full| {
+                let behind = size.checked_sub(1)?.checked_mul(stride[i])?;
+                full.checked_add(behind)?.checked_sub(wanted[i])
+            }),
+            (true, _) => return because("its padding follows from a size that is not known"),
+        };
+        match total {
+            Some(total) if total % 2 == 0 => half.push(total / 2),
+            _ if same => {
+                return because("what its `auto_pad` cuts off is uneven, or less than nothing");
+            }
+            _ => {
+                return because("what its `output_shape` cuts off is uneven, or less than nothing");
+            }
+        }
+    }
+    Ok(Pads {
+        before: half.clone(),
+        after: half,
+    })
 }
 
 pub(super) fn average(reading: &Reading<'_>, node: &Node) -> Result<Window, Trouble> {
@@ -145,7 +198,7 @@ pub(super) fn average(reading: &Reading<'_>, node: &Node) -> Result<Window, Trou
     {
         return because("its window is dilated");
     }
-    let pads = pads(reading, node, axes, &kernel, &stride, false)?;
+    let pads = pads(reading, node, axes, &kernel, &stride)?;
     let padded = pads.before.iter().chain(&pads.after).any(|p| *p > 0);
     if padded && reading.attribute_int(node, "count_include_pad", 0) == 0 {
         return because("it leaves its padding out of the average");

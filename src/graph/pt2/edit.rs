@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
+use super::alias::{Effect, effect};
 use super::json::{Members, Raw, Tagged, place, read, splice};
 use super::nodes::{New, new_nodes};
 use super::read::Pt2;
@@ -263,10 +264,18 @@ impl Kept {
         for (i, node) in text.read.iter().enumerate().rev() {
             let writes = || node.outputs.iter().flat_map(names);
             // What is not in the graph is a view of a constant, or dead.
+            let asked_for =
+                || writes().any(|name| read.contains(&name) || !read_before.contains(&name));
+            // A size that only folded nodes asked for is gone with these.
+            let superfluous = || {
+                let pure = matches!(effect(node), Effect::New | Effect::View);
+                pure && writes().next().is_some() && !asked_for()
+            };
             nodes[i] = !pt2.dead.contains(&i)
-                && stays.get(&i).copied().unwrap_or_else(|| {
-                    writes().any(|name| read.contains(&name) || !read_before.contains(&name))
-                });
+                && match stays.get(&i) {
+                    Some(stays) => *stays && !superfluous(),
+                    None => asked_for(),
+                };
             match nodes[i] {
                 true => read.extend(reads(node)),
                 false => gone.extend(writes()),

@@ -233,7 +233,12 @@ fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     if channels.len() != 1 || vectors.into_iter().any(|tensor| tensor.shape() != channels) {
         return because("its vectors have different lengths");
     }
-    let eps = call.number("eps")?.filter(|eps| *eps >= 0.0).ok_or(None)?;
+    let eps = call.number("eps")?.ok_or(None)?;
+    if !(eps >= 0.0 && eps.is_finite()) {
+        return because(format!(
+            "its eps is {eps}; expected a finite number, not negative"
+        ));
+    }
     let norm = Norm {
         mean,
         var,

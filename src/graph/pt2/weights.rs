@@ -76,6 +76,13 @@ pub(super) fn stored(
     let Some(size) = bits.map(|bits| bits as u64 / 8) else {
         return unread(UNKNOWN);
     };
+    if !(range.end - range.start).is_multiple_of(size) {
+        return Err(format!(
+            "the entry of {} has {} bytes, which are no whole number of its elements of {size}",
+            quoted(name),
+            range.end - range.start
+        ));
+    }
     let view = View::new(range.clone(), size, offset, &sizes, &strides)
         .map_err(|why| format!("{} {why}", quoted(name)))?;
     if view.byte_len > range.end - range.start {

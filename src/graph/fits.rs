@@ -1,0 +1,111 @@
+//! Whether fused numbers fit the type that a network computes in, whatever type they are stored in.
+
+use crate::algebra::Values as _;
+use crate::fuse::diagnose::{self, place_in};
+use crate::plan::{Plan, stored_type};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Reader, Tensor, quoted};
+
+/// A fused number that the network cannot compute with.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}, and the network computes in {dtype}; export it in f32"
+)]
+pub struct Beyond {
+    /// The block.
+    pub block: String,
+    /// The fused tensor, in quotes.
+    pub tensor: String,
+    /// Where in it.
+    pub index: Vec<usize>,
+    /// The number.
+    pub value: f64,
+    /// What the network computes in.
+    pub dtype: Float,
+    /// The largest number of that.
+    pub largest: f64,
+}
+
+/// The first fused number of what was made that is beyond the type in which the network computes.
+///
+/// # Errors
+/// When a tensor cannot be read.
+pub(super) fn beyond(plan: &Plan, made: &Checkpoint) -> Result<Option<Beyond>, TensorError> {
+    for block in &plan.blocks {
+        for fused in &block.fused {
+            let Ok(computed) = stored_type(fused.expr.root()) else {
+                continue;
+            };
+            if fused.dtype.largest() <= computed.largest() {
+                continue;
+            }
+            for end in ["weight", "bias"] {
+                let name = format!("{}.{end}", fused.module);
+                let Some(tensor) = made.get(&name).filter(|t| t.dtype().float().is_some()) else {
+                    continue;
+                };
+                if let Some((flat, value)) = first_beyond(made, tensor, computed)? {
+                    return Ok(Some(Beyond {
+                        block: block.name.clone(),
+                        tensor: quoted(&name),
+                        index: place_in(tensor.shape(), flat),
+                        value,
+                        dtype: computed,
+                        largest: computed.largest(),
+                    }));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn first_beyond(
+    made: &Checkpoint,
+    tensor: &Tensor,
+    computed: Float,
+) -> Result<Option<(usize, f64)>, TensorError> {
+    let mut reader = Reader::new(made, 1 << 16);
+    let mut buffer = vec![0.0; tensor.len().min(1 << 14)];
+    let mut first = 0;
+    while first < tensor.len() {
+        let part = (tensor.len() - first).min(buffer.len());
+        reader.read(tensor, first, &mut buffer[..part])?;
+        let found = buffer[..part]
+            .iter()
+            .position(|x| !computed.round(*x).is_finite());
+        if let Some(i) = found {
+            return Ok(Some((first + i, buffer[i])));
+        }
+        first += part;
+    }
+    Ok(None)
+}
+
+/// The same of an error, where a number is too large for the type that the network computes in and is stored in.
+pub(super) fn beyond_in(plan: &Plan, error: &diagnose::Error) -> Option<Beyond> {
+    let diagnose::Error::Overflow {
+        tensor,
+        index,
+        value,
+        dtype,
+        largest,
+    } = error
+    else {
+        return None;
+    };
+    let fused = |block: &crate::plan::Block| {
+        block.fused.iter().any(|fused| {
+            let named = ["weight", "bias"].map(|end| quoted(&format!("{}.{end}", fused.module)));
+            named.contains(tensor) && stored_type(fused.expr.root()).is_ok_and(|of| of == *dtype)
+        })
+    };
+    let block = plan.blocks.iter().find(|block| fused(block))?;
+    Some(Beyond {
+        block: block.name.clone(),
+        tensor: tensor.clone(),
+        index: index.clone(),
+        value: *value,
+        dtype: *dtype,
+        largest: *largest,
+    })
+}
