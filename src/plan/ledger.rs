@@ -528,21 +528,17 @@ fn of_conv(fused: &PlannedConv, [b, f]: [usize; 2]) -> impl Iterator<Item = Plan
     std::iter::once(weight).chain(bias)
 }
 
-/// Checks that all convs of a block are stored with as many spatial axes. A matrix is a conv of one tap along one axis, or along none.
+/// Checks that all convs of a block are stored with as many spatial axes. A matrix has none, and is a conv of one tap along any.
 fn same_axes(expr: &Resolved<Tensor>) -> Result<(), String> {
-    let convs: Vec<_> = expr
-        .root()
-        .convs()
-        .into_iter()
-        .map(|(conv, _)| conv)
-        .collect();
-    let axes = |i: usize| convs[i].weight.shape().len().max(3);
-    match (1..convs.len()).find(|i| axes(i - 1) != axes(*i)) {
+    let convs = expr.root().convs().into_iter();
+    let convs = convs.map(|(conv, _)| &conv.weight);
+    let convs: Vec<_> = convs.filter(|weight| weight.shape().len() > 2).collect();
+    let mut pairs = convs.windows(2);
+    match pairs.find(|pair| pair[0].shape().len() != pair[1].shape().len()) {
         None => Ok(()),
-        Some(i) => Err(format!(
+        Some(pair) => Err(format!(
             "{} and {} have different numbers of dimensions; the convs of a block have the same",
-            convs[i - 1].weight,
-            convs[i].weight
+            pair[0], pair[1]
         )),
     }
 }

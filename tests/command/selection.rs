@@ -2,6 +2,7 @@
 
 use safetensors::Dtype;
 
+use crate::support::file::{Place, recipe};
 use crate::support::forge::{File, Held};
 use crate::support::tiny::Tiny;
 
@@ -307,4 +308,43 @@ fn the_state_of_quantizers_is_refused_or_dropped() {
         assert!(!out.tensors.contains_key(name), "{name}");
         assert_eq!(out.tensors.len(), 12);
     }
+}
+
+/// A block of other shapes than the recipe asks for is not just left.
+#[test]
+fn a_block_of_other_shapes_is_told() {
+    let place = Place::new();
+    let own = recipe(
+        r#"{"at": "{p}.one.weight", "where": {"{p}.two.weight": ["_", "_", 1, 1]},
+            "fuse": {"{p}.out": {"sum": [{"conv": "{p}.one", "bias": "optional"}, {"conv": "{p}.two", "bias": "optional"}]}}}"#,
+    );
+    // (The recipe of other tests lets anything stand beside its blocks.)
+    place.write("own.json", own.replace(r#""beside": ["{p}"], "#, ""));
+    let file = |taps: usize| {
+        let mut file = File::default();
+        for block in ["a", "b"] {
+            put(&mut file, &format!("{block}.one.weight"), &[4, 4, 3, 3]);
+            put(&mut file, &format!("{block}.two.weight"), &[4, 4, 1, 1]);
+        }
+        put(&mut file, "b.two.weight", &[4, 4, taps, taps]);
+        file
+    };
+    file(1).write(&place.path("right.safetensors"));
+    file(3).write(&place.path("wrong.safetensors"));
+    let ran = place.run("fuse right.safetensors out.safetensors --recipe own.json");
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    let ran = place.run("fuse wrong.safetensors out.safetensors --recipe own.json --force");
+    let said = "`b.one.weight` has the name of a part of a block of recipe `own`, and `b.two.weight` has shape [4, 4, 3, 3], which no such \
+                block has";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+}
+
+/// A kernel over one more axis is no branch of a conv, even if it has a single tap along it.
+#[test]
+fn branches_have_as_many_axes() {
+    let tiny = changed(|file| put(file, "stage1.1.rbr_1x1.conv.weight", &[4, 4, 1, 1, 1]));
+    let ran = tiny.fuse(&[]);
+    let said = "`stage1.1.rbr_dense.conv.weight` and `stage1.1.rbr_1x1.conv.weight` have different numbers of dimensions; the convs of a \
+                block have the same";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
 }

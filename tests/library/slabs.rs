@@ -118,7 +118,7 @@ fn every_kind(random: &mut Random) -> File {
     for (name, shape) in [
         ("m.up.weight", &[160, 80, 4, 4][..]),
         ("m.up_small.weight", &[160, 80, 2, 2]),
-        ("m.inner.weight", &[96, 96, 1, 1]),
+        ("m.inner.weight", &[96, 96]),
         ("m.outer.weight", &[160, 96, 3, 3]),
         ("m.beside.weight", &[160, 96, 3, 3]),
         ("m.grouped.weight", &[256, 64, 3, 3]),
