@@ -1,9 +1,12 @@
 //! What names leave open: sentences, each with its size for the file and the tensors that it is about.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::units;
 use crate::fuse::diagnose::EpsSensitivity;
-use crate::plan::{Applied, EpsSource, Plan};
-use crate::tensor::quoted;
+use crate::plan::{Applied, Block, EpsSource, Plan};
+use crate::recipe::model::BATCH_COUNT;
+use crate::tensor::{Tensor, quoted};
 
 /// Something that the names of a file do not tell, and that the recipe was believed about.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +29,7 @@ pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
             false => about_eps(family, weight),
         }));
         found.extend(about_identities(plan, family));
+        found.extend(about_odd_blocks(plan, family));
     }
     found
 }
@@ -94,6 +98,67 @@ fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
             quoted(&family.recipe)
         ),
         tensors,
+        other_eps: None,
+    })
+}
+
+/// Fewer blocks than this say nothing of one that is unlike them.
+const ENOUGH_ALIKE: usize = 3;
+
+/// Blocks that stand in a row, have the same shape, and are alike but for one: it has lost a branch, or has one that the others do without.
+fn about_odd_blocks(plan: &Plan, family: &Applied) -> Vec<Warning> {
+    let blocks = plan.blocks.get(family.blocks.clone()).unwrap_or_default();
+    let mut rows: BTreeMap<(String, Vec<Vec<usize>>), Vec<&Block>> = BTreeMap::new();
+    for block in blocks {
+        let shapes = block.fused.iter().map(|conv| conv.stored_shape());
+        let row = in_row(&block.name);
+        rows.entry((row, shapes.collect())).or_default().push(block);
+    }
+    let rows = rows.values().filter(|row| row.len() > ENOUGH_ALIKE);
+    rows.filter_map(|row| odd_one(row)).collect()
+}
+
+/// The name of a block without the last number in it.
+fn in_row(name: &str) -> String {
+    let mut segments: Vec<&str> = name.split('.').collect();
+    let is_number = |segment: &&str| segment.bytes().all(|b| b.is_ascii_digit());
+    if let Some(last) = segments.iter().rposition(is_number) {
+        segments[last] = "";
+    }
+    segments.join(".")
+}
+
+fn odd_one(row: &[&Block]) -> Option<Warning> {
+    let below = |block: &Block| -> BTreeSet<String> {
+        let tensors = block.consumed.iter().map(Tensor::name);
+        let below = tensors.filter(|name| !name.ends_with(BATCH_COUNT));
+        let below = below.filter_map(|name| name.strip_prefix(&*block.name));
+        below.map(str::to_owned).collect()
+    };
+    let all: Vec<BTreeSet<String>> = row.iter().map(|block| below(block)).collect();
+    let mut times: BTreeMap<&String, usize> = BTreeMap::new();
+    for name in all.iter().flatten() {
+        *times.entry(name).or_default() += 1;
+    }
+    let others = row.len() - 1;
+    let (name, there) = times.iter().find_map(|(name, times)| match times {
+        1 => Some((*name, true)),
+        n if *n == others => Some((*name, false)),
+        _ => None,
+    })?;
+    let odd = (all.iter()).position(|names| names.contains(name) == there)?;
+    let tensor = format!("{}{name}", row[odd].name);
+    let [has, do_others] = match there {
+        true => ["has", "have none such"],
+        false => ["has no", "have one"],
+    };
+    Some(Warning {
+        sentence: format!(
+            "block {} {has} {}, and the {others} blocks of its shape beside it {do_others}: the recipe calls it optional",
+            quoted(&row[odd].name),
+            quoted(&tensor),
+        ),
+        tensors: vec![tensor],
         other_eps: None,
     })
 }

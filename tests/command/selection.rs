@@ -348,3 +348,35 @@ fn branches_have_as_many_axes() {
                 block have the same";
     assert!(ran.stderr.contains(said), "{}", ran.stderr);
 }
+
+/// An optional branch that one block of a row has lost, or has alone, is told.
+#[test]
+fn a_block_unlike_those_beside_it_is_told() {
+    let row = |change: &dyn Fn(&mut File)| {
+        let mut tiny = Tiny::empty();
+        for i in 0..5 {
+            tiny.block(&format!("stage1.{i}"), [4, 4]);
+        }
+        change(&mut tiny.file);
+        tiny.write();
+        tiny.fuse(&[]).stderr
+    };
+    let identity = |file: &mut File, block: &str| {
+        let lost = |name: &str| name.starts_with(block) && name.contains(".rbr_identity.");
+        file.tensors.retain(|name, _| !lost(name));
+    };
+    let told = "block `stage1.2` has no `stage1.2.rbr_identity.bias`, and the 4 blocks of its shape beside it have one";
+    let said = row(&|file| identity(file, "stage1.2"));
+    assert!(said.contains(told), "{said}");
+    let said = row(&|file| {
+        ["stage1.0", "stage1.1", "stage1.3", "stage1.4"]
+            .map(|b| identity(file, b))
+            .into_iter()
+            .collect()
+    });
+    let told = "block `stage1.2` has `stage1.2.rbr_identity.bias`, and the 4 blocks of its shape beside it have none such";
+    assert!(said.contains(told), "{said}");
+    for right in [row(&|_| ()), row(&|file| identity(file, "stage1."))] {
+        assert!(!right.contains("beside it"), "{right}");
+    }
+}
