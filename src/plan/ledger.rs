@@ -1,5 +1,6 @@
 //! The ledger of a plan: block by block it takes tensors, and at the end it decides about those that no block took.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::agree::Agreement;
@@ -64,7 +65,7 @@ struct Around<'a> {
     operators: Operators<'a>,
     beside: Beside<'a>,
     /// The names of all tensors of blocks, without their numbers.
-    kinds: HashSet<String>,
+    kinds: OnceCell<HashSet<String>>,
 }
 
 fn without_numbers(name: &str) -> String {
@@ -391,12 +392,7 @@ impl<'a> Ledger<'a> {
             regions: Regions::of(std::mem::take(&mut self.regions)),
             operators: Operators::of(self.recipe),
             beside: Beside::new(&self.recipe.beside, &self.options.beside)?,
-            kinds: self
-                .blocks
-                .iter()
-                .flat_map(|block| &block.consumed)
-                .map(|tensor| without_numbers(tensor.name()))
-                .collect(),
+            kinds: OnceCell::new(),
         };
         for tensor in self.index.values() {
             let name = tensor.name();
@@ -463,7 +459,16 @@ impl<'a> Ledger<'a> {
         })?;
         if !around.beside.covers(name) {
             let operators = &around.operators;
-            let like = |name: &str| around.kinds.contains(&without_numbers(name));
+            let kinds = || {
+                let consumed = self.blocks.iter().flat_map(|block| &block.consumed);
+                consumed
+                    .map(|tensor| without_numbers(tensor.name()))
+                    .collect()
+            };
+            let like = |name: &str| {
+                let kinds: &HashSet<String> = around.kinds.get_or_init(kinds);
+                kinds.contains(&without_numbers(name))
+            };
             match operators.leftover(tensor, self.index, &like, self.budget) {
                 Some(Half::Missing(name)) => return Err(self.orphan(tensor, name)),
                 Some(Half::Misfit(said)) => {

@@ -362,6 +362,12 @@ impl Pattern {
 
 /// If a pattern names this tensor or a module above it: the length of that name, and the captures.
 pub(crate) fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
+    // Most names do not have the literal end at all.
+    if let Some(Part::Literal(end)) = pattern.parts.last()
+        && !name.contains(end.as_str())
+    {
+        return None;
+    }
     let ends = name
         .match_indices('.')
         .map(|(at, _)| at)

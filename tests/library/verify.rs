@@ -261,7 +261,7 @@ fn holds_kernel_and_bias_each_to_its_own_type() {
     let said: Vec<String> = verdict.failures.iter().map(ToString::to_string).collect();
     assert!(
         said[0].ends_with(
-            "is F16; expected F32, the type of the training form, or one type for all convs"
+            "is f16; expected f32, the type of the training form, or one type for all convs"
         ),
         "{said:?}"
     );
