@@ -39,17 +39,29 @@ fn about_eps(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
     if family.eps_source != EpsSource::Recipe {
         return None;
     }
-    Some(Warning {
-        sentence: format!(
-            "the names alone do not tell the eps; recipe {} has {:e}, and {:e} would change a scale by up to {}: {note}",
-            quoted(&family.recipe),
-            family.eps?,
-            weight.other,
-            units::share(weight.largest)
-        ),
+    let sentence = format!(
+        "the names alone do not tell the eps; {}: {note}",
+        would_change(family.eps?, family, weight)
+    );
+    Some(of_eps(sentence, weight))
+}
+
+/// How much another eps would matter.
+fn would_change(eps: f64, family: &Applied, weight: &EpsSensitivity) -> String {
+    format!(
+        "recipe {} has {eps:e}, and {:e} would change a scale by up to {}",
+        quoted(&family.recipe),
+        weight.other,
+        units::share(weight.largest)
+    )
+}
+
+fn of_eps(sentence: String, weight: &EpsSensitivity) -> Warning {
+    Warning {
+        sentence,
         tensors: vec![weight.tensor.clone()],
         other_eps: Some(weight.other),
-    })
+    }
 }
 
 /// Whether the file tells the modules of norms and not their eps, as TorchScript does, which keeps that in its code.
@@ -67,17 +79,11 @@ fn about_code(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
     if !matches!(family.eps_source, EpsSource::Recipe | EpsSource::Host) {
         return None;
     }
-    Some(Warning {
-        sentence: format!(
-            "the eps of this file's norms stands in its code, as TorchScript keeps it, and is not read; recipe {} has {:e}, and {:e} would change a scale by up to {}: a model that was made with another one is folded wrongly",
-            quoted(&family.recipe),
-            family.eps?,
-            weight.other,
-            units::share(weight.largest)
-        ),
-        tensors: vec![weight.tensor.clone()],
-        other_eps: Some(weight.other),
-    })
+    let sentence = format!(
+        "the eps of this file's norms stands in its code, as TorchScript keeps it, and is not read; {}: a model that was made with another one is folded wrongly",
+        would_change(family.eps?, family, weight)
+    );
+    Some(of_eps(sentence, weight))
 }
 
 fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {

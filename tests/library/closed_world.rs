@@ -447,24 +447,36 @@ fn branches(block: &Block, leaves: &BTreeSet<String>) -> BTreeMap<String, Vec<St
     branches
 }
 
+/// Calls `f` for every branch of one block of each kind, with the header of the file, the block, the branch's module and its tensors.
+fn for_each_branch(
+    case: &Case,
+    recipes: &[Recipe],
+    f: &mut dyn FnMut(&Header, &Block, &str, &[String]),
+) {
+    let file = Checkpoint::open(&case.train).expect("a checkpoint");
+    let plan = planned(&file, case, recipes).expect("a plan");
+    let header = Header::of(&file);
+    let used = leaves(&plan);
+    for block in kinds(&plan) {
+        for (module, tensors) in branches(block, &used) {
+            f(&header, block, &module, &tensors);
+        }
+    }
+}
+
 #[test]
 fn a_branch_under_another_name_is_refused() {
     let sweep = swept(|case, recipes, sweep| {
-        let file = Checkpoint::open(&case.train).expect("a checkpoint");
-        let plan = planned(&file, case, recipes).expect("a plan");
-        let header = Header::of(&file);
-        for block in kinds(&plan) {
-            for (module, tensors) in branches(block, &leaves(&plan)) {
-                let mut other = header.clone();
-                for name in &tensors {
-                    other.rename(name, &format!("{module}_other{}", &name[module.len()..]));
-                }
-                sweep.tried += 1;
-                if planned(&other.open(), case, recipes).is_ok() {
-                    sweep.passed(case, &module, &[MAY_BE_OTHER, MAY_BE_RENAMED]);
-                }
+        for_each_branch(case, recipes, &mut |header, _, module, tensors| {
+            let mut other = header.clone();
+            for name in tensors {
+                other.rename(name, &format!("{module}_other{}", &name[module.len()..]));
             }
-        }
+            sweep.tried += 1;
+            if planned(&other.open(), case, recipes).is_ok() {
+                sweep.passed(case, module, &[MAY_BE_OTHER, MAY_BE_RENAMED]);
+            }
+        });
     });
     sweep.holds(&[MAY_BE_OTHER, MAY_BE_RENAMED]);
 }
@@ -487,21 +499,16 @@ fn is_there_without(block: &Block, tensors: &[String], plan: &Plan) -> bool {
 #[test]
 fn a_branch_less_is_refused_or_optional() {
     let sweep = swept(|case, recipes, sweep| {
-        let file = Checkpoint::open(&case.train).expect("a checkpoint");
-        let plan = planned(&file, case, recipes).expect("a plan");
-        let header = Header::of(&file);
-        for block in kinds(&plan) {
-            for (module, tensors) in branches(block, &leaves(&plan)) {
-                let mut less = header.clone();
-                tensors.iter().for_each(|name| less.remove(name));
-                sweep.tried += 1;
-                match planned(&less.open(), case, recipes) {
-                    Ok(plan) if is_there_without(block, &tensors, &plan) => sweep.known += 1,
-                    Ok(_) => sweep.passed(case, &module, &[MAY_BE_OTHER, MAY_LACK]),
-                    Err(_) => {}
-                }
+        for_each_branch(case, recipes, &mut |header, block, module, tensors| {
+            let mut less = header.clone();
+            tensors.iter().for_each(|name| less.remove(name));
+            sweep.tried += 1;
+            match planned(&less.open(), case, recipes) {
+                Ok(plan) if is_there_without(block, tensors, &plan) => sweep.known += 1,
+                Ok(_) => sweep.passed(case, module, &[MAY_BE_OTHER, MAY_LACK]),
+                Err(_) => {}
             }
-        }
+        });
     });
     sweep.holds(&[MAY_BE_OTHER, MAY_LACK]);
 }
