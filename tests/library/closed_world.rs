@@ -447,12 +447,10 @@ fn branches(block: &Block, leaves: &BTreeSet<String>) -> BTreeMap<String, Vec<St
     branches
 }
 
+type OnBranch<'a> = dyn FnMut(&Header, &Block, &str, &[String]) + 'a;
+
 /// Calls `f` for every branch of one block of each kind, with the header of the file, the block, the branch's module and its tensors.
-fn for_each_branch(
-    case: &Case,
-    recipes: &[Recipe],
-    f: &mut dyn FnMut(&Header, &Block, &str, &[String]),
-) {
+fn for_each_branch(case: &Case, recipes: &[Recipe], f: &mut OnBranch<'_>) {
     let file = Checkpoint::open(&case.train).expect("a checkpoint");
     let plan = planned(&file, case, recipes).expect("a plan");
     let header = Header::of(&file);
