@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{graph, output};
 use crate::graph::{Folded, GraphFile};
-use crate::plan::{self, Options, Plan};
+use crate::plan::{self, Block, Options, Plan};
 use crate::recipe::{self, Family, Index, Recipe};
 use crate::tensor::{Checkpoint, Float, Wrapping, plain, quoted};
 
@@ -144,6 +144,35 @@ impl Select {
             }
         }
         (!flags.is_empty()).then(|| (flags.join(" "), select))
+    }
+
+    /// If a deploy form looks as if other blocks had been chosen: how to choose them, and what that selects.
+    pub(super) fn as_chosen(&self, deployed: &Checkpoint, plan: &Plan) -> Option<(String, Select)> {
+        let mut select = self.clone();
+        if !self.only.is_empty() || !self.skip.is_empty() {
+            (select.only, select.skip) = (Vec::new(), Vec::new());
+            return Some(("leaving out --only and --skip".to_owned(), select));
+        }
+        let as_it_was = |block: &&Block| {
+            let mut consumed = block.consumed().iter();
+            consumed.all(|tensor| deployed.get(tensor.name()).is_some())
+        };
+        let (left, folded): (Vec<&Block>, Vec<&Block>) = plan.blocks().iter().partition(as_it_was);
+        if left.is_empty() || folded.is_empty() {
+            return None;
+        }
+        let (flag, names) = match left.len() <= folded.len() {
+            true => ("--skip", left),
+            false => ("--only", folded),
+        };
+        let names: Vec<String> = names.iter().map(|block| block.name().to_owned()).collect();
+        let flags = names.iter().map(|name| format!("{flag} '{}'", plain(name)));
+        let how = flags.collect::<Vec<_>>().join(" ");
+        match flag {
+            "--skip" => select.skip = names,
+            _ => select.only = names,
+        }
+        Some((format!("`{how}`"), select))
     }
 
     /// What the user decided about a plan.

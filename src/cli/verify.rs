@@ -248,7 +248,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let answer = tell(args, begin, &told)?;
     if !verdict.accepted()
         && let Some(file) = &deployed
-        && let Some(hint) = made_otherwise(args, &checkpoint, file, &plan)?
+        && let Some(hint) = match made_otherwise(args, &checkpoint, file, &plan)? {
+            None => chosen_otherwise(args, &checkpoint, file, &plan)?,
+            hint => hint,
+        }
     {
         output::note(&hint);
     }
@@ -276,6 +279,27 @@ fn made_otherwise(
             "repfuse: the file says it was fused with other settings, and `{flags}` verifies it"
         )
     }))
+}
+
+/// If a deploy form is equivalent where other blocks are chosen: what to pass for that.
+fn chosen_otherwise(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    deployed: &Checkpoint,
+    plan: &Plan,
+) -> anyhow::Result<Option<String>> {
+    let Some((how, select)) = args.select.as_chosen(deployed, plan) else {
+        return Ok(None);
+    };
+    let Ok(plan) = select.plan(checkpoint, None) else {
+        return Ok(None);
+    };
+    let form = Deployed::File(deployed);
+    let options = options(args, None);
+    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options))??;
+    Ok(verdict
+        .accepted()
+        .then(|| format!("repfuse: other blocks of the file are fused; {how} verifies it")))
 }
 
 /// Says that a file is no deploy form.

@@ -380,3 +380,24 @@ fn a_block_unlike_those_beside_it_is_told() {
         assert!(!right.contains("beside it"), "{right}");
     }
 }
+
+/// A file of which other blocks are fused than `verify` takes: what to pass is said.
+#[test]
+fn a_file_that_was_fused_in_part_is_told() {
+    let tiny = Tiny::network();
+    let verify = |more: &[&str]| {
+        tiny.run(&[&["verify", "train.safetensors", "out.safetensors"], more].concat())
+    };
+    tiny.fuse(&["--only", "stage1.0"]);
+    let told = "repfuse: other blocks of the file are fused; `--only 'stage1.0'` verifies it\n";
+    let ran = verify(&[]);
+    assert!(ran.status == 1 && ran.stderr.ends_with(told), "{ran:?}");
+    assert_eq!(verify(&["--only", "stage1.0"]).status, 0);
+    tiny.fuse(&["--skip", "stage1.0"]);
+    assert!(verify(&[]).stderr.ends_with(&told.replace("only", "skip")));
+    tiny.fuse(&[]);
+    let told =
+        "repfuse: other blocks of the file are fused; leaving out --only and --skip verifies it\n";
+    let ran = verify(&["--only", "stage1.0"]);
+    assert!(ran.status == 1 && ran.stderr.ends_with(told), "{ran:?}");
+}
