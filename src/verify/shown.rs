@@ -227,9 +227,10 @@ impl Verdict {
         parts
     }
 
-    /// Whether next to nothing of what fusing makes is in the other file.
+    /// Whether next to nothing of what fusing makes is in the other file, and no conv of it is right.
     pub fn is_of_another_network(&self) -> bool {
-        !self.accepted() && self.fits.is_some_and(|[fit, all]| all > 1 && 4 * fit < all)
+        let right = self.blocks.iter().any(|block| block.accepted);
+        !self.accepted() && !right && self.fits.is_some_and(|[fit, all]| all > 1 && 4 * fit < all)
     }
 
     fn another_network(&self) -> String {

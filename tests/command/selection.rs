@@ -400,4 +400,5 @@ fn a_file_that_was_fused_in_part_is_told() {
         "repfuse: other blocks of the file are fused; leaving out --only and --skip verifies it\n";
     let ran = verify(&["--only", "stage1.0"]);
     assert!(ran.status == 1 && ran.stderr.ends_with(told), "{ran:?}");
+    assert!(!ran.stdout.contains("different networks"), "{}", ran.stdout);
 }
