@@ -248,58 +248,50 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let answer = tell(args, begin, &told)?;
     if !verdict.accepted()
         && let Some(file) = &deployed
-        && let Some(hint) = match made_otherwise(args, &checkpoint, file, &plan)? {
-            None => chosen_otherwise(args, &checkpoint, file, &plan)?,
-            hint => hint,
-        }
+        && let Some(hint) = otherwise(args, &checkpoint, file, &plan)?
     {
         output::note(&hint);
     }
     Ok(answer)
 }
 
-/// If a deploy form says that it was made by another recipe or eps, and it is equivalent by those: the flags for them.
-fn made_otherwise(
+/// If a deploy form is equivalent by other settings, or where other blocks are chosen: what to pass for that.
+fn otherwise(
     args: &Args,
     checkpoint: &Checkpoint,
     deployed: &Checkpoint,
     plan: &Plan,
 ) -> anyhow::Result<Option<String>> {
-    let Some((flags, select)) = args.select.as_made(deployed, plan) else {
-        return Ok(None);
-    };
-    let Ok(plan) = select.plan(checkpoint, None) else {
-        return Ok(None);
-    };
-    let form = Deployed::File(deployed);
-    let options = options(args, None);
-    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options))??;
-    Ok(verdict.accepted().then(|| {
-        format!(
+    if let Some((flags, select)) = args.select.as_made(deployed, plan)
+        && accepts(args, &select, checkpoint, deployed)?
+    {
+        return Ok(Some(format!(
             "repfuse: the file says it was fused with other settings, and `{flags}` verifies it"
-        )
-    }))
+        )));
+    }
+    if let Some((how, select)) = args.select.as_chosen(deployed, plan)
+        && accepts(args, &select, checkpoint, deployed)?
+    {
+        return Ok(Some(format!(
+            "repfuse: other blocks of the file are fused; {how} verifies it"
+        )));
+    }
+    Ok(None)
 }
 
-/// If a deploy form is equivalent where other blocks are chosen: what to pass for that.
-fn chosen_otherwise(
+/// Whether a deploy form is equivalent by a selection.
+fn accepts(
     args: &Args,
+    select: &Select,
     checkpoint: &Checkpoint,
     deployed: &Checkpoint,
-    plan: &Plan,
-) -> anyhow::Result<Option<String>> {
-    let Some((how, select)) = args.select.as_chosen(deployed, plan) else {
-        return Ok(None);
-    };
+) -> anyhow::Result<bool> {
     let Ok(plan) = select.plan(checkpoint, None) else {
-        return Ok(None);
+        return Ok(false);
     };
     let form = Deployed::File(deployed);
     let options = options(args, None);
-    let verdict = with_workers(|| verify::verify(checkpoint, &plan, form, &options))??;
-    Ok(verdict
-        .accepted()
-        .then(|| format!("repfuse: other blocks of the file are fused; {how} verifies it")))
+    Ok(with_workers(|| verify::verify(checkpoint, &plan, form, &options))??.accepted())
 }
 
 /// Says that a file is no deploy form.

@@ -183,7 +183,7 @@ pub(crate) fn explain(
 ) -> Error {
     let mut reader = Reader::new(checkpoint, 1 << 16);
     for leaf in fused.expr.root().leaves() {
-        match first_not_finite(&mut reader, leaf) {
+        match first_where(&mut reader, leaf, |x| !x.is_finite()) {
             Ok(Some((i, value))) => {
                 return Error::NotFinite {
                     tensor: leaf.to_string(),
@@ -232,16 +232,18 @@ pub(crate) fn too_large(tensor: &Tensor, flat: usize, value: f64, dtype: Float) 
     }
 }
 
-fn first_not_finite(
+/// The first number of a tensor of which this is true, and its flat position.
+pub(crate) fn first_where(
     reader: &mut Reader<'_>,
     leaf: &Tensor,
+    is: impl Fn(f64) -> bool,
 ) -> Result<Option<(usize, f64)>, TensorError> {
     let mut buffer = vec![0.0; leaf.len().min(1 << 14)];
     let mut first = 0;
     while first < leaf.len() {
         let part = (leaf.len() - first).min(buffer.len());
         reader.read(leaf, first, &mut buffer[..part])?;
-        if let Some(i) = buffer[..part].iter().position(|x| !x.is_finite()) {
+        if let Some(i) = buffer[..part].iter().position(|x| is(*x)) {
             return Ok(Some((first + i, buffer[i])));
         }
         first += part;

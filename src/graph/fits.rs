@@ -1,9 +1,8 @@
 //! Whether fused numbers fit the type that a network computes in, whatever type they are stored in.
 
-use crate::algebra::Values as _;
-use crate::fuse::diagnose::{self, place_in};
+use crate::fuse::diagnose::{self, first_where, place_in};
 use crate::plan::{Plan, stored_type};
-use crate::tensor::{Checkpoint, Error as TensorError, Float, Reader, Tensor, quoted};
+use crate::tensor::{Checkpoint, Error as TensorError, Float, Reader, quoted};
 
 /// A fused number that the network cannot compute with.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +42,9 @@ pub(super) fn beyond(plan: &Plan, made: &Checkpoint) -> Result<Option<Beyond>, T
                 let Some(tensor) = made.get(&name).filter(|t| t.dtype().float().is_some()) else {
                     continue;
                 };
-                if let Some((flat, value)) = first_beyond(made, tensor, computed)? {
+                let mut reader = Reader::new(made, 1 << 16);
+                let is_beyond = |x: f64| !computed.round(x).is_finite();
+                if let Some((flat, value)) = first_where(&mut reader, tensor, is_beyond)? {
                     return Ok(Some(Beyond {
                         block: block.name.clone(),
                         tensor: quoted(&name),
@@ -55,28 +56,6 @@ pub(super) fn beyond(plan: &Plan, made: &Checkpoint) -> Result<Option<Beyond>, T
                 }
             }
         }
-    }
-    Ok(None)
-}
-
-fn first_beyond(
-    made: &Checkpoint,
-    tensor: &Tensor,
-    computed: Float,
-) -> Result<Option<(usize, f64)>, TensorError> {
-    let mut reader = Reader::new(made, 1 << 16);
-    let mut buffer = vec![0.0; tensor.len().min(1 << 14)];
-    let mut first = 0;
-    while first < tensor.len() {
-        let part = (tensor.len() - first).min(buffer.len());
-        reader.read(tensor, first, &mut buffer[..part])?;
-        let found = buffer[..part]
-            .iter()
-            .position(|x| !computed.round(*x).is_finite());
-        if let Some(i) = found {
-            return Ok(Some((first + i, buffer[i])));
-        }
-        first += part;
     }
     Ok(None)
 }

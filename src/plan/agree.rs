@@ -41,7 +41,7 @@ fn alike(seen: &[Seen]) -> Vec<Vec<&Seen>> {
     let mut parts: BTreeMap<String, Vec<&Seen>> = BTreeMap::new();
     for seen in seen {
         // Blocks at like places differ in their numbers.
-        let place = seen.block.replace(|c: char| c.is_ascii_digit(), "");
+        let place = without_numbers(&seen.block);
         parts.entry(place).or_default().push(seen);
     }
     parts.into_values().collect()
@@ -72,4 +72,9 @@ fn odd_one(seen: &[&Seen]) -> Option<(String, String)> {
         ),
     };
     Some((odd.block.clone(), said))
+}
+
+/// A name without its digits: blocks and tensors at like places differ in those.
+pub(super) fn without_numbers(name: &str) -> String {
+    name.chars().filter(|c| !c.is_ascii_digit()).collect()
 }

@@ -38,13 +38,13 @@ impl Ledger<'_> {
 
     /// Leaves every block that has a module of this name: without one of its parts, the others are no block.
     fn leave_blocks_of(&mut self, module: &str) {
-        let rules: Vec<&BlockRule> = self.recipe.blocks.iter().collect();
-        for rule in rules {
-            let mut patterns = Vec::new();
-            for (_, template) in &rule.fuse {
-                template.visit_tensors(&mut |pattern| patterns.push(pattern));
-            }
-            let of_module = patterns.into_iter().find_map(|pattern| {
+        let recipe = self.recipe;
+        for rule in &recipe.blocks {
+            let mut patterns = rule
+                .fuse
+                .iter()
+                .flat_map(|(_, template)| template.tensors());
+            let of_module = patterns.find_map(|pattern| {
                 let (_, end) = pattern.text().rsplit_once('.')?;
                 let pattern = pattern.with_kinds_of(rule.at.iter());
                 pattern.matches(&format!("{module}.{end}"), &Captures::new())

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::agree::Agreement;
+use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
 use super::leftover::{Half, Operators};
@@ -66,10 +66,6 @@ struct Around<'a> {
     beside: Beside<'a>,
     /// The names of all tensors of blocks, without their numbers.
     kinds: OnceCell<HashSet<String>>,
-}
-
-fn without_numbers(name: &str) -> String {
-    name.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,12 +66,8 @@ impl<'r> Operators<'r> {
                     budget,
                     captures: &captures,
                 };
-                match operator.norm || operator.partner.is_none() {
-                    true => self.half(operator, &at),
-                    false => self
-                        .half(operator, &at)
-                        .or_else(|| operator.without_norm(&at)),
-                }
+                self.half(operator, &at)
+                    .or_else(|| operator.without_norm(&at))
             })
         })
     }
@@ -158,7 +154,7 @@ fn misfit_at(rule: &BlockRule, captures: &Captures, index: &Index) -> Option<Str
 impl Operator<'_> {
     /// What a conv lacks that stands without the norm behind it, where blocks with names like its own have one.
     fn without_norm(&self, at: &Place<'_>) -> Option<Half> {
-        let norm = self.partner.as_ref()?;
+        let norm = self.partner.as_ref().filter(|_| !self.norm)?;
         let name = at.name;
         let bias = name
             .strip_suffix("weight")
