@@ -1,8 +1,7 @@
 //! A block is a closed world: a tensor that stands among its own must have a place in what it computes, or be said
 //! to stand beside it.
 
-use std::collections::HashMap;
-
+use foldhash::{HashMap, HashMapExt};
 use globset::GlobSet;
 
 use super::select::compile;
@@ -54,9 +53,8 @@ impl Region {
         captures: &Captures,
         tensors: impl Iterator<Item = &'n str> + Clone,
     ) -> Region {
-        let known = known_paths(rule, captures);
         let own = region_of(tensors.clone());
-        let path = known.iter().fold(own, |path, known| common(path, known));
+        let path = above_all_known(own, rule, captures);
         let mut modules: Vec<String> = tensors
             .map(parent)
             .filter(|module| module.len() > path.len())
@@ -204,22 +202,21 @@ pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
     tensors.map(above).reduce(common).unwrap_or("")
 }
 
-/// The paths above all modules that a rule knows, as far as the captures of a block tell them.
-fn known_paths(rule: &BlockRule, captures: &Captures) -> Vec<String> {
-    let mut paths = Vec::new();
+/// The longest path above a path and all modules that a rule knows, as far as the captures of a block tell them.
+fn above_all_known<'n>(mut path: &'n str, rule: &BlockRule, captures: &Captures) -> &'n str {
     for (_, template) in &rule.fuse {
         template.visit_tensors(&mut |pattern| {
-            let (known, complete) = pattern.known_start(captures);
-            let path = match complete {
-                true => above(&known),
-                false => parent(&known),
-            };
             if pattern.prefix().is_none_or(|prefix| captures.has(prefix)) {
-                paths.push(path.to_owned());
+                let (known, complete) = pattern.known_start(captures);
+                let known = match complete {
+                    true => above(&known),
+                    false => parent(&known),
+                };
+                path = common(path, known);
             }
         });
     }
-    paths
+    path
 }
 
 /// The module that a tensor is a parameter of.

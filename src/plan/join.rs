@@ -1,6 +1,6 @@
 //! Plans of several parts of a file become one, in which no two outputs share a name.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 use super::{Applied, Block, Plan, Planned, Source};
 use crate::recipe::Error;

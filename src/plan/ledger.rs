@@ -1,7 +1,9 @@
 //! The ledger of a plan: block by block it takes tensors, and at the end it decides about those that no block took.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;

@@ -1,6 +1,6 @@
 //! Segments of names: what rules most recipes out before a name is matched.
 
-use std::collections::HashSet;
+use foldhash::{HashSet, HashSetExt};
 
 use super::expand::Index;
 use super::pattern::Pattern;
