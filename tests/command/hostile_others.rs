@@ -491,7 +491,10 @@ fn feature_maps_are_not_believed() {
             &npy(&header("'<f4'", "False", "(36,)"), &[0; 144]),
             "`maps.npy` has shape [36]; expected [batch, channels, height, width]",
         ),
-        (&npy("{}", b""), "its header is not valid: "),
+        (
+            &npy("{}", b""),
+            "its header is not valid: found `{}`; expected a dict of `descr`, `fortran_order` and `shape`",
+        ),
         (&npy("", b""), "its header is not valid: "),
         (&npy("\u{1b}[", b""), "its header is not valid: "),
     ] {
