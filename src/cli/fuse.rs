@@ -13,6 +13,7 @@ use super::families;
 use super::graph;
 use super::load;
 use super::output::{self, bytes, count, plural};
+use super::place;
 use super::planned;
 use super::progress;
 use super::sample::{Evidence, Sampled};
@@ -27,7 +28,7 @@ use crate::summary::cost;
 use crate::summary::leftover::branches_left;
 use crate::summary::norms::{Norms, norms};
 use crate::summary::warnings::{Warning, warnings};
-use crate::tensor::{self, Checkpoint, Destination, Float, Format, plain, quoted};
+use crate::tensor::{self, Checkpoint, Float, Format, plain, quoted};
 use crate::verify;
 
 /// Fold every block of a checkpoint or a graph into one conv, and write a deployable file
@@ -235,7 +236,7 @@ struct OutputSummary<'a> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // What cannot be written to is said before anything is read.
-    Destination::new(&args.output)?;
+    place::of(&args.output)?;
     if let Some(file) = graph::open(&args.input)? {
         args.key.refuse_for_a_graph()?;
         args.sampled.refuse_for_a_graph()?;
@@ -360,6 +361,14 @@ impl To<'_> {
             To::Weights(prepared) => prepared.bytes(),
             To::Graph(folded) => graph::plain(folded.file_len(&args.output))?,
         })
+    }
+
+    /// How many older shards go with the index that is replaced.
+    fn stale(&self) -> usize {
+        match self {
+            To::Weights(prepared) => prepared.stale(),
+            To::Graph(_) => 0,
+        }
     }
 }
 
@@ -539,6 +548,13 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
     let waiting = progress::syncing(args.quiet || args.json);
     unfinished.finish()?;
     waiting.finish_and_clear();
+    let stale = output.stale();
+    if stale > 0 && !args.quiet {
+        output::note(&format!(
+            "repfuse: removed {} of the index that was replaced",
+            plural(stale, "older shard")
+        ));
+    }
     if vanished > 0 && !args.quiet {
         output::note(&vanishing(plan, vanished));
     }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::output::{self, plural};
-use super::{Answer, graph};
+use super::{Answer, graph, place};
 use crate::graph::learn::{Learned, learn};
-use crate::tensor::{Destination, Error, Scratch, quoted};
+use crate::tensor::{Error, Scratch, quoted};
 
 /// Learn a recipe from a graph: the names by which its blocks are found in a file of weights
 #[derive(Debug, clap::Args)]
@@ -77,7 +77,7 @@ fn tell(learned: &Learned, all: usize) {
 }
 
 fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
-    let place = Destination::new(path)?;
+    let place = place::of(path)?;
     if place.replaced().is_some() && !force {
         return Err(Error::Exists(path.to_owned()).into());
     }

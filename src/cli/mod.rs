@@ -11,6 +11,7 @@ mod learn;
 mod load;
 mod made;
 mod output;
+mod place;
 mod planned;
 mod progress;
 mod recipes;

@@ -12,11 +12,11 @@ use super::graph;
 use super::made::{self, Made};
 use super::select::{self, Key, Select};
 use super::workers::with_workers;
-use super::{output, progress, signals};
+use super::{output, place, progress, signals};
 use crate::graph::GraphFile;
 use crate::report::{self, Report};
 use crate::summary::units;
-use crate::tensor::{self, Checkpoint, Destination, Scratch, plain, quoted};
+use crate::tensor::{self, Checkpoint, Scratch, plain, quoted};
 use crate::verify::{self, Deployed, Verdict};
 
 /// Draw what fusing does, block by block, on one page
@@ -75,7 +75,7 @@ pub(super) struct Document<'a> {
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(page) = &args.page {
         // What cannot be written to is said before anything is read.
-        Destination::new(page)?;
+        place::of(page)?;
         anyhow::ensure!(
             args.force || may_replace(page)?,
             "{} exists and is no report; choose another name or pass --force to replace it",
@@ -154,7 +154,7 @@ fn tell(args: &Args, verdict: &Verdict, report: &Report) -> anyhow::Result<Answe
         if signals::stopped() {
             return Err(tensor::Error::Interrupted.into());
         }
-        let page = Scratch::create(Destination::new(path)?)?;
+        let page = Scratch::create(place::of(path)?)?;
         page.write_at(html.as_bytes(), 0)?;
         page.finish(true)?;
         if !args.quiet && !args.json {

@@ -80,6 +80,11 @@ impl<'a> Prepared<'a> {
         self.places.paths().map(Path::to_owned).collect()
     }
 
+    /// How many older shards are removed once the new ones have their names: those that only the replaced index names.
+    pub fn stale(&self) -> usize {
+        self.places.stale().count()
+    }
+
     /// The size in bytes of the file, or of all shards without their index.
     pub fn bytes(&self) -> u64 {
         match &self.form {

@@ -1,10 +1,13 @@
 //! Where a file is to go: looked at before any work, and replaced by a rename.
 
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::path::{Path, PathBuf};
 
-use super::error::Error;
+use super::error::{Error, quoted};
+use super::index;
 use super::open::expect_regular;
+use super::shards;
 
 /// A place that a regular file has or can get.
 ///
@@ -91,6 +94,8 @@ pub struct Destinations {
     /// The files with the names that an index calls them by.
     pub(super) files: Vec<(String, Destination)>,
     pub(super) index: Option<Destination>,
+    /// Shards that the index there now names and the new one will not. They go with the old index.
+    pub(super) stale: Vec<Destination>,
 }
 
 impl Destinations {
@@ -102,6 +107,7 @@ impl Destinations {
         Ok(Destinations {
             files: vec![(String::new(), Destination::new(path)?)],
             index: None,
+            stale: Vec::new(),
         })
     }
 
@@ -109,7 +115,8 @@ impl Destinations {
     /// latter, and the shards are `a-00001-of-00002.safetensors` and so on.
     ///
     /// # Errors
-    /// As [`Destination::new`], of every file.
+    /// As [`Destination::new`], of every file. When an index is there already that names other files than shards of this name: they
+    /// would stay without an index.
     pub fn shards(path: &Path, count: usize) -> Result<Destinations, Error> {
         Destination::new(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -117,12 +124,18 @@ impl Destinations {
         let stem = stem.strip_suffix(".safetensors").unwrap_or(stem);
         let names = (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.safetensors"));
         let at = |name: String| Ok((name.clone(), Destination::new(&path.with_file_name(name))?));
+        let files = names.map(at).collect::<Result<Vec<_>, Error>>()?;
+        let index = path.with_file_name(format!("{stem}.safetensors.index.json"));
         Ok(Destinations {
-            files: names.map(at).collect::<Result<_, Error>>()?,
-            index: Some(Destination::new(
-                &path.with_file_name(format!("{stem}.safetensors.index.json")),
-            )?),
+            stale: stale(&index, stem, &files)?,
+            index: Some(Destination::new(&index)?),
+            files,
         })
+    }
+
+    /// The paths of older shards, which are removed with the index that is replaced.
+    pub fn stale(&self) -> impl Iterator<Item = &Path> {
+        self.stale.iter().map(Destination::path)
     }
 
     /// The paths that renames replace or make, that of the index last.
@@ -139,6 +152,44 @@ impl Destinations {
     fn each(&self) -> impl Iterator<Item = &Destination> {
         self.files.iter().map(|(_, file)| file).chain(&self.index)
     }
+}
+
+/// The shards that the index at this path names, without those that the new files replace.
+fn stale(
+    index: &Path,
+    stem: &str,
+    files: &[(String, Destination)],
+) -> Result<Vec<Destination>, Error> {
+    // What is no index names no shards.
+    let Ok(old) = index::read(index) else {
+        return Ok(Vec::new());
+    };
+    let names: BTreeSet<String> = old.files.into_iter().map(|(_, file)| file).collect();
+    let mut stale = Vec::new();
+    for name in names {
+        let path = index.with_file_name(&name);
+        // A link is removed, and what it leads to stays.
+        let Ok(found) = path.symlink_metadata() else {
+            continue;
+        };
+        if files.iter().any(|(new, _)| *new == name) {
+            continue;
+        }
+        if !shards::is_shard_of(&name, stem) {
+            return Err(Error::Index {
+                path: index.to_owned(),
+                reason: format!(
+                    "it joins {} as well, which the new shards would leave without an index; remove the files of this index first, or choose another name",
+                    quoted(&name)
+                ),
+            });
+        }
+        stale.push(Destination {
+            path,
+            replaced: Some(found.permissions()),
+        });
+    }
+    Ok(stale)
 }
 
 /// Whether a path ends in a name, and not in a slash, a dot or nothing.

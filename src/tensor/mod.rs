@@ -2,7 +2,6 @@
 //!
 //! Nothing here knows a convolution.
 
-#[cfg(feature = "cli")]
 pub mod arrays;
 pub(crate) mod bytes;
 pub(crate) mod channels_last;
@@ -16,6 +15,7 @@ mod foreign;
 pub mod format;
 pub mod header;
 mod index;
+mod npy;
 pub(crate) mod open;
 mod operand;
 mod part;

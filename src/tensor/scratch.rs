@@ -106,29 +106,30 @@ impl Scratch {
         }
     }
 
-    /// Moves what is at the destination now to a scratch name.
-    pub(super) fn set_aside(&self) -> Result<Option<TempPath>, Error> {
-        if self.destination.replaced().is_none() {
-            return Ok(None);
-        }
-        let aside = named(&self.destination, |path| {
-            create_new(path, &self.destination)
-        })?
-        .into_temp_path();
-        match std::fs::rename(self.destination.path(), &aside) {
-            Ok(()) => Ok(Some(aside)),
-            // It has been removed meanwhile.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(self.io(source)),
-        }
-    }
-
     fn io(&self, source: std::io::Error) -> Error {
         Error::Io {
             what: "write",
             path: self.destination.path().to_owned(),
             source,
         }
+    }
+}
+
+/// Moves what is at a destination now to a scratch name, under which it is removed unless it is moved back.
+pub(super) fn set_aside(destination: &Destination) -> Result<Option<TempPath>, Error> {
+    if destination.replaced().is_none() {
+        return Ok(None);
+    }
+    let aside = named(destination, |path| create_new(path, destination))?.into_temp_path();
+    match std::fs::rename(destination.path(), &aside) {
+        Ok(()) => Ok(Some(aside)),
+        // It has been removed meanwhile.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io {
+            what: "write",
+            path: destination.path().to_owned(),
+            source,
+        }),
     }
 }
 

@@ -173,6 +173,16 @@ pub(super) fn expect_whole(path: &Path) -> Result<(), Error> {
     })
 }
 
+/// Whether a name is that of a shard of `stem`, of any number of shards: `stem-00001-of-00001.safetensors`.
+pub(super) fn is_shard_of(name: &str, stem: &str) -> bool {
+    let numbers = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".safetensors"));
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let pair = numbers.and_then(|numbers| numbers.split_once("-of-"));
+    pair.is_some_and(|(number, count)| digits(number) && digits(count))
+}
+
 /// How many shards a name such as `model-00002-of-00003.safetensors` tells of, if more than one.
 fn shard_of(name: &str) -> Option<usize> {
     let (stem, _) = name.rsplit_once('.')?;
@@ -185,7 +195,22 @@ fn shard_of(name: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::shard_of;
+    use super::{is_shard_of, shard_of};
+
+    #[test]
+    fn a_shard_is_of_one_name() {
+        assert!(is_shard_of("a-00001-of-00003.safetensors", "a"));
+        assert!(is_shard_of("a-00001-of-00001.safetensors", "a"));
+        for other in [
+            "a-b-00001-of-00003.safetensors",
+            "a-00001-of-00003.bin",
+            "a-1-of-3.safetensors",
+            "a.safetensors",
+            "sub/a-00001-of-00003.safetensors",
+        ] {
+            assert!(!is_shard_of(other, "a"), "{other}");
+        }
+    }
 
     #[test]
     fn the_name_of_a_shard_tells_how_many_there_are() {

@@ -5,17 +5,23 @@ use std::path::PathBuf;
 
 use tempfile::TempPath;
 
+use super::destination::Destination;
 use super::error::Error;
-use super::scratch::{Scratch, synced};
+use super::scratch::{Scratch, set_aside, synced};
 
 /// Syncs files and gives them their names, all or none; the last is the one without which the others are nothing.
 ///
 /// What they replace is set aside first, the last file first of all, and comes back on any error. So whoever ends the process
-/// at any time leaves no mixture of old and new that the last file would join.
+/// at any time leaves no mixture of old and new that the last file would join. Where files may be replaced, the `stale` ones are set
+/// aside with them, and are gone when all is done.
 ///
 /// # Errors
 /// As for [`Scratch::finish`](super::Scratch::finish); every destination is then what it was.
-pub(super) fn finish_together(files: Vec<Scratch>, replace: bool) -> Result<(), Error> {
+pub(super) fn finish_together(
+    files: Vec<Scratch>,
+    stale: &[Destination],
+    replace: bool,
+) -> Result<(), Error> {
     for file in &files {
         file.sync()?;
     }
@@ -23,9 +29,10 @@ pub(super) fn finish_together(files: Vec<Scratch>, replace: bool) -> Result<(), 
     let directories: BTreeSet<PathBuf> =
         files.iter().map(|f| f.destination().directory()).collect();
     if replace {
-        for file in files.iter().rev() {
-            if let Some(aside) = file.set_aside()? {
-                let place = file.destination().path().to_owned();
+        let replaced = files.iter().rev().map(Scratch::destination);
+        for destination in replaced.chain(stale) {
+            if let Some(aside) = set_aside(destination)? {
+                let place = destination.path().to_owned();
                 steps.replaced.push((place, aside));
             }
         }

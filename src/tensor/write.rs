@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::checkpoint::Checkpoint;
-use super::destination::Destinations;
+use super::destination::{Destination, Destinations};
 use super::dtype::Dtype;
 use super::error::Error;
 use super::header::{self, Entry, Header};
@@ -54,6 +54,8 @@ pub struct Writer {
     files: Vec<(u64, Scratch)>,
     /// The index of the shards, if it is in shards.
     index: Option<Scratch>,
+    /// Older shards, which go with the index that is replaced.
+    stale: Vec<Destination>,
 }
 
 impl Layout {
@@ -249,7 +251,12 @@ impl Writer {
             scratch.set_len(part.len)?;
             files.push((part.start, scratch));
         }
-        Ok(Writer { files, index })
+        let stale = destinations.stale;
+        Ok(Writer {
+            files,
+            index,
+            stale,
+        })
     }
 
     /// The path of the scratch file; of shards, the first one's.
@@ -279,7 +286,7 @@ impl Writer {
     }
 
     /// Syncs all files and moves them to their destinations, the index last; `replace` allows files to be there already, whose modes
-    /// they keep.
+    /// they keep. Shards that an index there named, and that the new one does not, are then removed.
     ///
     /// # Errors
     /// When syncing or renaming fails, or a destination has appeared meanwhile and may not be replaced. The destinations are then
@@ -291,7 +298,7 @@ impl Writer {
             (Some(file), true) => file.finish(replace),
             (last, _) => {
                 files.extend(last);
-                finish_together(files, replace)
+                finish_together(files, &self.stale, replace)
             }
         }
     }

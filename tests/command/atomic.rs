@@ -599,6 +599,44 @@ fn a_destination_that_is_no_file_is_refused_before_anything_is_read() {
     assert_eq!(String::from_utf8_lossy(&ran.stderr), expected);
 }
 
+#[test]
+fn the_name_of_the_output_is_that_of_a_file_of_its_format() {
+    let place = Place::new();
+    checkpoint(1, 4).write(&place.path("in.safetensors"));
+    for (args, expected) in [
+        (
+            "fuse in.safetensors x.json",
+            "repfuse: `x.json` is the name of a JSON file; a state dict is written as `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`\n",
+        ),
+        (
+            "fuse in.safetensors x.TXT --dry-run",
+            "repfuse: `x.TXT` is the name of a text; a state dict is written as `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`\n",
+        ),
+        (
+            "fuse in.safetensors x.json --shard-size 1GB",
+            "repfuse: `x.json` is the name of a JSON file; a state dict is written as `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt`\n",
+        ),
+        (
+            "fuse in.safetensors -",
+            "repfuse: `-` would be the standard output, and only files are written; choose a name (`./-` for a file called `-`)\n",
+        ),
+        (
+            "report in.safetensors -o -",
+            "repfuse: `-` would be the standard output, and only files are written; choose a name (`./-` for a file called `-`)\n",
+        ),
+    ] {
+        let ran = place.run(args);
+        assert_eq!(ran.all(), (Some(2), "", expected), "{args}");
+        assert_eq!(place.names(), ["in.safetensors"]);
+    }
+    // The twins: endings that promise nothing, and a file that is meant to be called so.
+    for name in ["x", "x.weights", "yolo.v8", "./-"] {
+        let ran = place.run(&format!("fuse in.safetensors {name} --quiet"));
+        assert_eq!(ran.all(), (Some(0), "", ""), "{name}");
+        assert!(Checkpoint::open(place.path(name)).is_ok(), "{name}");
+    }
+}
+
 /// The user that owns nothing; the tests of permissions run as it where they are started by root, whom nothing stops.
 const NOBODY: u32 = 65534;
 

@@ -409,13 +409,19 @@ fn feature_maps_are_not_believed() {
     assert_eq!(read(&fine).all(), (Some(0), "", ""));
     let mut long_header = b"\x93NUMPY\x02\0".to_vec();
     long_header.extend(u32::MAX.to_le_bytes());
+    let mut really_long = b"\x93NUMPY\x02\0\x01\0\x01\0".to_vec();
+    really_long.extend([b' '; 65_537]);
     let deep = "(".repeat(60_000);
     for (bytes, expected) in [
         (&fine[..7], "its header is cut off"),
-        (&fine[..40], "its header has 66 bytes; at most 30 are read"),
+        (&fine[..9], "its header is cut off"),
+        (
+            &fine[..40],
+            "its header has 66 bytes; the file has 30 more\n",
+        ),
         (
             &fine[..100],
-            "its shape [1, 4, 3, 3] needs more than the 24 bytes that follow",
+            "its shape [1, 4, 3, 3] needs 144 bytes; 24 follow",
         ),
         (
             &fine[..200],
@@ -423,44 +429,59 @@ fn feature_maps_are_not_believed() {
         ),
         (
             &long_header,
-            "its header has 4294967295 bytes; at most 0 are read",
+            "its header has 4294967295 bytes; the file has 0 more\n",
         ),
-        (&npy(&deep, b""), "its header is nested too deep"),
+        (
+            &really_long,
+            "its header has 65537 bytes; at most 65536 are read\n",
+        ),
+        (
+            b"\x93NUMPY\x04\0\0\0\0\0",
+            "its format has version 4.0; 1.0, 2.0 and 3.0 are read\n",
+        ),
+        (&npy(&deep, b""), "its header is not valid: "),
+        (
+            &npy(
+                &header("'<f4'", "False", &format!("({})", "1,".repeat(65))),
+                &[0; 4],
+            ),
+            "its shape has 65 dimensions; at most 64 are read",
+        ),
         (
             &npy(
                 &header("'<f4'", "False", "(9223372036854775808, 2)"),
                 &[0; 144],
             ),
-            "its header asks for more than can be addressed",
+            "its shape [9223372036854775808, 2] is too large to address",
         ),
         (
             &npy(
                 &header("'<f4'", "False", "(99999999999999999999,)"),
                 &[0; 144],
             ),
-            "its header asks for more than can be addressed",
+            "its shape is `(99999999999999999999,)`; expected a tuple of whole numbers that can be addressed",
         ),
         (
             &npy(
                 &header("'<f4'", "False", "(0xffffffffffffffff, 2)"),
                 &[0; 144],
             ),
-            "its header asks for more than can be addressed",
+            "its shape is `(0xffffffffffffffff, 2)`; expected a tuple of whole numbers that can be addressed",
         ),
         (
             &npy(&header("'<f4'", "True", "(1, 4, 3, 3)"), &[0; 144]),
-            "it is in Fortran order; save `numpy.ascontiguousarray(x)`",
+            "it is in Fortran order; save `numpy.ascontiguousarray(x)` instead",
         ),
         (
             &npy(&header("'<i4'", "False", "(1, 4, 3, 3)"), &[0; 144]),
-            "its numbers are '<i4'; expected float32 or float64",
+            "its numbers are `<i4`; expected float16, float32 or float64",
         ),
         (
             &npy(
                 &header("'|V9223372036854775807'", "False", "(1, 4, 3, 3)"),
                 &[0; 144],
             ),
-            "its header asks for more than can be addressed",
+            "its numbers are `|V9223372036854775807`; expected float16, float32 or float64",
         ),
         (
             &npy(&header("'<f4'", "False", "(0, 4, 3, 3)"), &[0; 144]),
@@ -470,8 +491,11 @@ fn feature_maps_are_not_believed() {
             &npy(&header("'<f4'", "False", "(36,)"), &[0; 144]),
             "`maps.npy` has shape [36]; expected [batch, channels, height, width]",
         ),
-        (&npy("{}", b""), "its header is not valid: "),
-        (&npy("", b""), "its header is cut off"),
+        (
+            &npy("{}", b""),
+            "its header is not valid: found `{}`; expected a dict of `descr`, `fortran_order` and `shape`",
+        ),
+        (&npy("", b""), "its header is not valid: "),
         (&npy("\u{1b}[", b""), "its header is not valid: "),
     ] {
         let ran = read(bytes);

@@ -333,3 +333,90 @@ fn what_was_there_comes_back_when_a_rename_fails() {
     }
     assert!(!place.names().iter().any(|name| name.ends_with(".tmp")));
 }
+
+/// The files that belong to OUT.
+fn out_names(place: &Place) -> Vec<String> {
+    let names = place.names().into_iter();
+    names.filter(|name| name.contains("out")).collect()
+}
+
+#[test]
+fn older_shards_go_with_their_index() {
+    let place = place();
+    let small = "fuse whole.safetensors out.safetensors --shard-size 700B --quiet";
+    assert_eq!(place.run(small).code(), Some(0));
+    let many = out_names(&place);
+    assert!(many.len() > 3, "{many:?}");
+    // A file that only looks like one of them is nobody's.
+    place.write("out-00009-of-00009.safetensors", "mine");
+    let one = "fuse whole.safetensors out.safetensors --shard-size 1GB";
+    // Without --force nothing is replaced, and nothing goes.
+    assert_eq!(place.run(one).code(), Some(2));
+    assert_eq!(out_names(&place).len(), many.len() + 1);
+    let ran = place.run(&format!("{one} --force"));
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    let said = format!(
+        "repfuse: removed {} older shards of the index that was replaced\n",
+        many.len() - 1
+    );
+    assert!(ran.stderr.contains(&said), "{}", ran.stderr);
+    assert_eq!(
+        out_names(&place),
+        [
+            "out-00001-of-00001.safetensors",
+            "out-00009-of-00009.safetensors",
+            "out.safetensors.index.json"
+        ]
+    );
+    // The twin: shards that are all replaced, and no word.
+    let ran = place.run(&format!("{one} --force"));
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("removed"), "{}", ran.stderr);
+    let verified = place.run("verify whole.safetensors out.safetensors.index.json --quiet");
+    assert_eq!(verified.all(), (Some(0), "", ""));
+}
+
+#[test]
+fn older_shards_come_back_when_a_rename_fails() {
+    let place = place();
+    unfinished(&place, false).finish().expect("shards");
+    // The older index names one shard more.
+    let extra = "out-00001-of-00001.safetensors";
+    place.write(extra, "older");
+    let index = "out.safetensors.index.json";
+    let mut text: serde_json::Value = serde_json::from_slice(&place.read(index)).expect("JSON");
+    text["weight_map"]["older.weight"] = extra.into();
+    place.write(index, text.to_string());
+    let work = unfinished(&place, true);
+    let second = &work.paths()[1];
+    fs::remove_file(second).expect("a file");
+    fs::create_dir(second).expect("a directory");
+    fs::write(second.join("in"), "").expect("a file");
+    let second = second.clone();
+    work.finish().expect_err("a directory");
+    assert_eq!(place.read(extra), b"older");
+    assert_eq!(place.read(index), text.to_string().as_bytes());
+    fs::remove_dir_all(second).expect("a directory");
+    // The twin: nothing is in the way.
+    unfinished(&place, true).finish().expect("shards");
+    assert!(!place.path(extra).exists());
+    assert!(!place.names().iter().any(|name| name.ends_with(".tmp")));
+}
+
+#[test]
+fn files_of_another_kind_are_not_removed_with_an_index() {
+    let place = place();
+    let entries = serde_json::json!({"a.weight": "whole.safetensors"});
+    let index = serde_json::json!({ "weight_map": entries }).to_string();
+    place.write("out.safetensors.index.json", &index);
+    let args = "fuse in.safetensors.index.json out.safetensors --shard-size 1GB --force --quiet";
+    let ran = place.run(args);
+    assert_eq!(
+        ran.stderr,
+        "repfuse: `out.safetensors.index.json` does not join shards to a checkpoint: it joins `whole.safetensors` as well, which the new shards would leave without an index; remove the files of this index first, or choose another name\n"
+    );
+    assert_eq!(out_names(&place), ["out.safetensors.index.json"]);
+    // The twin: an index of files that are not there.
+    fs::remove_file(place.path("whole.safetensors")).expect("a file");
+    assert_eq!(place.run(args).all(), (Some(0), "", ""));
+}

@@ -105,6 +105,11 @@ fn a_name_that_promises_another_format_is_refused() {
         ("out.msgpack", "a file of Flax"),
         ("out.mlmodel", "a Core ML model"),
         ("out.gz", "a compressed file"),
+        ("out.ptl", "a program of PyTorch Mobile"),
+        ("out.pte", "an ExecuTorch program"),
+        ("out.engine", "a TensorRT engine"),
+        ("out.py", "a Python program"),
+        ("out.json", "a JSON file"),
     ] {
         let ran = tiny.run(&["fuse", "train.safetensors", name]);
         let expected = format!(

@@ -19,6 +19,7 @@ mod laws;
 mod models;
 mod mutations;
 mod near;
+mod npy;
 mod pickles;
 mod quantizers;
 mod single_weights;
