@@ -227,6 +227,11 @@ pub(crate) fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
+/// The same, as an error names it: a tensor that is in no module is named itself.
+pub(super) fn module_or_own(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
+}
+
 /// The path above the module of a tensor; a parameter that is no part of a conv or norm is its own module.
 fn above(name: &str) -> &str {
     let (module, end) = name.rsplit_once('.').unwrap_or(("", name));

@@ -502,8 +502,8 @@ fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
         Some(float) if !float.round(value).is_finite() => Err(fail(format!(
             "{tensor} is {float}, which cannot hold the {value:e} it is set to"
         ))),
-        Some(_) => Ok(Planned {
-            what: Source::Fill(value),
+        Some(float) => Ok(Planned {
+            what: Source::Fill(value, float),
             ..copy(tensor, tensor.name().to_owned())
         }),
     }

@@ -139,14 +139,14 @@ pub struct Planned {
 pub enum Source {
     /// A tensor of the input, byte for byte.
     Copy(Tensor),
-    /// A tensor of the input, each number rounded once to the output's type.
-    Round(Tensor),
+    /// A tensor of the input, each number rounded once to this type, which is the output's.
+    Round(Tensor, Float),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
     Weight(usize, usize),
     /// Its bias.
     Bias(usize, usize),
-    /// One number everywhere.
-    Fill(f64),
+    /// One number everywhere, in this type, which is the output's.
+    Fill(f64, Float),
 }
 
 impl Plan {
@@ -188,6 +188,11 @@ impl Plan {
     /// The blocks that are fused.
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    /// The blocks of one of the recipes of this plan.
+    pub(crate) fn blocks_of(&self, family: &Applied) -> &[Block] {
+        &self.blocks[family.blocks.clone()]
     }
 
     /// The names of the blocks that are left as they are, by the user's wish.
@@ -232,8 +237,12 @@ impl Plan {
             };
             output.byte_len = output.byte_len / of.size() as u64 * float.size() as u64;
             output.dtype = Dtype::from(float);
-            if let Source::Copy(tensor) = what {
-                *what = Source::Round(tensor.clone());
+            match what {
+                Source::Copy(tensor) | Source::Round(tensor, _) => {
+                    *what = Source::Round(tensor.clone(), float);
+                }
+                Source::Fill(_, of) => *of = float,
+                Source::Weight(..) | Source::Bias(..) => {}
             }
         }
     }

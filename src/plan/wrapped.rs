@@ -36,7 +36,7 @@ pub(super) fn restore<'a>(plan: &mut Plan, seen: impl Iterator<Item = &'a Tensor
     for planned in &mut plan.outputs {
         let name = &mut planned.output.name;
         *name = match &planned.what {
-            Source::Copy(tensor) | Source::Round(tensor) if tensor.name() == name => {
+            Source::Copy(tensor) | Source::Round(tensor, _) if tensor.name() == name => {
                 own(tensor, &inside)
             }
             _ => put_back(name, &outside),
