@@ -357,9 +357,11 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     bias,
                 )
             }
-            Op::Scale(Factor::Number(n)) => {
-                (zeros.clone(), vec![F::rounded(reading.of(*n)); channels], zeros)
-            }
+            Op::Scale(Factor::Number(n)) => (
+                zeros.clone(),
+                vec![F::rounded(reading.of(*n)); channels],
+                zeros,
+            ),
             Op::Scale(Factor::Tensor(v)) => {
                 let factors = gate(v, &(0..channels), self.values)?.into_iter();
                 let factors = factors.map(|x| F::rounded(reading.of(x))).collect();
@@ -387,7 +389,10 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
 
     fn vector_as<F: Element>(&mut self, leaf: &Tensor, reading: Reading) -> Result<Vec<F>, Error> {
         let values = self.values.vector(leaf, 0, Operand::len(leaf))?;
-        Ok(values.into_iter().map(|x| F::rounded(reading.of(x))).collect())
+        Ok(values
+            .into_iter()
+            .map(|x| F::rounded(reading.of(x)))
+            .collect())
     }
 }
 

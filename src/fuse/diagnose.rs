@@ -2,7 +2,7 @@
 
 use crate::algebra::forward;
 use crate::algebra::{Bn, GeometryError, Values};
-use crate::plan::{Block, Plan, PlannedConv};
+use crate::plan::{Block, Plan, PlannedConv, WeightOrBias};
 use crate::tensor::Reader;
 use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
@@ -196,18 +196,18 @@ pub(crate) fn explain(
     }
     let dtype = fused.dtype;
     let stored = |x: &f64| dtype.round(*x).is_finite();
-    let (end, index, value) = match row.iter().position(|x| !stored(x)) {
+    let (which, index, value) = match row.iter().position(|x| !stored(x)) {
         Some(i) => {
             let mut index = place_in(&fused.geometry().weight_shape()[1..], i);
             index.insert(0, o);
             if fused.is_channels_last() {
                 index = channels_last(&index);
             }
-            ("weight", index, row[i])
+            (WeightOrBias::Weight, index, row[i])
         }
-        None => ("bias", vec![o], bias),
+        None => (WeightOrBias::Bias, vec![o], bias),
     };
-    let tensor = quoted(&format!("{}.{end}", fused.module));
+    let tensor = quoted(&fused.name_of(which));
     if !value.is_finite() {
         return Error::Unbounded { tensor, index };
     }

@@ -24,6 +24,7 @@ mod wrapped;
 
 pub use families::{Applied, plan_families};
 pub use idle::idle;
+pub(crate) use model::WeightOrBias;
 pub use model::{Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source};
 pub use select::glob;
 

@@ -1,6 +1,6 @@
 //! A plan as data: blocks, what each becomes, and what is written in which order.
 
-use super::Applied;
+use super::{Applied, planned};
 use crate::algebra::{Geometry, Resolved};
 use crate::recipe::model::Network;
 use crate::tensor::channels_last::channels_last;
@@ -125,6 +125,13 @@ pub struct PlannedConv {
     pub(crate) dtype: Float,
 }
 
+/// One of the two tensors that a fused conv may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightOrBias {
+    Weight,
+    Bias,
+}
+
 /// A tensor of the output and where its bytes come from.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -225,6 +232,24 @@ impl Plan {
         self.blocks.iter().any(|block| block.assumes_identity)
     }
 
+    /// Gives the module of each fused conv another name, and with it the outputs that are its tensors.
+    pub(super) fn rename_convs<E>(
+        &mut self,
+        to: impl Fn(&str) -> Result<String, E>,
+    ) -> Result<(), E> {
+        for conv in self.blocks.iter_mut().flat_map(|block| &mut block.fused) {
+            conv.module = to(&conv.module)?;
+        }
+        for Planned { output, what } in &mut self.outputs {
+            output.name = match *what {
+                Source::Weight(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Weight),
+                Source::Bias(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Bias),
+                Source::Copy(_) | Source::Round(..) | Source::Fill(..) => continue,
+            };
+        }
+        Ok(())
+    }
+
     /// Stores all floating-point tensors in one type: copied ones are rounded, too.
     pub fn store_all(&mut self, float: Float) {
         let blocks = self.blocks.iter_mut();
@@ -274,6 +299,40 @@ impl PlannedConv {
     /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
     pub fn module(&self) -> &str {
         &self.module
+    }
+
+    /// The name of its weight in the output.
+    pub fn weight_name(&self) -> String {
+        self.name_of(WeightOrBias::Weight)
+    }
+
+    /// The name of its bias in the output, if it has one.
+    pub fn bias_name(&self) -> Option<String> {
+        self.bias.then(|| self.name_of(WeightOrBias::Bias))
+    }
+
+    /// The name of one of its tensors. (Only here is it put together.)
+    pub(crate) fn name_of(&self, which: WeightOrBias) -> String {
+        let end = match which {
+            WeightOrBias::Weight => "weight",
+            WeightOrBias::Bias => "bias",
+        };
+        format!("{}.{end}", self.module)
+    }
+
+    /// What is written of it; `place` are the numbers of its block and of itself in the plan.
+    pub(crate) fn outputs(&self, [b, f]: [usize; 2]) -> impl Iterator<Item = Planned> {
+        let weight = planned(
+            self.weight_name(),
+            self.dtype,
+            self.stored_shape(),
+            Source::Weight(b, f),
+        );
+        let channels = vec![self.geometry().out()];
+        let bias = self
+            .bias_name()
+            .map(|name| planned(name, self.dtype, channels, Source::Bias(b, f)));
+        std::iter::once(weight).chain(bias)
     }
 
     /// What it is fused from.

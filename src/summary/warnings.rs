@@ -91,9 +91,7 @@ fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
     let blocks = plan.blocks_of(family);
     let convs = blocks.iter().flat_map(|block| &block.fused);
     let keeps = convs.filter(|conv| conv.geometry().inputs() == conv.geometry().out());
-    let tensors: Vec<String> = keeps
-        .map(|conv| format!("{}.weight", conv.module))
-        .collect();
+    let tensors: Vec<String> = keeps.map(|conv| conv.weight_name()).collect();
     (!tensors.is_empty()).then(|| Warning {
         sentence: format!(
             "the names alone do not tell whether {} a bare identity, which adds 1 to the middle tap of each channel; recipe {} was believed: {note}",
