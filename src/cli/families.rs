@@ -37,7 +37,7 @@ pub(super) struct Warned {
 }
 
 fn weight_of(weights: &[EpsSensitivity], family: usize) -> Option<&EpsSensitivity> {
-    weights.iter().find(|weight| weight.family == family)
+    weights.iter().find(|weight| weight.family == Some(family))
 }
 
 pub(super) fn documents(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Document> {

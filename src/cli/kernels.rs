@@ -106,7 +106,7 @@ fn draw(kernel: &Kernel, frame: [usize; 2], largest: f64, before: &'static str) 
         };
         within(y, height, kernel.extent[0]) && within(x, width, kernel.extent[1])
     };
-    let tap = |y: usize, x: usize| kernel.taps.get(y * width + x).copied().unwrap_or(0.0);
+    let tap = |y: usize, x: usize| kernel.taps[y * width + x];
     let step = if paired { 2 } else { 1 };
     let mut lines = Vec::new();
     for y in (0..height).step_by(step) {

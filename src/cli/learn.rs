@@ -37,12 +37,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let folded = file.fold(&Default::default(), false)?;
     let name = name_of(args.output.as_deref().unwrap_or(&args.model));
     let count = plural(folded.plan().blocks().len(), "block");
-    let model = args
-        .model
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let model = args.model.file_name().unwrap_or(args.model.as_os_str());
+    let model = model.to_string_lossy();
     let about = format!("learned from {model}: {count}");
     let learned = learn(
         file.constants(),
@@ -88,11 +84,8 @@ fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
 
 /// A recipe's name: that of the file, as far as a recipe can be called so.
 fn name_of(path: &Path) -> String {
-    let stem = path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_lowercase();
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy());
+    let stem = stem.map_or(String::new(), |stem| stem.to_lowercase());
     let fits = |c: char| {
         if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' {
             c

@@ -36,7 +36,7 @@ impl Made {
     fn dtype(&self, plan: &Plan) -> Option<Float> {
         let fused = plan.blocks().iter().flat_map(|block| block.fused());
         let stored = fused.map(|conv| {
-            let weight = self.constants().get(&format!("{}.weight", conv.module()))?;
+            let weight = self.constants().get(&conv.weight_name())?;
             Some((weight.dtype().float()?, conv.dtype()))
         });
         let stored: Vec<(Float, Float)> = stored.collect::<Option<_>>()?;
@@ -91,11 +91,7 @@ pub(super) fn fused_in_part(
     }
     let there = |block: &&Block| {
         let mut fused = block.fused().iter();
-        fused.all(|conv| {
-            made.constants()
-                .get(&format!("{}.weight", conv.module()))
-                .is_some()
-        })
+        fused.all(|conv| made.constants().get(&conv.weight_name()).is_some())
     };
     let (fused, left): (Vec<&Block>, Vec<&Block>) = plan.blocks().iter().partition(there);
     if fused.is_empty() || left.is_empty() {

@@ -36,7 +36,7 @@ pub(super) fn table(checkpoint: &Checkpoint, plan: &Plan, all: bool) -> String {
     let copied = plan
         .outputs()
         .iter()
-        .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(_)))
+        .filter(|p| matches!(p.what, Source::Copy(_) | Source::Round(..)))
         .count();
     let (from, right) = match output::without_empty(&mut rows, 1) {
         true => (3, &[][..]),

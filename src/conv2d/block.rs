@@ -5,7 +5,6 @@
 //! extent, each branch sees the centre it needs, and the last conv of each branch takes the strides.
 
 use ndarray::{Array1, Array4, ArrayView4, Axis, ShapeError, Slice, concatenate};
-use num_traits::{Float, NumCast};
 
 use crate::algebra::extent::Extent;
 use crate::algebra::forward::{Reading, gate};
@@ -216,14 +215,12 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
         match part.op() {
             Op::Conv(kernel) => self.conv(kernel, part.geometry(), x, stride),
             Op::Sum(parts) => {
-                let mut branches = parts
-                    .iter()
-                    .map(|branch| self.run(branch, x.view(), own, stride));
-                let first = branches.next().unwrap_or_else(|| Ok(x.to_owned()))?;
-                branches.try_fold(first, |mut sum, branch| {
-                    sum += &branch?;
-                    Ok(sum)
-                })
+                let (first, others) = parts.split_first().ok_or(GeometryError::Empty)?;
+                let mut sum = self.run(first, x.view(), own, stride)?;
+                for branch in others {
+                    sum += &self.run(branch, x.view(), own, stride)?;
+                }
+                Ok(sum)
             }
             Op::Stack(parts) => {
                 let branches = parts
@@ -261,7 +258,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 })
             }
             Op::AvgPool([_, height, width]) => {
-                let weight = number(self.reading.of(1.0 / (height * width) as f64));
+                let weight = F::rounded(self.reading.of(1.0 / (height * width) as f64));
                 Ok(strided(pool(x, [*height, *width], weight).view(), stride))
             }
             diagonal => self.diagonal(diagonal, strided(x, stride)),
@@ -344,7 +341,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
             Op::Bn(Bn {
                 mean, affine, eps, ..
             }) => {
-                let eps: F = number(*eps);
+                let eps: F = F::rounded(*eps);
                 let root = |v: F| match reading {
                     Reading::Energy => v + eps,
                     _ => (v + eps).sqrt(),
@@ -360,12 +357,14 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     bias,
                 )
             }
-            Op::Scale(Factor::Number(n)) => {
-                (zeros.clone(), vec![number(reading.of(*n)); channels], zeros)
-            }
+            Op::Scale(Factor::Number(n)) => (
+                zeros.clone(),
+                vec![F::rounded(reading.of(*n)); channels],
+                zeros,
+            ),
             Op::Scale(Factor::Tensor(v)) => {
                 let factors = gate(v, &(0..channels), self.values)?.into_iter();
-                let factors = factors.map(|x| number(reading.of(x))).collect();
+                let factors = factors.map(|x| F::rounded(reading.of(x))).collect();
                 (zeros.clone(), factors, zeros)
             }
             Op::Shift(t) => (zeros, ones, per_channel(t)?),
@@ -390,14 +389,11 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
 
     fn vector_as<F: Element>(&mut self, leaf: &Tensor, reading: Reading) -> Result<Vec<F>, Error> {
         let values = self.values.vector(leaf, 0, Operand::len(leaf))?;
-        Ok(values.into_iter().map(|x| number(reading.of(x))).collect())
+        Ok(values
+            .into_iter()
+            .map(|x| F::rounded(reading.of(x)))
+            .collect())
     }
-}
-
-/// A number in the precision of the maps.
-pub fn number<F: Float>(x: f64) -> F {
-    // Both element types hold every f64 approximately, so the cast cannot fail.
-    <F as NumCast>::from(x).unwrap_or_else(F::nan)
 }
 
 /// The maps without half of `surplus` on each side.

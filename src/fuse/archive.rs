@@ -31,18 +31,6 @@ pub(crate) fn write(
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
     diagnose::check_variances(checkpoint, blocks)?;
-    write_checked(checkpoint, blocks, entries, places, options, progress)
-}
-
-/// Writes it where every variance has been checked.
-pub(super) fn write_checked(
-    checkpoint: &Checkpoint,
-    blocks: &[Block],
-    entries: Vec<Entry>,
-    places: Destinations,
-    options: &Options,
-    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
-) -> Result<Unfinished, diagnose::Error> {
     let (zip, layout) = layout(&entries);
     let outputs: Vec<Planned> = entries.into_iter().map(|entry| entry.item).collect();
     let contents = Contents {

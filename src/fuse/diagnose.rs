@@ -2,7 +2,7 @@
 
 use crate::algebra::forward;
 use crate::algebra::{Bn, GeometryError, Values};
-use crate::plan::{Block, Plan, PlannedConv};
+use crate::plan::{Block, Plan, PlannedConv, WeightOrBias};
 use crate::tensor::Reader;
 use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
@@ -83,8 +83,8 @@ pub struct EpsSensitivity {
     pub var: f64,
     /// The batch norm's `running_var`.
     pub tensor: String,
-    /// The number of the recipe among those of the plan.
-    pub family: usize,
+    /// The number of the recipe among those of the plan. (A graph has none.)
+    pub family: Option<usize>,
 }
 
 /// That of the recipe for which it matters most.
@@ -101,10 +101,9 @@ pub fn heaviest(weights: &[EpsSensitivity]) -> Option<&EpsSensitivity> {
 pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsSensitivity>, Error> {
     let of = |block: usize| plan.families.iter().position(|f| f.blocks.contains(&block));
     // The smaller a variance, the more the eps beside it matters.
-    let mut smallest: Vec<(usize, f64, &Bn<Tensor>)> = Vec::new();
+    let mut smallest: Vec<(Option<usize>, f64, &Bn<Tensor>)> = Vec::new();
     for_each_norm(checkpoint, &plan.blocks, |block, bn, vars| {
-        // A graph has no recipes: it is one of its own.
-        let family = of(block).unwrap_or(0);
+        let family = of(block);
         let Some(var) = vars.iter().copied().min_by(f64::total_cmp) else {
             return;
         };
@@ -116,7 +115,7 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsSensit
             None => smallest.push((family, var, bn)),
         }
     })?;
-    let weight = |(family, var, bn): (usize, f64, &Bn<Tensor>)| EpsSensitivity {
+    let weight = |(family, var, bn): (Option<usize>, f64, &Bn<Tensor>)| EpsSensitivity {
         other: other_eps(bn),
         largest: change_of_scale(bn, var),
         var,
@@ -197,18 +196,18 @@ pub(crate) fn explain(
     }
     let dtype = fused.dtype;
     let stored = |x: &f64| dtype.round(*x).is_finite();
-    let (end, index, value) = match row.iter().position(|x| !stored(x)) {
+    let (which, index, value) = match row.iter().position(|x| !stored(x)) {
         Some(i) => {
             let mut index = place_in(&fused.geometry().weight_shape()[1..], i);
             index.insert(0, o);
             if fused.is_channels_last() {
                 index = channels_last(&index);
             }
-            ("weight", index, row[i])
+            (WeightOrBias::Weight, index, row[i])
         }
-        None => ("bias", vec![o], bias),
+        None => (WeightOrBias::Bias, vec![o], bias),
     };
-    let tensor = quoted(&format!("{}.{end}", fused.module));
+    let tensor = quoted(&fused.name_of(which));
     if !value.is_finite() {
         return Error::Unbounded { tensor, index };
     }

@@ -98,18 +98,16 @@ pub(super) fn tasks<'a>(
                         .collect(),
                     to,
                 })),
-                Source::Fill(value) => {
-                    let float = planned.output.dtype.float().unwrap_or(Float::F32);
+                &Source::Fill(value, float) => {
                     let slabs = slabs(planned.output.byte_len, SLAB_BYTES as u64);
                     Box::new(slabs.map(move |bytes| Task::Fill {
-                        value: *value,
+                        value,
                         float,
                         count: (bytes.end - bytes.start) as usize / float.size(),
                         to: to + bytes.start,
                     }))
                 }
-                Source::Round(tensor) => {
-                    let float = planned.output.dtype.float().unwrap_or(Float::F32);
+                &Source::Round(ref tensor, float) => {
                     let size = float.size() as u64;
                     let slabs = slabs(tensor.len() as u64, SLAB_BYTES as u64 / 8);
                     Box::new(slabs.map(move |numbers| Task::Round {

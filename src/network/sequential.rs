@@ -10,7 +10,7 @@ use ndarray::{Array1, Array2, Array4, ArrayView4, Axis};
 use crate::algebra::extent::POINT;
 use crate::algebra::forward::Reading;
 use crate::algebra::{Op, Operand, Part, Values};
-use crate::conv2d::block::{self, Placement, number, pad, run};
+use crate::conv2d::block::{self, Placement, pad, run};
 use crate::conv2d::{self, Conv2dGeometry, Element};
 use crate::plan::{Plan, PlannedConv, Source};
 use crate::tensor::Reader;
@@ -21,6 +21,8 @@ use crate::verify::{Deployed, DeployedRows, deployed_rows};
 #[derive(Debug)]
 pub struct Sequential<'a> {
     steps: Vec<Step<'a>>,
+    /// The channels that the first takes and that the last gives.
+    ends: [usize; 2],
     head: [Tensor; 2],
 }
 
@@ -131,15 +133,14 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
             squeeze,
         });
     }
-    let first = plan
-        .blocks
-        .first()
-        .map(|block| block.name.as_str())
-        .unwrap_or_default();
+    let [Some((_, block, first)), Some((_, _, last))] = [placed.first(), placed.last()] else {
+        return Err(Error::Missing("a block".to_owned()));
+    };
     let head = network
-        .head_of(first)
-        .ok_or_else(|| outside(format!("block {}", quoted(first))))?;
+        .head_of(&block.name)
+        .ok_or_else(|| outside(format!("block {}", quoted(&block.name))))?;
     let head = pair(&head)?;
+    let ends = [first.geometry().inputs(), last.geometry().out()];
     for planned in &plan.outputs {
         if let Source::Copy(tensor) = &planned.what
             && !used.iter().any(|name| name == tensor.name())
@@ -147,7 +148,7 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
             return Err(outside(tensor.to_string()));
         }
     }
-    Ok(Sequential { steps, head })
+    Ok(Sequential { steps, ends, head })
 }
 
 /// Whether a branch without a conv leads from input to output.
@@ -171,9 +172,7 @@ impl Outputs {
 impl Sequential<'_> {
     /// The number of channels the images need.
     pub fn channels(&self) -> usize {
-        self.steps
-            .first()
-            .map_or(0, |step| step.fused.geometry().inputs())
+        self.ends[0]
     }
 
     /// The classifier's weight `[classes, features]` and, as a matrix of one row, its bias.
@@ -182,11 +181,7 @@ impl Sequential<'_> {
     /// When it cannot be read or has another shape.
     pub fn head(&self, checkpoint: &Checkpoint) -> Result<[Array2<f64>; 2], Error> {
         let mut reader = Reader::new(checkpoint, 1 << 20);
-        let features = self
-            .steps
-            .last()
-            .map_or(0, |step| step.fused.geometry().out());
-        let weight = matrix(&self.head[0], features, &mut reader)?;
+        let weight = matrix(&self.head[0], self.ends[1], &mut reader)?;
         let bias = Array1::from(reader.vector(&self.head[1], 0, weight.dim().0)?);
         Ok([weight, bias.insert_axis(Axis(0))])
     }
@@ -271,13 +266,13 @@ impl Sequential<'_> {
         let weight = matrix(&self.head[0], trained_features.dim().1, &mut reader)?;
         let bias = Array1::from(reader.vector(&self.head[1], 0, weight.dim().0)?);
         let logits = |features: &Array2<F>| -> Array2<f64> {
-            let (weight, bias) = (weight.mapv(number::<F>), bias.mapv(number::<F>));
-            (product(features, &weight) + &bias).mapv(wide)
+            let (weight, bias) = (weight.mapv(F::rounded), bias.mapv(F::rounded));
+            (product(features, &weight) + &bias).mapv(F::into)
         };
         Ok(Outputs {
             trained: logits(&trained_features),
             deployed: logits(&folded),
-            trained_features: trained_features.mapv(wide),
+            trained_features: trained_features.mapv(F::into),
         })
     }
 
@@ -291,7 +286,7 @@ impl Sequential<'_> {
         let mut dense = |x: &Array2<F>, [weight, bias]: &[Tensor; 2]| -> Result<Array2<F>, Error> {
             let weight = matrix(weight, x.dim().1, reader)?;
             let bias = Array1::from(reader.vector(bias, 0, weight.dim().0)?);
-            Ok(product(x, &weight.mapv(number::<F>)) + &bias.mapv(number::<F>))
+            Ok(product(x, &weight.mapv(F::rounded)) + &bias.mapv(F::rounded))
         };
         let squeezed = dense(&pooled(maps.view()), down)?.mapv_into(|x| x.max(F::zero()));
         let gate = dense(&squeezed, up)?.mapv_into(|x| F::one() / (F::one() + (-x).exp()));
@@ -324,7 +319,7 @@ pub fn deployed_conv<F: Element>(
         return Err(failed(block::Error::Depth(g.extent())));
     };
     let shape = (g.out(), g.in_per_group(), height, width);
-    let as_read = |x: &f64| number(reading.of(*x));
+    let as_read = |x: &f64| F::rounded(reading.of(*x));
     let kernel = rows.kernel.iter().map(as_read).collect::<Vec<F>>();
     let kernel = Array4::from_shape_vec(shape, kernel).map_err(|e| failed(e.into()))?;
     let bias: Array1<F> = rows.bias.iter().map(as_read).collect();
@@ -366,20 +361,13 @@ fn product<F: Element>(x: &Array2<F>, weight: &Array2<F>) -> Array2<F> {
     })
 }
 
-fn wide<F: Element>(x: F) -> f64 {
-    x.to_f64().unwrap_or(f64::NAN)
-}
-
 /// The mean of each map, `[images, channels]`.
 fn pooled<F: Element>(maps: ArrayView4<'_, F>) -> Array2<F> {
     let (images, channels, h, w) = maps.dim();
-    let share = number::<F>(1.0 / (h * w) as f64);
-    let planes = maps.to_shape((images, channels, h * w));
-    planes
-        .map(|planes| {
-            planes.map_axis(Axis(2), |plane| {
-                plane.iter().fold(F::zero(), |sum, x| sum + *x) * share
-            })
-        })
-        .unwrap_or_default()
+    let share = F::rounded(1.0 / (h * w) as f64);
+    Array2::from_shape_fn((images, channels), |(image, channel)| {
+        let channels = maps.index_axis(Axis(0), image);
+        let plane = channels.index_axis(Axis(0), channel);
+        plane.iter().fold(F::zero(), |sum, x| sum + *x) * share
+    })
 }

@@ -6,6 +6,7 @@ use globset::GlobSet;
 
 use super::select::compile;
 use crate::recipe::Error;
+use crate::recipe::expand::Index;
 use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM};
 use crate::recipe::pattern::{Captures, Pattern};
 use crate::tensor::Tensor;
@@ -106,19 +107,22 @@ impl<'a> Beside<'a> {
         })
     }
 
+    /// The first of the user's globs that covers no tensor and no module.
+    ///
     /// # Errors
-    /// When one of the user's globs names no tensor and no module.
-    pub(super) fn expect_named<'n>(
+    /// When one is none.
+    pub(super) fn idle(
         wish: &[String],
-        names: impl Iterator<Item = &'n str> + Clone,
-    ) -> Result<(), Error> {
+        index: &Index,
+        covers: impl Fn(&Beside<'_>, &str) -> bool,
+    ) -> Result<Option<String>, Error> {
         for glob in wish {
             let one = Beside::new(&[], std::slice::from_ref(glob))?;
-            if !names.clone().any(|name| one.covers(name)) {
-                return Err(Error::NothingBeside { glob: glob.clone() });
+            if !index.keys().any(|name| covers(&one, name)) {
+                return Ok(Some(glob.clone()));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn names(&self, name: &str) -> bool {
@@ -222,6 +226,11 @@ fn above_all_known<'n>(mut path: &'n str, rule: &BlockRule, captures: &Captures)
 /// The module that a tensor is a parameter of.
 pub(crate) fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
+/// The same, as an error names it: a tensor that is in no module is named itself.
+pub(super) fn module_or_own(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
 }
 
 /// The path above the module of a tensor; a parameter that is no part of a conv or norm is its own module.

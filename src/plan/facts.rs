@@ -2,6 +2,7 @@
 //! contradicts the recipe or the user is an error.
 
 use super::Block;
+use super::closed::module_or_own;
 use super::padding::{self, all_convs};
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
@@ -63,7 +64,7 @@ fn each(
 
 /// The module of a tensor, as an error names it.
 fn module(tensor: &Tensor) -> String {
-    quoted(tensor.name().rsplit_once('.').unwrap_or_default().0)
+    quoted(module_or_own(tensor.name()))
 }
 
 /// Numbers that are read and written in other places are the same up to so much of them.

@@ -94,11 +94,13 @@ fn plan_part(
         bn_eps: own.or_else(|| host.and_then(|host| eps_of(host, options))),
         ..options.clone()
     };
-    // What the file itself says goes before what the host would have.
-    let guest = host.map(|host| Recipe {
-        eps: host.eps,
+    // What the file itself says goes before what the host would have. A host without norms has none to give.
+    let of_host = host.and_then(|host| host.eps);
+    let guest = of_host.map(|eps| Recipe {
+        eps: Some(eps),
         ..family.recipe.clone()
     });
+    let by_host = of_host.is_some() || (host.is_some() && options.bn_eps.is_some());
     let recipe = guest.as_ref().unwrap_or(family.recipe);
     let budget = MatchBudget::default();
     let mut plan = ledger_of(part, recipe, &options, select, &budget)?.finish()?;
@@ -106,7 +108,7 @@ fn plan_part(
         applied.at = family.at.clone();
         applied.host = family.host.map(|host| host.name.clone());
         let told = applied.eps_source == EpsSource::File;
-        if host.is_some() && applied.eps.is_some() && !told {
+        if by_host && applied.eps.is_some() && !told {
             applied.eps_source = EpsSource::Host;
         }
     }

@@ -48,7 +48,7 @@ impl Plan {
 /// Checks that what is to be copied can be read.
 fn refuse_unread(outputs: &[Planned]) -> Result<(), Error> {
     let copied = outputs.iter().filter_map(|planned| match &planned.what {
-        Source::Copy(tensor) | Source::Round(tensor) => Some((tensor, tensor.unread()?)),
+        Source::Copy(tensor) | Source::Round(tensor, _) => Some((tensor, tensor.unread()?)),
         _ => None,
     });
     match copied.into_iter().next() {
@@ -73,11 +73,11 @@ pub(super) fn refuse_clashes(outputs: &[Planned], blocks: &[Block]) -> Result<()
         }
         if let Some(other) = seen.insert(&planned.output.name, planned) {
             let [first, second] = [other, planned].map(|p| match &p.what {
-                Source::Copy(tensor) | Source::Round(tensor) => format!("a copy of {tensor}"),
+                Source::Copy(tensor) | Source::Round(tensor, _) => format!("a copy of {tensor}"),
                 Source::Weight(b, _) | Source::Bias(b, _) => {
                     format!("a fused tensor of block {}", quoted(&blocks[*b].name))
                 }
-                Source::Fill(_) => "a tensor that the recipe sets".to_owned(),
+                Source::Fill(..) => "a tensor that the recipe sets".to_owned(),
             });
             return Err(Error::Clash {
                 name: planned.output.name.clone(),

@@ -24,7 +24,7 @@ impl Ledger<'_> {
             let Some(path) = select.skips(&found.module) else {
                 return Err(found.refused());
             };
-            self.leave_blocks_of(&found.module);
+            self.leave_blocks_of(&found.module)?;
             if !found.is_quantizer() {
                 self.regions.push(Region::below(path, &found.module));
                 self.left.push(Left {
@@ -37,7 +37,7 @@ impl Ledger<'_> {
     }
 
     /// Leaves every block that has a module of this name: without one of its parts, the others are no block.
-    fn leave_blocks_of(&mut self, module: &str) {
+    fn leave_blocks_of(&mut self, module: &str) -> Result<(), Error> {
         let recipe = self.recipe;
         for rule in &recipe.blocks {
             let mut patterns = rule
@@ -54,11 +54,12 @@ impl Ledger<'_> {
             };
             let own = self.names_of(rule, &captures);
             if !own.is_empty() {
-                let name = self.name_of(rule, &captures);
+                let name = self.name_of(rule, &captures)?;
                 self.leave_names(rule, &captures, &name, own);
                 self.skipped.push(name);
             }
         }
+        Ok(())
     }
 
     /// Leaves every tensor that has the name of a part of a block as it is, whether or not the block is whole.

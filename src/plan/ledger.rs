@@ -12,7 +12,7 @@ use super::leftover::{Half, Operators};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
-    facts, planned, stored_type, structure,
+    facts, stored_type, structure,
 };
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Resolved};
@@ -112,7 +112,7 @@ impl<'a> Ledger<'a> {
     /// Enters a block with all that it writes.
     pub(super) fn block(&mut self, start: &Start<'_>, select: &Select) -> Result<(), Error> {
         let Start { rule, captures, .. } = start;
-        let name = self.name_of(rule, captures);
+        let name = self.name_of(rule, captures)?;
         if !select.takes(&name) {
             self.leave(start, &name);
             self.skipped.push(name);
@@ -268,11 +268,7 @@ impl<'a> Ledger<'a> {
                 self.index.len()
             )));
         }
-        let module = module.fill(captures).ok_or_else(|| {
-            fail(format!(
-                "{module} has no name here: a number in it is below 0"
-            ))
-        })?;
+        let module = named(module, captures).map_err(fail)?;
         let expr =
             resolve(expr).map_err(|source| match (&source, wanted_conv(template, captures)) {
                 (GeometryError::NoConv, Some(conv)) => {
@@ -312,18 +308,30 @@ impl<'a> Ledger<'a> {
     }
 
     /// The dotted path that the block's names share; the first output's module if that is empty or taken.
-    pub(super) fn name_of(&mut self, rule: &BlockRule, captures: &Captures) -> String {
-        let path = rule.path(captures).map(str::to_owned);
-        let module = rule
-            .fuse
-            .first()
-            .and_then(|(module, _)| module.fill(captures))
-            .unwrap_or_default();
-        let name = path
-            .filter(|path| !path.is_empty() && !self.used_names.contains(path))
-            .unwrap_or(module);
+    ///
+    /// # Errors
+    /// When neither is a name.
+    pub(super) fn name_of(
+        &mut self,
+        rule: &BlockRule,
+        captures: &Captures,
+    ) -> Result<String, Error> {
+        let path = rule.path(captures);
+        let fail = |block: &str| {
+            let block = block.to_owned();
+            |message: String| Error::Block { block, message }
+        };
+        let free = |path: &&str| !path.is_empty() && !self.used_names.contains(*path);
+        let name = match (path.filter(free), rule.fuse.first()) {
+            (Some(path), _) => path.to_owned(),
+            (None, Some((module, _))) => named(module, captures).map_err(fail(module.text()))?,
+            (None, None) => {
+                let empty = "`fuse` is empty; a block needs a tensor to start at and an output";
+                return Err(fail(&self.recipe.name)(empty.to_owned()));
+            }
+        };
         self.used_names.insert(name.clone());
-        name
+        Ok(name)
     }
 
     fn rename(&mut self, from: &str, to: &str) {
@@ -347,7 +355,7 @@ impl<'a> Ledger<'a> {
         }
         for (b, block) in self.blocks.iter().enumerate() {
             for (f, fused) in block.fused.iter().enumerate() {
-                outputs.extend(of_conv(fused, [b, f]));
+                outputs.extend(fused.outputs([b, f]));
             }
         }
         let recipe = self.recipe;
@@ -384,8 +392,11 @@ impl<'a> Ledger<'a> {
 
     /// Decides about every tensor that no block has: it is copied, or dropped by name.
     fn rest(&mut self, outputs: &mut Vec<Planned>) -> Result<(), Error> {
-        let names = self.index.keys().map(String::as_str);
-        Beside::expect_named(&self.options.beside, names)?;
+        if let Some(glob) = Beside::idle(&self.options.beside, self.index, |one, name| {
+            one.covers(name)
+        })? {
+            return Err(Error::NothingBeside { glob });
+        }
         let around = Around {
             regions: Regions::of(std::mem::take(&mut self.regions)),
             operators: Operators::of(self.recipe),
@@ -490,6 +501,12 @@ impl<'a> Ledger<'a> {
     }
 }
 
+/// The name of an output module of a block.
+fn named(module: &Pattern, captures: &Captures) -> Result<String, String> {
+    let name = module.fill(captures);
+    name.ok_or_else(|| format!("{module} has no name here: a number in it is below 0"))
+}
+
 /// A tensor that a block sets to one number everywhere.
 fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
     let fail = |message: String| Error::Block {
@@ -504,31 +521,11 @@ fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
         Some(float) if !float.round(value).is_finite() => Err(fail(format!(
             "{tensor} is {float}, which cannot hold the {value:e} it is set to"
         ))),
-        Some(_) => Ok(Planned {
-            what: Source::Fill(value),
+        Some(float) => Ok(Planned {
+            what: Source::Fill(value, float),
             ..copy(tensor, tensor.name().to_owned())
         }),
     }
-}
-
-/// The weight of a fused conv and, if it has one, its bias; `place` are the numbers of block and conv.
-fn of_conv(fused: &PlannedConv, [b, f]: [usize; 2]) -> impl Iterator<Item = Planned> {
-    let (geometry, dtype) = (fused.geometry(), fused.dtype);
-    let weight = planned(
-        format!("{}.weight", fused.module),
-        dtype,
-        fused.stored_shape(),
-        Source::Weight(b, f),
-    );
-    let bias = fused.bias.then(|| {
-        planned(
-            format!("{}.bias", fused.module),
-            dtype,
-            vec![geometry.out()],
-            Source::Bias(b, f),
-        )
-    });
-    std::iter::once(weight).chain(bias)
 }
 
 /// Checks that all convs of a block are stored with as many spatial axes. A matrix has none, and is a conv of one tap along any.

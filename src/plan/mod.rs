@@ -24,12 +24,13 @@ mod wrapped;
 
 pub use families::{Applied, plan_families};
 pub use idle::idle;
+pub(crate) use model::WeightOrBias;
 pub use model::{Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source};
 pub use select::glob;
 
 use self::ledger::{Fate, Ledger};
 use self::select::Select;
-use crate::algebra::Part;
+use crate::algebra::{GeometryError, Part};
 use crate::recipe::detect::nothing;
 use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::model::Recipe;
@@ -115,26 +116,25 @@ fn ledger_of<'a>(
 
 /// A block is stored in the type of its conv weights, the widest if they differ.
 pub(crate) fn stored_type(root: &Part<Tensor>) -> Result<Float, String> {
-    let mut found: Option<Float> = None;
-    for leaf in root.leaves() {
+    let float = |leaf: &Tensor| {
         if let Some(why) = leaf.unread() {
             return Err(format!("{leaf} {why}"));
         }
-        if leaf.dtype().float().is_none() {
-            return Err(format!(
+        leaf.dtype().float().ok_or_else(|| {
+            format!(
                 "{leaf} has dtype {}, which no arithmetic is defined for; expected F64, F32, F16 or BF16",
                 leaf.dtype()
-            ));
-        }
+            )
+        })
+    };
+    for leaf in root.leaves() {
+        float(leaf)?;
     }
-    for (conv, _) in root.convs() {
-        let float = conv.weight.dtype().float();
-        found = match (found, float) {
-            (Some(a), Some(b)) => Some(a.wider(b)),
-            (a, b) => a.or(b),
-        };
-    }
-    Ok(found.unwrap_or(Float::F32))
+    let convs = root.convs().into_iter();
+    let mut types = convs.map(|(conv, _)| float(&conv.weight));
+    let no_conv = || GeometryError::NoConv.to_string();
+    let first = types.next().ok_or_else(no_conv)??;
+    types.try_fold(first, |widest, float| Ok(widest.wider(float?)))
 }
 
 pub(crate) fn planned(name: String, dtype: Float, shape: Vec<usize>, what: Source) -> Planned {

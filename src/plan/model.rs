@@ -1,6 +1,6 @@
 //! A plan as data: blocks, what each becomes, and what is written in which order.
 
-use super::Applied;
+use super::{Applied, planned};
 use crate::algebra::{Geometry, Resolved};
 use crate::recipe::model::Network;
 use crate::tensor::channels_last::channels_last;
@@ -125,6 +125,13 @@ pub struct PlannedConv {
     pub(crate) dtype: Float,
 }
 
+/// One of the two tensors that a fused conv may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightOrBias {
+    Weight,
+    Bias,
+}
+
 /// A tensor of the output and where its bytes come from.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -139,14 +146,14 @@ pub struct Planned {
 pub enum Source {
     /// A tensor of the input, byte for byte.
     Copy(Tensor),
-    /// A tensor of the input, each number rounded once to the output's type.
-    Round(Tensor),
+    /// A tensor of the input, each number rounded once to this type, which is the output's.
+    Round(Tensor, Float),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
     Weight(usize, usize),
     /// Its bias.
     Bias(usize, usize),
-    /// One number everywhere.
-    Fill(f64),
+    /// One number everywhere, in this type, which is the output's.
+    Fill(f64, Float),
 }
 
 impl Plan {
@@ -190,6 +197,11 @@ impl Plan {
         &self.blocks
     }
 
+    /// The blocks of one of the recipes of this plan.
+    pub(crate) fn blocks_of(&self, family: &Applied) -> &[Block] {
+        &self.blocks[family.blocks.clone()]
+    }
+
     /// The names of the blocks that are left as they are, by the user's wish.
     pub fn skipped(&self) -> &[String] {
         &self.skipped
@@ -220,6 +232,24 @@ impl Plan {
         self.blocks.iter().any(|block| block.assumes_identity)
     }
 
+    /// Gives the module of each fused conv another name, and with it the outputs that are its tensors.
+    pub(super) fn rename_convs<E>(
+        &mut self,
+        to: impl Fn(&str) -> Result<String, E>,
+    ) -> Result<(), E> {
+        for conv in self.blocks.iter_mut().flat_map(|block| &mut block.fused) {
+            conv.module = to(&conv.module)?;
+        }
+        for Planned { output, what } in &mut self.outputs {
+            output.name = match *what {
+                Source::Weight(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Weight),
+                Source::Bias(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Bias),
+                Source::Copy(_) | Source::Round(..) | Source::Fill(..) => continue,
+            };
+        }
+        Ok(())
+    }
+
     /// Stores all floating-point tensors in one type: copied ones are rounded, too.
     pub fn store_all(&mut self, float: Float) {
         let blocks = self.blocks.iter_mut();
@@ -232,8 +262,12 @@ impl Plan {
             };
             output.byte_len = output.byte_len / of.size() as u64 * float.size() as u64;
             output.dtype = Dtype::from(float);
-            if let Source::Copy(tensor) = what {
-                *what = Source::Round(tensor.clone());
+            match what {
+                Source::Copy(tensor) | Source::Round(tensor, _) => {
+                    *what = Source::Round(tensor.clone(), float);
+                }
+                Source::Fill(_, of) => *of = float,
+                Source::Weight(..) | Source::Bias(..) => {}
             }
         }
     }
@@ -265,6 +299,40 @@ impl PlannedConv {
     /// The output's module; its tensors are `<module>.weight` and, if it has one, `<module>.bias`.
     pub fn module(&self) -> &str {
         &self.module
+    }
+
+    /// The name of its weight in the output.
+    pub fn weight_name(&self) -> String {
+        self.name_of(WeightOrBias::Weight)
+    }
+
+    /// The name of its bias in the output, if it has one.
+    pub fn bias_name(&self) -> Option<String> {
+        self.bias.then(|| self.name_of(WeightOrBias::Bias))
+    }
+
+    /// The name of one of its tensors. (Only here is it put together.)
+    pub(crate) fn name_of(&self, which: WeightOrBias) -> String {
+        let end = match which {
+            WeightOrBias::Weight => "weight",
+            WeightOrBias::Bias => "bias",
+        };
+        format!("{}.{end}", self.module)
+    }
+
+    /// What is written of it; `place` are the numbers of its block and of itself in the plan.
+    pub(crate) fn outputs(&self, [b, f]: [usize; 2]) -> impl Iterator<Item = Planned> {
+        let weight = planned(
+            self.weight_name(),
+            self.dtype,
+            self.stored_shape(),
+            Source::Weight(b, f),
+        );
+        let channels = vec![self.geometry().out()];
+        let bias = self
+            .bias_name()
+            .map(|name| planned(name, self.dtype, channels, Source::Bias(b, f)));
+        std::iter::once(weight).chain(bias)
     }
 
     /// What it is fused from.

@@ -1,6 +1,7 @@
 //! What a file says of padding, in the expression of a block: kernels that are added up must lie over each other, so each conv
 //! has the padding that its kernel asks for, all of one kind.
 
+use super::closed::module_or_own;
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
 use crate::algebra::{Conv, Expr};
@@ -99,8 +100,7 @@ fn axes(counts: &[usize], rest: usize) -> Option<[usize; 3]> {
 }
 
 fn module(conv: &Conv<Tensor>) -> String {
-    let name = conv.weight.name_in_file();
-    quoted(name.rsplit_once('.').map_or("", |(module, _)| module))
+    quoted(module_or_own(conv.weight.name_in_file()))
 }
 
 fn padding_of(conv: &Conv<Tensor>) -> String {
@@ -113,7 +113,7 @@ fn padding_of(conv: &Conv<Tensor>) -> String {
         Some(Attribute::Integers(counts)) => format!("{counts:?}"),
         _ => "none".to_owned(),
     };
-    let taps = conv.weight.shape().get(2..).unwrap_or_default();
+    let taps: Vec<usize> = conv.weight.shape().iter().skip(2).copied().collect();
     format!(
         "{} has padding {padding} around a kernel of {taps:?}",
         module(conv)

@@ -28,9 +28,7 @@ impl Plan {
         for planned in &mut self.outputs {
             planned.output.name = other(&planned.output.name)?;
         }
-        for conv in self.blocks.iter_mut().flat_map(|block| &mut block.fused) {
-            conv.module = other(&conv.module)?;
-        }
+        self.rename_convs(other)?;
         refuse_clashes(&self.outputs, &self.blocks)
     }
 }

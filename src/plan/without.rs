@@ -15,11 +15,8 @@ pub(super) fn split(index: &Index, drop: &[String]) -> Result<(Vec<Tensor>, Opti
     }
     let covers =
         |wish: &Beside<'_>, name: &str| wish.covers(name) || wish.covers(&without_wrappers(name));
-    for glob in drop {
-        let wish = Beside::new(&[], std::slice::from_ref(glob))?;
-        if !index.keys().any(|name| covers(&wish, name)) {
-            return Err(Error::NothingDropped { glob: glob.clone() });
-        }
+    if let Some(glob) = Beside::idle(drop, index, covers)? {
+        return Err(Error::NothingDropped { glob });
     }
     let wish = Beside::new(&[], drop)?;
     let takes = |name: &str| covers(&wish, name);

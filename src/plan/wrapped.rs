@@ -2,6 +2,7 @@
 //! outside of blocks, and inside of one they do not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use super::closed::{is_below, region_of};
 use super::{Plan, Source};
@@ -36,18 +37,19 @@ pub(super) fn restore<'a>(plan: &mut Plan, seen: impl Iterator<Item = &'a Tensor
     for planned in &mut plan.outputs {
         let name = &mut planned.output.name;
         *name = match &planned.what {
-            Source::Copy(tensor) | Source::Round(tensor) if tensor.name() == name => {
+            Source::Copy(tensor) | Source::Round(tensor, _) if tensor.name() == name => {
                 own(tensor, &inside)
             }
             _ => put_back(name, &outside),
         };
     }
-    for conv in plan.blocks.iter_mut().flat_map(|block| &mut block.fused) {
-        let weight = put_back(&format!("{}.weight", conv.module), &outside);
-        if let Some(module) = weight.strip_suffix(".weight") {
-            conv.module = module.to_owned();
-        }
-    }
+    let around = |module: &str| {
+        // What stands behind the module, too, for its tensors do.
+        let mut path = put_back(&format!("{module}."), &outside);
+        path.pop();
+        Ok::<_, Infallible>(path)
+    };
+    let Ok(()) = plan.rename_convs(around);
     plan.wrappers_removed = removed.into_iter().collect();
 }
 

@@ -265,8 +265,9 @@ impl Page<'_> {
 }
 
 fn file_name(path: &str) -> String {
-    let name = std::path::Path::new(path).file_name().unwrap_or_default();
-    plain(&name.to_string_lossy())
+    // A path such as `..` has none, and stands for itself.
+    let name = std::path::Path::new(path).file_name();
+    plain(&name.map_or(path.into(), |name| name.to_string_lossy()))
 }
 
 fn row(what: &str, of: Change, show: fn(u64) -> String) -> Row {
@@ -357,14 +358,14 @@ const FULL: f64 = 125.0;
 fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
     let all = || conv.branches.iter().chain(&conv.fused);
     let largest = all().flat_map(|k| &k.taps).copied().fold(0.0, f64::max);
+    // As large as the largest; of no kernels, nothing.
     let frame = all()
         .map(|k| k.extent)
-        .reduce(|a, b| [a[0].max(b[0]), a[1].max(b[1])]);
+        .fold([0, 0], |a, b| [a[0].max(b[0]), a[1].max(b[1])]);
     let tile = |kernel: &Kernel| {
         let most = kernel.taps.iter().copied().fold(0.0, f64::max);
         let label = named(&plain(&kernel.label));
         let described = format!("{label}: mean |w| up to {}", units::magnitude(most));
-        let frame = frame.unwrap_or(kernel.extent);
         Tile {
             svg: heat::svg(
                 &kernel.taps,
@@ -378,7 +379,7 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
     };
     Drawn {
         module: (of > 1).then(|| plain(&conv.module)),
-        height: heat::height(frame.unwrap_or([0, 0])),
+        height: heat::height(frame),
         branches: conv.branches.iter().map(tile).collect(),
         fused: conv.fused.as_ref().map(|kernel| Tile {
             label: format!("{} {}", units::shape(&conv.weight_shape), conv.dtype),
@@ -403,9 +404,8 @@ fn drawn<'a>(conv: &'a Conv, of: usize, report: &Report) -> Drawn<'a> {
 /// Text for an attribute of the SVG that is put into the page as it is.
 fn escaped(text: &str) -> String {
     use askama::filters::{Html, escape};
-    escape(text, Html)
-        .map(|safe| safe.to_string())
-        .unwrap_or_default()
+    let Ok(safe) = escape(text, Html);
+    safe.to_string()
 }
 
 /// Every shade side by side, for the legend.

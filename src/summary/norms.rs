@@ -23,7 +23,7 @@ pub fn norms(checkpoint: &Checkpoint, plan: &Plan) -> Norms {
         .outputs
         .iter()
         .filter_map(|planned| match &planned.what {
-            Source::Copy(tensor) | Source::Round(tensor) => module(tensor),
+            Source::Copy(tensor) | Source::Round(tensor, _) => module(tensor),
             _ => None,
         });
     let mut left: Vec<_> = copied.map(|norm| (why(&norm, plan), norm)).collect();

@@ -23,7 +23,7 @@ pub struct Warning {
 pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
     let mut found = Vec::new();
     for (number, family) in plan.families.iter().enumerate() {
-        let weight = weights.iter().find(|weight| weight.family == number);
+        let weight = weights.iter().find(|weight| weight.family == Some(number));
         found.extend(weight.and_then(|weight| match says_no_eps(plan, family) {
             true => about_code(family, weight),
             false => about_eps(family, weight),
@@ -66,7 +66,7 @@ fn of_eps(sentence: String, weight: &EpsSensitivity) -> Warning {
 
 /// Whether the file tells the modules of norms and not their eps, as TorchScript does, which keeps that in its code.
 fn says_no_eps(plan: &Plan, family: &Applied) -> bool {
-    let blocks = plan.blocks.get(family.blocks.clone()).unwrap_or_default();
+    let blocks = plan.blocks_of(family);
     let convs = blocks.iter().flat_map(|block| &block.fused);
     let mut norms = convs.flat_map(|conv| conv.expr.root().norms());
     norms.any(|norm| {
@@ -88,12 +88,10 @@ fn about_code(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
 
 fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
     let note = family.identity_note.as_ref()?;
-    let blocks = plan.blocks.get(family.blocks.clone())?;
+    let blocks = plan.blocks_of(family);
     let convs = blocks.iter().flat_map(|block| &block.fused);
     let keeps = convs.filter(|conv| conv.geometry().inputs() == conv.geometry().out());
-    let tensors: Vec<String> = keeps
-        .map(|conv| format!("{}.weight", conv.module))
-        .collect();
+    let tensors: Vec<String> = keeps.map(|conv| conv.weight_name()).collect();
     (!tensors.is_empty()).then(|| Warning {
         sentence: format!(
             "the names alone do not tell whether {} a bare identity, which adds 1 to the middle tap of each channel; recipe {} was believed: {note}",
@@ -113,7 +111,7 @@ const ENOUGH_ALIKE: usize = 3;
 
 /// Blocks that stand in a row, have the same shape, and are alike but for one: it has lost a branch, or has one that the others do without.
 fn about_odd_blocks(plan: &Plan, family: &Applied) -> Vec<Warning> {
-    let blocks = plan.blocks.get(family.blocks.clone()).unwrap_or_default();
+    let blocks = plan.blocks_of(family);
     let mut rows: BTreeMap<(String, Vec<Vec<usize>>), Vec<&Block>> = BTreeMap::new();
     for block in blocks {
         let shapes = block.fused.iter().map(|conv| conv.stored_shape());

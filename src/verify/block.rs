@@ -16,7 +16,7 @@ use crate::algebra::part::split;
 use crate::algebra::{Extent, Geometry, Kernel, Op, Part, Resolved};
 use crate::fuse::diagnose;
 use crate::fuse::fold_rows;
-use crate::plan::PlannedConv;
+use crate::plan::{PlannedConv, WeightOrBias};
 use crate::tensor::Reader;
 use crate::tensor::channels_last::channels_last;
 use crate::tensor::{Checkpoint, Tensor};
@@ -106,7 +106,7 @@ impl Check<'_> {
         verdict.absolute = total.absolute;
         verdict.relative = total.relative;
         verdict.at = total.at.map(|at| Place {
-            tensor: format!("{}.{}", fused.module, at.end),
+            tensor: fused.name_of(at.which),
             index: match fused.is_channels_last() {
                 true => channels_last(&at.index),
                 false => at.index,
@@ -320,12 +320,14 @@ impl Compare<'_> {
     /// The number of the deploy form that an output shows.
     fn place(&self, input: &Input, i: usize, want: Extent, found: f64, expected: f64) -> At {
         let g = self.check.fused.geometry();
-        let (end, index, whole_channel) = match input {
+        let (which, index, whole_channel) = match input {
             Input::Dense(maps) => {
                 let (o, map) = (self.rows.start + i / maps.maps(), i % maps.maps());
                 // The first map is one of zeros.
-                let of_bias = map == 0;
-                (if of_bias { "bias" } else { "weight" }, vec![o], !of_bias)
+                match map == 0 {
+                    true => (WeightOrBias::Bias, vec![o], false),
+                    false => (WeightOrBias::Weight, vec![o], true),
+                }
             }
             Input::Spikes(Spikes { channels, .. }) => {
                 let area = volume(want);
@@ -333,11 +335,11 @@ impl Compare<'_> {
                 let o = self.rows.start + map / channels.len();
                 let input = channels.start + map % channels.len();
                 let index = stored_index(g, [o, input], position(tap, want));
-                ("weight", index, false)
+                (WeightOrBias::Weight, index, false)
             }
         };
         At {
-            end,
+            which,
             index,
             found,
             expected: Some(expected),

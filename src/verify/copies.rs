@@ -49,7 +49,7 @@ pub(super) fn compare_copies(
         };
         fit += usize::from(planned.output.shape == found.shape());
         match &planned.what {
-            Source::Copy(tensor) | Source::Round(tensor) => {
+            Source::Copy(tensor) | Source::Round(tensor, _) => {
                 let float = found.dtype().float();
                 let rounded = tensor.dtype() != found.dtype() && tensor.shape() == found.shape();
                 let difference = match float.filter(|_| rounded && float == of_file) {
@@ -66,7 +66,7 @@ pub(super) fn compare_copies(
                 };
                 copies.failures.extend(difference.map(Failure::Differs));
             }
-            Source::Fill(_) if !same_kind(&planned.output, found) => {
+            Source::Fill(..) if !same_kind(&planned.output, found) => {
                 copies.failures.push(Failure::Differs(format!(
                     "{found} is {} {:?}; expected {} {:?}",
                     found.dtype(),
@@ -75,7 +75,7 @@ pub(super) fn compare_copies(
                     planned.output.shape
                 )))
             }
-            Source::Fill(value) => {
+            Source::Fill(value, _) => {
                 let mut reader = Reader::new(file, 1 << 16);
                 let values = reader.vector(found, 0, found.len())?;
                 let value = found.dtype().float().map_or(*value, |f| f.round(*value));

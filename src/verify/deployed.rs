@@ -10,7 +10,7 @@ use crate::algebra::shape::resolve;
 use crate::algebra::{Conv, Expr, Extent, Geometry, GeometryError, Operand, Resolved, Values};
 use crate::fuse::diagnose;
 use crate::fuse::{fold_rows, stored_bytes};
-use crate::plan::{Plan, PlannedConv};
+use crate::plan::{Plan, PlannedConv, WeightOrBias};
 use crate::tensor::Reader;
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 
@@ -45,13 +45,12 @@ pub(super) fn stored<'a>(
     let Deployed::File(file) = deployed else {
         return Ok(None);
     };
-    let find = |end: &str| {
-        let name = format!("{}.{end}", fused.module);
+    let find = |name: String| {
         file.get(&name)
             .ok_or_else(|| format!("{} is missing", quoted(&name)))
     };
-    let weight = find("weight")?;
-    let bias = fused.bias.then(|| find("bias")).transpose()?;
+    let weight = find(fused.weight_name())?;
+    let bias = fused.bias_name().map(find).transpose()?;
     let g = fused.geometry();
     let check = |tensor: &'a Tensor, expected: Vec<usize>| {
         if tensor.shape() != expected {
@@ -243,8 +242,8 @@ impl Slab {
     pub(super) fn not_finite(&self) -> Option<At> {
         let first = |values: &[f64]| values.iter().position(|x| !x.is_finite());
         let g = &self.geometry;
-        let at = |end, index, found| At {
-            end,
+        let at = |which, index, found| At {
+            which,
             index,
             found,
             expected: None,
@@ -255,14 +254,15 @@ impl Slab {
             let channels = [self.first + i / row, i % row / taps];
             let tap = position(i % taps, g.extent());
             at(
-                "weight",
+                WeightOrBias::Weight,
                 stored_index(g, channels, tap),
                 self.rows.kernel[i],
             )
         });
         of_kernel.or_else(|| {
             let i = first(&self.rows.bias)?;
-            Some(at("bias", vec![self.first + i], self.rows.bias[i]))
+            let index = vec![self.first + i];
+            Some(at(WeightOrBias::Bias, index, self.rows.bias[i]))
         })
     }
 

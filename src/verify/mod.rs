@@ -230,7 +230,7 @@ pub fn verify(
                 |is: fn(&Source) -> bool| plan.outputs.iter().filter(|p| is(&p.what)).count();
             Copies {
                 copied: count(|what| matches!(what, Source::Copy(_))),
-                rounded: count(|what| matches!(what, Source::Round(_))),
+                rounded: count(|what| matches!(what, Source::Round(..))),
                 ..Copies::default()
             }
         }

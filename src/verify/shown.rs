@@ -39,7 +39,8 @@ fn significant(x: f64, digits: usize) -> String {
     match (exponent, scientific.split_once('e')) {
         (Some(e @ -4..=5), _) => trimmed(&format!(
             "{x:.*}",
-            usize::try_from(digits as i32 - 1 - e).unwrap_or(0)
+            // A number of more digits than asked for has none behind the point.
+            (digits as i32 - 1 - e).max(0) as usize
         )),
         (_, Some((mantissa, e))) => format!("{}e{e}", trimmed(mantissa)),
         // What is no number has no exponent.
@@ -138,8 +139,8 @@ impl Verdict {
         if self.accepted() {
             return None;
         }
-        if self.is_of_another_network() {
-            return Some(self.another_network());
+        if let Some(fits) = self.few_that_fit() {
+            return Some(self.another_network(fits));
         }
         let all = self.blocks.len();
         let failed = || self.blocks.iter().filter(|b| !b.accepted);
@@ -229,12 +230,17 @@ impl Verdict {
 
     /// Whether next to nothing of what fusing makes is in the other file, and no conv of it is right.
     pub fn is_of_another_network(&self) -> bool {
-        let right = self.blocks.iter().any(|block| block.accepted);
-        !self.accepted() && !right && self.fits.is_some_and(|[fit, all]| all > 1 && 4 * fit < all)
+        self.few_that_fit().is_some()
     }
 
-    fn another_network(&self) -> String {
-        let [fit, all] = self.fits.unwrap_or_default();
+    /// How many of the tensors fit, and how many there are, where that are next to none.
+    fn few_that_fit(&self) -> Option<[usize; 2]> {
+        let right = self.blocks.iter().any(|block| block.accepted);
+        let fits = self.fits.filter(|_| !self.accepted() && !right);
+        fits.filter(|[fit, all]| *all > 1 && 4 * fit < *all)
+    }
+
+    fn another_network(&self, [fit, all]: [usize; 2]) -> String {
         let example = self.blocks.iter().find_map(|b| b.failure.as_deref());
         let example = example.map_or(String::new(), |e| format!("; for one, {e}"));
         let what = match all == self.blocks.len() {

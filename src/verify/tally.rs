@@ -1,5 +1,7 @@
 //! The worst difference so far, and where it is.
 
+use crate::plan::WeightOrBias;
+
 /// Whether a ratio is worse than the worst so far. NaN is never skipped: it is worse than any number.
 pub(crate) fn is_worse(ratio: f64, worst: f64) -> bool {
     ratio > worst || (ratio.is_nan() && !worst.is_nan())
@@ -33,8 +35,8 @@ pub(super) struct Tally {
 /// A number of a conv that is compared.
 #[derive(Clone, Debug)]
 pub(super) struct At {
-    /// `weight` or `bias`.
-    pub end: &'static str,
+    /// The tensor that it stands in.
+    pub which: WeightOrBias,
     /// Of a weight that random maps show, the output channel alone.
     pub index: Vec<usize>,
     pub found: f64,

@@ -249,18 +249,40 @@ fn no_rust_knows_a_family() {
 }
 
 /// Functions of more lines than this say why.
-const LONG: usize = 100;
+const LONG: usize = 80;
 
 /// Those that do, and the reason.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[
-    // One arm for each opcode.
-    ("tensor/pytorch/pickle.rs", "step"),
+    // One kind of conv after the other, each with what is wrong with its shape.
+    ("algebra/shape/annotate.rs", "conv"),
+    // The command from its arguments to its answer, in the order in which files are looked at.
+    ("cli/fuse.rs", "run"),
+    // The lines of the text, in the order in which they are printed.
+    ("cli/inspect.rs", "text"),
+    // Maps are made, run in parts and compared, with what all three share.
+    ("cli/whole.rs", "end_to_end"),
+    // Every check of a conv's arguments, then the plan that they make.
+    ("conv2d/plan.rs", "new"),
+    // A block is compared and named at once, for a name is free until it is given.
+    ("graph/agree.rs", "agree"),
+    // A recipe is tried, and what came out is told by each rule.
+    ("graph/learn/mod.rs", "attempted"),
+    // One arm for each operator.
+    ("graph/onnx/ints.rs", "computed"),
+    // One check of a tensor's description after the other.
+    ("graph/onnx/open.rs", "add"),
     // One arm for each operator.
     ("graph/onnx/shapes.rs", "one"),
+    // The plan of a program, and every text that follows from it.
+    ("graph/pt2/edit.rs", "edit"),
+    // The nodes of a conv, in the order in which they stand.
+    ("graph/pt2/nodes.rs", "new_nodes"),
     // One field of the format after the other.
     ("graph/pt2/read.rs", "graph"),
-    // The lines of a verdict, in the order in which they are printed.
-    ("cli/verify.rs", "tell"),
+    // Both forms run on the same maps, with what all readings share.
+    ("network/maps.rs", "one"),
+    // One arm for each opcode.
+    ("tensor/pytorch/pickle.rs", "step"),
 ];
 
 /// Every function of a file, with the number of its lines.
@@ -304,6 +326,9 @@ fn long_functions_say_why() {
         unknown.is_empty(),
         "longer than {LONG} lines, and no reason is given: {unknown:?}"
     );
+    // A function that has become short needs no reason any more.
+    let short: Vec<_> = listed.difference(&long).collect();
+    assert!(short.is_empty(), "no longer than {LONG} lines: {short:?}");
 }
 
 /// Files of one room that import each other. No other file may come to them.

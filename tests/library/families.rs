@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use crate::support::fixtures::{Case, cases};
-use repfuse::plan::{self, Options, Plan};
-use repfuse::recipe::{self, Index, Recipe};
-use repfuse::tensor::{Checkpoint, Part, Place, Tensor};
+use repfuse::plan::{self, EpsSource, Options, Plan};
+use repfuse::recipe::{self, Family, Index, Recipe};
+use repfuse::tensor::{Checkpoint, Float, Part, Place, Tensor};
 
 /// Pairs that names cannot tell from one network: the blocks of the first are taken for those of the second, whose evidence is the
 /// first one's with something more, or vouches for names that ask for none.
@@ -130,4 +130,70 @@ fn two_families_in_one_file_are_both_fused() {
         pairs.len(),
         wrong.join("\n")
     );
+}
+
+/// A tensor of a file that nothing is read of.
+fn float(name: &str, shape: &[usize]) -> (String, Tensor) {
+    let part = Part {
+        name: name.to_owned(),
+        dtype: Float::F32.into(),
+        shape: shape.to_vec(),
+        place: Place::InFile { file: 0, offset: 0 },
+    };
+    (name.to_owned(), Tensor::new(part).expect("a tensor"))
+}
+
+#[test]
+fn a_guest_keeps_its_eps_where_its_host_has_none() {
+    let host_of = |eps: &str| {
+        let text = format!(
+            r#"{{"name": "host", "about": "a", "cite": "c"{eps}, "blocks": [{{"at": "{{p}}.big.weight", "fuse":
+                {{"{{p}}.out": {{"sum": [{{"conv": "{{p}}.big", "bias": false}}, {{"conv": "{{p}}.small", "bias": false}}]}}}},
+                "bias": false}}]}}"#
+        );
+        recipe::parse(&text, "host.json").expect("a recipe")
+    };
+    let guest = recipe::parse(
+        r#"{"name": "guest", "about": "a", "cite": "c", "eps": 1e-3, "blocks": [{"at": "{p}.conv.weight", "fuse":
+            {"{p}.out": [{"conv": "{p}.conv", "bias": false}, {"bn": "{p}.norm"}]}}]}"#,
+        "guest.json",
+    )
+    .expect("a recipe");
+    let index: Index = [
+        float("net.h.big.weight", &[4, 4, 3, 3]),
+        float("net.h.small.weight", &[4, 4, 1, 1]),
+        float("net.g.conv.weight", &[4, 4, 3, 3]),
+        float("net.g.norm.weight", &[4]),
+        float("net.g.norm.bias", &[4]),
+        float("net.g.norm.running_mean", &[4]),
+        float("net.g.norm.running_var", &[4]),
+    ]
+    .into();
+    for (of_host, eps, source) in [
+        ("", 1e-3, EpsSource::Recipe),
+        (r#", "eps": 0.01"#, 0.01, EpsSource::Host),
+    ] {
+        let host = host_of(of_host);
+        let family = |recipe, at: &str, host| Family {
+            recipe,
+            at: vec![at.to_owned()],
+            host,
+        };
+        let families = [
+            family(&host, "net.h", None),
+            family(&guest, "net.g", Some(&host)),
+        ];
+        let plan = plan::plan_families(&index, &families, &Options::default()).expect("a plan");
+        let applied = &plan.families()[1];
+        assert_eq!((applied.eps, applied.eps_source), (Some(eps), source));
+        let norms = plan.blocks()[1].fused()[0].expr().root().norms();
+        let found: Vec<f64> = norms.iter().map(|norm| norm.eps).collect();
+        assert_eq!(found, [eps]);
+        let names: Vec<String> = plan.blocks()[1].fused()[0]
+            .bias_name()
+            .into_iter()
+            .collect();
+        assert_eq!(names, ["net.g.out.bias"]);
+        assert_eq!(plan.blocks()[0].fused()[0].bias_name(), None);
+    }
 }

@@ -227,16 +227,13 @@ pub fn check(checkpoint: &Checkpoint, plan: &Plan, sample: &Sample) -> Result<Su
             ignored.push((name.clone(), "it is no block".to_owned()));
             continue;
         }
+        let ((numbers, float), (made, of_output)) = (sample.read(input)?, sample.read(output)?);
         let maps = fit::Maps {
-            input: sample.read(input)?.0,
+            input: numbers,
             input_shape: input.shape(),
-            output: sample.read(output)?.0,
+            output: made,
             output_shape: output.shape(),
-            float: match (input.dtype().float(), output.dtype().float()) {
-                (Some(a), Some(b)) => a.min(b),
-                // Neither could have been read.
-                _ => Float::F32,
-            },
+            float: float.min(of_output),
         };
         match fit::record(checkpoint, plan, name, &convs, &maps)? {
             Ok(verdict) => records.push(verdict),

@@ -112,20 +112,18 @@ impl Tried {
 
     /// The activation with which these rows and columns fit best.
     fn over(&self, y: ArrayView4<'_, f64>, rows: Range<usize>, columns: Range<usize>) -> Found {
-        let mut best: Option<Found> = None;
-        for activation in TRIED {
-            let found = self.with(activation, y, rows.clone(), columns.clone());
-            if found.accepted() {
-                return found;
+        let [first, others @ ..] = TRIED;
+        let mut best = self.with(first, y, rows.clone(), columns.clone());
+        for activation in others {
+            if best.accepted() {
+                break;
             }
-            if best
-                .as_ref()
-                .is_none_or(|best| is_worse(best.ratio, found.ratio))
-            {
-                best = Some(found);
+            let found = self.with(activation, y, rows.clone(), columns.clone());
+            if found.accepted() || is_worse(best.ratio, found.ratio) {
+                best = found;
             }
         }
-        best.unwrap_or_else(|| self.with(Activation::Identity, y, rows, columns))
+        best
     }
 
     /// Whether the outputs that see no padding fit with an activation.
