@@ -173,6 +173,20 @@ fn a_module_where_a_branch_may_be_missing_is_refused() {
     );
 }
 
+/// A block, and a head with this weight.
+fn with_head(weight: Value) -> Value {
+    let mut root = block(SEQUENTIAL, pair(), Vec::new());
+    if let Value::Module(net) = &mut root {
+        let linear = Module {
+            class: "__main__.Head".to_owned(),
+            parameters: vec![("weight".to_owned(), weight)],
+            ..Module::default()
+        };
+        net.modules.push(("head".to_owned(), Value::Module(linear)));
+    }
+    root
+}
+
 /// A head that cannot be read is nobody's business until it is to be copied.
 #[test]
 fn a_quantized_head_is_dropped_or_refused() {
@@ -182,15 +196,7 @@ fn a_quantized_head_is_dropped_or_refused() {
         "_rebuild_qtensor",
         vec![Value::None, Value::Int(0), shape],
     );
-    let mut root = block(SEQUENTIAL, pair(), Vec::new());
-    if let Value::Module(net) = &mut root {
-        let linear = Module {
-            class: "__main__.Head".to_owned(),
-            parameters: vec![("weight".to_owned(), head)],
-            ..Module::default()
-        };
-        net.modules.push(("head".to_owned(), Value::Module(linear)));
-    }
+    let root = with_head(head);
     let ran = fused(&root, "");
     assert_eq!(
         (ran.code(), ran.stderr.as_str()),
@@ -202,6 +208,24 @@ fn a_quantized_head_is_dropped_or_refused() {
     for more in ["--drop head", "--only-under stage0"] {
         assert_eq!(fused(&root, more).all(), (Some(0), "", ""), "{more}");
     }
+}
+
+/// An array among the tensors is, too; one that stands beside the state dict is none of its tensors.
+#[test]
+fn an_array_among_the_tensors_is_dropped_or_refused() {
+    let array = || Value::Call("numpy._core.multiarray", "_reconstruct", Vec::new());
+    let ran = fused(&with_head(array()), "");
+    assert_eq!(
+        ran.stderr,
+        "repfuse: `head.weight` would be copied, and is a NumPy array, which is not read; save `torch.from_numpy(array)` in its place; `--drop 'head.weight'` leaves it out\n"
+    );
+    let ran = fused(&with_head(array()), "--drop head");
+    assert_eq!(ran.all(), (Some(0), "", ""));
+    let beside = dict([
+        ("model", block(SEQUENTIAL, pair(), Vec::new())),
+        ("map", array()),
+    ]);
+    assert_eq!(fused(&beside, "").all(), (Some(0), "", ""));
 }
 
 #[test]
@@ -227,7 +251,7 @@ fn what_is_no_state_dict_is_told_with_the_way_on() {
     for (root, said) in [
         (
             dict([("a", array)]),
-            "it has no tensor, where a dict is; `a` is a NumPy array, which is not read; save tensors: `torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, PATH)`",
+            "`a` is a NumPy array, which is not read; save `torch.from_numpy(array)` in its place",
         ),
         (
             dict([("a", stored)]),

@@ -22,7 +22,7 @@ const SCRIPTED: &str = "__torch__.";
 pub(super) struct State {
     pub(super) tensors: BTreeMap<String, Stored>,
     pub(super) facts: Facts,
-    /// Tensors of kinds that are not read.
+    /// Tensors of kinds that are not read, and arrays.
     pub(super) other_kinds: BTreeMap<String, OtherKind>,
     /// A tensor that is broken; a sentence on it.
     pub(super) unreadable: Option<String>,
@@ -147,6 +147,13 @@ impl<'a> Walk<'a> {
                 self.state
                     .unreadable
                     .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
+                return Ok(());
+            }
+            // Metrics beside a state dict are often arrays: a search for tensors does not end at one.
+            Meaning::Array(_) if self.wanted.is_some() => return Ok(()),
+            Meaning::Array(array) => {
+                self.named_shortly(prefix, 0)?;
+                self.state.other_kinds.insert(prefix.to_owned(), array);
                 return Ok(());
             }
             Meaning::Other => {}

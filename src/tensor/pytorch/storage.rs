@@ -36,6 +36,8 @@ pub(super) enum Meaning {
     Unreadable(String),
     /// A tensor of a kind that is not read.
     OtherKind(OtherKind),
+    /// A NumPy array: no tensor, but numbers that would be one in a state dict.
+    Array(OtherKind),
     /// No tensor.
     Other,
 }
@@ -219,6 +221,13 @@ fn rebuilt(
         }
         _ if function.starts_with("torch._utils._rebuild_") => {
             return Meaning::OtherKind(other_kind(pickle, function, arguments));
+        }
+        _ if function.starts_with("numpy.") && function.ends_with("_reconstruct") => {
+            return Meaning::Array(OtherKind {
+                why: "is a NumPy array, which is not read; save `torch.from_numpy(array)` in its place".to_owned(),
+                dtype: Dtype::from_name("array"),
+                shape: Vec::new(),
+            });
         }
         _ => return Meaning::Other,
     };

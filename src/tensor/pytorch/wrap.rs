@@ -309,22 +309,11 @@ impl Keeper<'_> {
 }
 
 /// What to do about a value that has no tensor.
-pub(super) fn instead(pickle: &Pickle, value: Value) -> String {
-    const PLAIN: &str = "save a state dict: `torch.save(model.state_dict(), PATH)`";
-    if is_scripted(pickle, value) {
-        return "TorchScript that was frozen or optimized keeps its weights in its code, which is not read; save the state dict of the model that it was made of".to_owned();
-    }
-    let items = pickle.items(value).unwrap_or_default();
-    let array = items.iter().find_map(|(key, value)| {
-        let is_array = pickle
-            .called(*value)
-            .is_some_and(|(name, _)| name.starts_with("numpy.") && name.ends_with("_reconstruct"));
-        pickle.key(*key).filter(|_| is_array)
-    });
-    match array {
-        Some(key) => format!(
-            "`{key}` is a NumPy array, which is not read; save tensors: `torch.save({{k: torch.from_numpy(v) for k, v in arrays.items()}}, PATH)`"
-        ),
-        None => PLAIN.to_owned(),
+pub(super) fn instead(pickle: &Pickle, value: Value) -> &'static str {
+    match is_scripted(pickle, value) {
+        true => {
+            "TorchScript that was frozen or optimized keeps its weights in its code, which is not read; save the state dict of the model that it was made of"
+        }
+        false => "save a state dict: `torch.save(model.state_dict(), PATH)`",
     }
 }
