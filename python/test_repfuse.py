@@ -120,6 +120,20 @@ def network(torch):
     return model.eval()
 
 
+def plain_block(torch, width=3):
+    return torch.nn.Sequential(torch.nn.Conv2d(width, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+
+
+def masked(torch):
+    class Masked(torch.nn.Module):
+        """Gives an infinite number, and none that is a number."""
+
+        def forward(self, x):
+            return (x.relu() - 1e9).sqrt(), torch.log(x.relu() * 0)
+
+    return Masked()
+
+
 def test_module(folder):
     try:
         import torch
@@ -137,6 +151,13 @@ def test_module(folder):
     any_batch = repfuse.fuse(model, (x,), dynamic_shapes=({0: batch},))
     with torch.no_grad():
         assert any_batch(torch.randn(5, 3, 16, 16)).shape == (5, 5)
+    assert not fast.training and fast.eval() is fast
+    whole = torch.nn.Sequential(repfuse.fuse(plain_block(torch), (x,)), plain_block(torch, 8)).eval()
+    with torch.no_grad():
+        assert torch.allclose(repfuse.fuse(whole, (x,))(x), whole(x), rtol=1e-4, atol=1e-5), "a fused module is a part like any other"
+    with fails("no training form", with_=NotImplementedError):
+        fast.train()
+    repfuse.fuse(torch.nn.Sequential(plain_block(torch), masked(torch)).eval(), (x,))
     with fails("training mode", "model.eval()"):
         repfuse.fuse(network(torch).train(), (x,))
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
