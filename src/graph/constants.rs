@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use ndarray::{ArrayD, ArrayViewD, Axis, Ix2, IxDyn, Slice, concatenate};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice, concatenate};
 
+use super::contract::{Equation, contracted};
 use crate::tensor::{Checkpoint, Dtype, Float, Part, Place, Tensor};
 
 /// More numbers than this are not computed: they would be held in memory.
@@ -55,8 +56,10 @@ pub(super) enum Make {
         axes: Vec<usize>,
         keep: bool,
     },
-    /// The product of two matrices.
+    /// The product of two matrices, or of two stacks of them.
     Product,
+    /// Products that are summed over axes.
+    Contract(Equation),
     /// Broadcast to a shape.
     Expand(Vec<usize>),
     /// Axes in another order.
@@ -71,6 +74,10 @@ pub(super) enum Make {
         begin: usize,
         end: usize,
     },
+    /// With this many zeros before and behind each axis.
+    Pad(Vec<[usize; 2]>),
+    /// The one index of an axis, which is then gone.
+    Pick { axis: usize, index: usize },
     /// The other way round along some axes.
     Flip(Vec<usize>),
     /// In another element type.
@@ -157,10 +164,12 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
         (Make::Both(f), [a, b]) => both(*f, &a.numbers, &b.numbers)?,
         (Make::Reduce { how, axes, keep }, [one]) => reduced(*how, &one.numbers, axes, *keep)?,
         (Make::Product, [a, b]) => {
-            let matrix = |of: &Constant| of.numbers.clone().into_dimensionality::<Ix2>().ok();
-            let (a, b) = (matrix(a)?, matrix(b)?);
-            let fits = a.ncols() == b.nrows() && within(&[a.nrows(), b.ncols()]);
-            fits.then(|| a.dot(&b).into_dyn())?
+            let equation = Equation::of_matrices(a.numbers.ndim())?;
+            contracted(&equation, &[&a.numbers, &b.numbers], &within)?
+        }
+        (Make::Contract(equation), of) => {
+            let operands: Vec<&ArrayD<f64>> = of.iter().map(|one| &one.numbers).collect();
+            contracted(equation, &operands, &within)?
         }
         (Make::Expand(shape), [one]) if within(shape) => {
             one.numbers.broadcast(IxDyn(shape))?.to_owned()
@@ -187,6 +196,11 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
                     .slice_axis(Axis(*axis), Slice::from(*begin..*end))
             };
             fits.then(|| cut().to_owned())?
+        }
+        (Make::Pad(around), [one]) => padded(&one.numbers, around)?,
+        (Make::Pick { axis, index }, [one]) => {
+            let there = one.numbers.shape().get(*axis).is_some_and(|n| index < n);
+            there.then(|| one.numbers.index_axis(Axis(*axis), *index).to_owned())?
         }
         (Make::Flip(axes), [one]) => {
             let mut numbers = one.numbers.clone();
@@ -278,6 +292,23 @@ fn reduced(
     Some(out)
 }
 
+fn padded(numbers: &ArrayD<f64>, around: &[[usize; 2]]) -> Option<ArrayD<f64>> {
+    let axes = numbers.shape().iter().zip(around);
+    let shape: Vec<usize> = axes
+        .map(|(n, [before, behind])| n.checked_add(*before)?.checked_add(*behind))
+        .collect::<Option<_>>()?;
+    if around.len() != numbers.ndim() || !within(&shape) {
+        return None;
+    }
+    let mut out = ArrayD::zeros(IxDyn(&shape));
+    let inside = |axis: ndarray::AxisDescription| {
+        let begin = around[axis.axis.index()][0];
+        Slice::from(begin..begin + numbers.shape()[axis.axis.index()])
+    };
+    out.slice_each_axis_mut(inside).assign(numbers);
+    Some(out)
+}
+
 /// More repeats than axes put new axes before the others, as PyTorch does.
 fn repeated(numbers: &ArrayD<f64>, times: &[usize]) -> Option<ArrayD<f64>> {
     let mut out = numbers.clone();
@@ -339,6 +370,15 @@ mod tests {
             made(Make::Repeat(vec![2, 1, 1, 1]), std::slice::from_ref(&table)).0,
             [2, 1, 2, 3]
         );
+        let padded = made(
+            Make::Pad(vec![[0, 0], [1, 0], [0, 1]]),
+            std::slice::from_ref(&table),
+        );
+        assert_eq!(padded.0, [1, 3, 4]);
+        assert_eq!(padded.1[4..], [1.0, 2.0, 3.0, 0.0, 4.0, 5.0, 6.0, 0.0]);
+        let (axis, index) = (1, 1);
+        let picked = made(Make::Pick { axis, index }, std::slice::from_ref(&table));
+        assert_eq!(picked, (vec![1, 3], vec![4.0, 5.0, 6.0]));
         let flipped = made(Make::Flip(vec![2]), std::slice::from_ref(&table)).1;
         assert_eq!(flipped, [3.0, 2.0, 1.0, 6.0, 5.0, 4.0]);
     }

@@ -49,13 +49,13 @@ pub(super) fn cost_of_one(expr: &Resolved<Tensor>, bias: bool) -> Cost {
     }
 }
 
-/// The cost of some nodes between a source and a value.
+/// The cost of some nodes between a source and a value. Of a node that is there several times each bears its part.
 pub(super) fn cost_of(
     graph: &Graph,
     forms: &Forms,
     source: ValueId,
     value: ValueId,
-    nodes: &BTreeSet<NodeId>,
+    (nodes, copies): (&BTreeSet<NodeId>, &[usize]),
 ) -> Cost {
     let last = form_of(forms, source, value);
     let mut total = Cost::default();
@@ -70,6 +70,12 @@ pub(super) fn cost_of(
             .and_then(|form| form.channels.or(form.inputs))
             .unwrap_or(0) as u64;
         let one = cost_of_op(&node.op, channels);
+        let often = copies.get(id.0).map_or(1, |n| *n as u64);
+        let one = Cost {
+            parameters: one.parameters / often,
+            bias: one.bias / often,
+            macs: one.macs / often,
+        };
         total.parameters = total.parameters.saturating_add(one.parameters);
         total.bias = total.bias.saturating_add(one.bias);
         total.macs = total.macs.saturating_add(one.macs.saturating_mul(times));
@@ -143,6 +149,7 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
         | Op::Reshape
         | Op::Transpose(_)
         | Op::Identity
+        | Op::Shape
         | Op::Opaque(_) => Cost::default(),
     }
 }

@@ -108,7 +108,7 @@ impl Form {
             },
             Op::Transpose(order) => self.transpose(order, input)?,
             Op::Add | Op::Sub | Op::Concat(_) => return why("it has several inputs"),
-            Op::Opaque(_) => return why("it is not folded"),
+            Op::Shape | Op::Opaque(_) => return why("it is not folded"),
         };
         form.operators += 1;
         if form.operators > MOST_OPERATORS || form.depth > DEEPEST {
@@ -301,7 +301,7 @@ impl Form {
         let channels = norm.mean.len();
         self.expect_channels(channels)?;
         Ok(Form {
-            lanes: self.lanes_along(1, input)?,
+            lanes: self.lanes_along(norm.axis, input)?,
             inputs: self.inputs.or(Some(channels)),
             channels: Some(channels),
             constant: true,

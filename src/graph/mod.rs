@@ -5,6 +5,7 @@
 
 mod agree;
 mod constants;
+mod contract;
 mod cost;
 pub mod file;
 mod fits;
@@ -16,6 +17,7 @@ pub mod onnx;
 pub mod plan;
 pub mod pt2;
 pub mod region;
+mod sink;
 mod tree;
 
 pub use agree::Agreement;

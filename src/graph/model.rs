@@ -44,6 +44,10 @@ pub struct Value {
     pub shape: Option<Vec<Dim>>,
     /// Whether the network gives it to whoever runs it.
     pub is_output: bool,
+    /// Whether its numbers are changed in place once it is computed: who reads it must not read it later than now.
+    pub changes_later: bool,
+    /// How far apart in memory the elements of each axis lie, where the file says it.
+    pub layout: Option<Vec<Dim>>,
     /// The node that computes it; none for an input of the network.
     producer: Option<NodeId>,
     /// The nodes that read it, in their order; a node that reads it twice is there twice.
@@ -75,7 +79,7 @@ pub enum Op {
     Conv(Conv),
     /// A linear layer over the last axis.
     Linear(Linear),
-    /// A batch norm in evaluation mode over axis 1.
+    /// A batch norm in evaluation mode over one axis.
     Norm(Norm),
     /// The sum of two inputs of one shape; none is broadcast.
     Add,
@@ -104,6 +108,8 @@ pub enum Op {
     Transpose(Vec<usize>),
     /// The input itself.
     Identity,
+    /// Its input is only asked for its shape, or for a part of that.
+    Shape,
     /// Something else; where it is nearly one of the others, why it is not, as in `its weight is no constant`.
     Opaque(Option<String>),
 }
@@ -158,6 +164,8 @@ pub struct Norm {
     pub affine: Option<[Tensor; 2]>,
     /// Added under the root.
     pub eps: f64,
+    /// The axis of the channels: 1 in every file. Behind a transpose that it is moved over, another one.
+    pub axis: usize,
 }
 
 /// How a constant `c` and the input `x` are combined. The constant is broadcast to the input, never the other way.
@@ -277,6 +285,8 @@ impl Value {
             name,
             shape,
             is_output: false,
+            changes_later: false,
+            layout: None,
             producer: None,
             users: Vec::new(),
         }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::model::{Graph, NodeId};
-use super::region::{Dialect, Region, Regions, regions};
+use super::model::{Graph, NodeId, Op};
+use super::region::{Dialect, Region, Regions};
+use super::sink::regions;
 use crate::plan::select::Select;
 use crate::plan::{Block, Options, PlannedConv, stored_type};
 use crate::recipe;
@@ -186,8 +187,16 @@ fn base_name(graph: &Graph, region: &Region) -> String {
             .filter_map(|id| graph.node(*id).module.as_deref());
         common(modules.map(str::to_owned))
     };
+    let of_only_node = || {
+        let nodes = region.nodes.iter().map(|id| graph.node(*id));
+        let mut convs = nodes.filter(|node| matches!(node.op, Op::Conv(_) | Op::Linear(_)));
+        convs.next().and_then(|node| node.module.clone())
+    };
     let of_tensors = match convs[..] {
-        [(conv, _)] => module_of(conv.weight.name()).map(str::to_owned),
+        [(conv, _)] => {
+            let of_tensor = module_of(conv.weight.name()).map(str::to_owned);
+            of_tensor.or_else(of_only_node)
+        }
         _ => {
             let named = expr.leaves().into_iter().filter(|leaf| leaf.len() > 1);
             common(

@@ -3,7 +3,7 @@
 //! Values are looked at twice. Forwards, each learns of which sources it is a linear map. Backwards, from what the network has to
 //! give, each value that is wanted takes the farthest source that pays, and from then on only that source is wanted.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
 use super::form::{Form, Lanes, rank};
@@ -64,6 +64,9 @@ pub struct Regions {
     pub stays: Vec<bool>,
     /// Nodes that stay, and what stopped each.
     pub left: Vec<(NodeId, String)>,
+    /// Values that are not computed any more, and what is read instead by the nodes that stay: each of the regions behind these does
+    /// itself what is missing.
+    pub bypassed: BTreeMap<ValueId, ValueId>,
 }
 
 /// A value remembers no more sources than this: the nearest ones.
@@ -80,14 +83,16 @@ pub struct Dialect {
     pub reshapes: bool,
 }
 
-/// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves.
+/// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves. `copies`
+/// says how often each node stands in the graph that is once in the network: none where each does so once.
 pub fn regions(
     graph: &Graph,
+    copies: &[usize],
     dialect: Dialect,
     even_if_dearer: bool,
     takes: &mut dyn FnMut(&Region) -> bool,
 ) -> Regions {
-    let mut search = Search::new(graph, dialect);
+    let mut search = Search::new(graph, copies, dialect);
     search.forwards();
     // What one choice makes superfluous another one need not count with: until no choice changes.
     let mut found = search.backwards(even_if_dearer, takes);
@@ -140,12 +145,15 @@ struct Search<'a> {
     /// The last nodes of the regions that read a value as far as is known.
     read_by: HashMap<ValueId, BTreeSet<NodeId>>,
     dialect: Dialect,
+    /// How often each node is there that is once in the network; none where each is.
+    copies: &'a [usize],
 }
 
 impl<'a> Search<'a> {
-    fn new(graph: &'a Graph, dialect: Dialect) -> Search<'a> {
+    fn new(graph: &'a Graph, copies: &'a [usize], dialect: Dialect) -> Search<'a> {
         Search {
             graph,
+            copies,
             dialect,
             forms: vec![Vec::new(); graph.values().len()],
             stopped: HashMap::new(),
@@ -177,7 +185,7 @@ impl<'a> Search<'a> {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) => continue,
+                Op::Opaque(_) | Op::Shape => continue,
                 op @ Op::Slice { .. } => {
                     for (number, output) in node.outputs.iter().enumerate() {
                         let found = self.joined(id, op, input, (*output, number));
@@ -343,7 +351,7 @@ impl<'a> Search<'a> {
         Regions {
             folded,
             stays,
-            left: Vec::new(),
+            ..Regions::default()
         }
     }
 
@@ -390,7 +398,13 @@ impl<'a> Search<'a> {
                 Ok(region) => {
                     let region = Region { reshaped, ..region };
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
-                    let old = cost_of(self.graph, &self.forms, *source, value, &saved);
+                    let old = cost_of(
+                        self.graph,
+                        &self.forms,
+                        *source,
+                        value,
+                        (&saved, self.copies),
+                    );
                     let worse = |(most, cost, _): &(usize, Cost, Region)| {
                         count == *most && !new.less_than(cost)
                     };
@@ -575,7 +589,7 @@ fn is_diagonal(op: &Op) -> bool {
 fn computes(op: &Op) -> bool {
     !matches!(
         op,
-        Op::Identity | Op::Reshape | Op::Transpose(_) | Op::Opaque(_)
+        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Opaque(_)
     )
 }
 

@@ -156,8 +156,7 @@ fn matrices_behind_a_transpose_fold() {
 }
 
 /// Nodes from `x`, `[1, 4, 6, 6]`, to `y`: what they become.
-fn becomes(nodes: &[Message], expected: Counts) {
-    let place = Place::new();
+fn with_constants(nodes: &[Message]) -> Message {
     let positive: Vec<f32> = numbers(4).iter().map(|x| x.abs() + 0.5).collect();
     let tensors = [
         tensor("c.weight", &[4, 4, 3, 3], &numbers(144)),
@@ -171,10 +170,18 @@ fn becomes(nodes: &[Message], expected: Counts) {
         list("back", &[4, 1, 1, 1]),
         list("inner", &[1]),
         list("border", &[0, 0, 1, 1, 0, 0, 1, 1]),
+        list("last", &[2, 3]),
+        list("last.1", &[3]),
+        list("index.1", &[0]),
+        typed("index", &[], 7, &2i64.to_le_bytes()),
     ];
     let ends = [value("x", &[1, 4, 6, 6]), value("y", &[0; 4])];
-    let graph = graph(nodes, &tensors, &ends[..1], &ends[1..]);
-    place.write("in.onnx", &model(&graph, 17).0);
+    model(&graph(nodes, &tensors, &ends[..1], &ends[1..]), 17)
+}
+
+fn becomes(nodes: &[Message], expected: Counts) {
+    let place = Place::new();
+    place.write("in.onnx", &with_constants(nodes).0);
     let ran = place.run("fuse in.onnx out.onnx --verify");
     assert_eq!(ran.code(), Some(0), "{ran:?}");
     assert_eq!(counts(&place.path("out.onnx")), expected);
@@ -267,6 +274,67 @@ fn a_standardised_weight_is_worked_out() {
         normed("c", "y"),
     ];
     becomes(&nodes, [1, 0, 0, 0]);
+}
+
+/// A kernel that is put together of others by products over named axes.
+#[test]
+fn a_weight_made_by_einsum_is_worked_out() {
+    let equation = |text_of: &str| text("equation", text_of);
+    let nodes = [
+        // The taps of one place.
+        node(
+            "Slice",
+            &["c.weight", "index.1", "first", "last.1"],
+            &["taps.1"],
+            &[],
+        ),
+        node("Squeeze", &["taps.1", "last.1"], &["taps"], &[]),
+        node("Gather", &["taps", "index"], &["matrix"], &[int("axis", 2)]),
+        node(
+            "Einsum",
+            &["matrix", "c.weight"],
+            &["made"],
+            &[equation("ti,othw->oihw")],
+        ),
+        node(
+            "Einsum",
+            &["made", "bn.weight"],
+            &["scaled"],
+            &[equation("oihw, o -> oihw")],
+        ),
+        node(
+            "Einsum",
+            &["matrix", "bn.weight", "bn.weight"],
+            &["point.2"],
+            &[equation("oi,o,i->oi")],
+        ),
+        node("Unsqueeze", &["point.2", "last"], &["point"], &[]),
+        node("Pad", &["point", "border"], &["padded"], &[]),
+        node("Add", &["scaled", "padded"], &["w"], &[]),
+        node("Conv", &["x", "w"], &["c"], &[ints("pads", &[1; 4])]),
+        normed("c", "y"),
+    ];
+    becomes(&nodes, [1, 0, 0, 0]);
+    // A letter twice, and axes without letters, are left to whoever runs the network.
+    for text in ["...i,i->...i", "oohw,o->oohw"] {
+        let nodes = [
+            node(
+                "Einsum",
+                &["c.weight", "bn.weight"],
+                &["w"],
+                &[equation(text)],
+            ),
+            node("Conv", &["x", "w"], &["y"], &[]),
+        ];
+        let place = Place::new();
+        place.write("in.onnx", &with_constants(&nodes).0);
+        let ran = place.run("inspect in.onnx");
+        assert!(
+            ran.stdout.contains("its weight is no"),
+            "{text}: {}",
+            ran.stdout
+        );
+    }
 }
 
 /// Attributes of a transposed conv that are copied, or follow from others.

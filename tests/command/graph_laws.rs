@@ -197,11 +197,48 @@ impl Growing {
             .collect()
     }
 
+    /// A norm that several layers read, as before attention; what they make has the shape of the norm's input.
+    fn attention(&mut self, x: &str, channels: usize) -> String {
+        let normed = match self.chance(0.7) {
+            true => self.norm(x, channels),
+            false => self.arithmetic(x, channels),
+        };
+        let flat = self.list(&[0, channels as i64, -1]);
+        let flat = self.push("Reshape", &[&normed, &flat], &[]);
+        let rows = self.push("Transpose", &[&flat], &[ints("perm", &[0, 2, 1])]);
+        let mut sum: Option<String> = None;
+        for _ in 0..2 + self.below(2) {
+            let rows = match self.chance(0.3) {
+                true => {
+                    let flat = self.norm(&flat, channels);
+                    self.push("Transpose", &[&flat], &[ints("perm", &[0, 2, 1])])
+                }
+                false => rows.clone(),
+            };
+            let weight = self.constant(&[channels, channels], false);
+            let mut one = self.push("MatMul", &[&rows, &weight], &[]);
+            if self.chance(0.7) {
+                let bias = self.constant(&[channels], false);
+                one = self.push("Add", &[&bias, &one], &[]);
+            }
+            let one = self.push("Relu", &[&one], &[]);
+            sum = Some(match sum {
+                Some(sum) => self.push("Add", &[&sum, &one], &[]),
+                None => one,
+            });
+        }
+        let flat = self.push("Transpose", &[&sum.unwrap()], &[ints("perm", &[0, 2, 1])]);
+        // Which of the two is asked for its shape must not matter.
+        let asked = if self.chance(0.5) { x } else { &normed };
+        let shape = self.push("Shape", &[asked], &[]);
+        self.push("Reshape", &[&flat, &shape], &[])
+    }
+
     fn grow(&mut self) {
         let at = self.values.len() - 1 - self.below(self.values.len().min(3));
         let (x, channels) = self.values[at].clone();
         let out = [channels, channels, 4][self.below(3)];
-        let grown = match self.below(14) {
+        let grown = match self.below(16) {
             0 | 1 => (self.same(&x, channels, out), out),
             2 => (self.any(&x, channels, out), out),
             3 => (self.norm(&x, channels), channels),
@@ -213,6 +250,7 @@ impl Growing {
                 let op = ["Neg", "Identity", "Relu"][self.below(3)];
                 (self.push(op, &[&x], &[]), channels)
             }
+            11 | 12 => (self.attention(&x, channels), channels),
             9 | 10 => {
                 let branches = self.branches(&x, channels, out);
                 let named: Vec<&str> = branches.iter().map(String::as_str).collect();

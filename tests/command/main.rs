@@ -17,6 +17,7 @@ mod graph_forms;
 mod graph_laws;
 mod graph_reasons;
 mod graph_shapes;
+mod graph_shared;
 mod graphs;
 mod hints;
 mod hostile;

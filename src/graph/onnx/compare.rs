@@ -5,10 +5,12 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::edit::{Edit, Piece};
+use super::encode::Message;
 use super::error::Error;
 use super::open::Onnx;
 use super::proto::{Name, Part};
 use super::wire::Wire;
+use super::write::rewired;
 use crate::fuse::diagnose;
 use crate::graph::fits::beyond;
 use crate::tensor::{Error as TensorError, open::read_exact_at, quoted};
@@ -154,11 +156,10 @@ impl<'a> Compare<'a> {
             };
             let same = match piece {
                 Piece::Kept(expected) => self.same(expected, &range)?,
-                Piece::New(message) => {
-                    let field = self.wires[1].field_at(range)?;
-                    let payload = self.wires[1].range(&field)?;
-                    payload.end - payload.start == message.0.len() as u64
-                        && self.wires[1].bytes(payload)? == message.0
+                Piece::New(message) => self.is(range, message)?,
+                Piece::Rewired(whole, inputs) => {
+                    let message = rewired(&mut self.wires[0], whole, inputs)?;
+                    self.is(range, &message)?
                 }
                 Piece::Fused { .. } | Piece::Moved(_) => true,
             };
@@ -176,6 +177,14 @@ impl<'a> Compare<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this field of the graph that was made is that message.
+    fn is(&mut self, range: Range<u64>, message: &Message) -> Result<bool, Error> {
+        let field = self.wires[1].field_at(range)?;
+        let payload = self.wires[1].range(&field)?;
+        Ok(payload.end - payload.start == message.0.len() as u64
+            && self.wires[1].bytes(payload)? == message.0)
     }
 
     /// The name of a part of the graph that was made.

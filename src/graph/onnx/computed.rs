@@ -7,6 +7,7 @@ use super::ops::Reading;
 use super::proto::{Attribute, Data, Node};
 use super::shapes::axis_of;
 use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
+use crate::graph::contract::Equation;
 use crate::tensor::{Float, Tensor};
 
 /// The tensor that a node computes of constants alone, and what it is made of.
@@ -63,6 +64,22 @@ pub(super) fn computed(
         "Concat" => {
             let axis = axis_of(reading.attribute_int(node, "axis", 0), rank)?;
             (Make::Concat(axis), all().collect::<Option<_>>()?)
+        }
+        "Einsum" => {
+            let text = std::str::from_utf8(reading.attribute_text(node, "equation")?).ok()?;
+            let equation = Equation::parse(text)?;
+            (Make::Contract(equation), all().collect::<Option<_>>()?)
+        }
+        "Pad" if reading.opset() >= 11 => (padding(reading, node, rank)?, vec![first.clone()]),
+        "Slice" => (cut(reading, node, first.shape())?, vec![first.clone()]),
+        "Gather" => {
+            let axis = axis_of(reading.attribute_int(node, "axis", 0), rank)?;
+            let index = reading.whole(node.inputs.get(1).copied().flatten()?)?;
+            let (&[index], []) = (&index.numbers[..], &index.shape[..]) else {
+                return None;
+            };
+            let index = axis_of(index, first.shape()[axis])?;
+            (Make::Pick { axis, index }, vec![first.clone()])
         }
         "ReduceSum" | "ReduceMean" | "ReduceL2" => {
             (reduction(reading, node, rank)?, vec![first.clone()])
@@ -155,6 +172,46 @@ fn by_number(op: &str) -> Option<Make> {
         "Relu" => Make::Each(|x| x.max(0.0)),
         "MatMul" => Make::Product,
         _ => return None,
+    })
+}
+
+/// Zeros around a constant.
+fn padding(reading: &Reading<'_>, node: &Node, rank: usize) -> Option<Make> {
+    if !matches!(
+        reading.attribute_text(node, "mode"),
+        None | Some(b"constant")
+    ) || node.inputs.get(3).copied().flatten().is_some()
+    {
+        return None;
+    }
+    if let Some(value) = node.inputs.get(2).copied().flatten() {
+        let value = reading.constant(Some(value))?;
+        (reading.number(value)? == 0.0).then_some(())?;
+    }
+    let pads = numbers(&reading.list(node, 1, "pads")?)?;
+    let around = (0..rank).map(|i| Some([*pads.get(i)?, *pads.get(rank + i)?]));
+    (pads.len() == 2 * rank).then(|| around.collect::<Option<_>>().map(Make::Pad))?
+}
+
+/// A part of one axis, every element of it.
+fn cut(reading: &Reading<'_>, node: &Node, shape: &[usize]) -> Option<Make> {
+    let (starts, ends) = (
+        reading.list(node, 1, "starts")?,
+        reading.list(node, 2, "ends")?,
+    );
+    let list = reading.list_or(node, 3, "axes", || vec![0])?;
+    let steps = reading.list_or(node, 4, "steps", || vec![1])?;
+    let (&[start], &[end], &[axis], &[1]) = (&starts[..], &ends[..], &list[..], &steps[..]) else {
+        return None;
+    };
+    let axis = axis_of(axis, shape.len())?;
+    let len = i64::try_from(shape[axis]).ok()?;
+    let bound = |n: i64| (if n < 0 { n.saturating_add(len) } else { n }).clamp(0, len) as usize;
+    let begin = bound(start);
+    Some(Make::Cut {
+        axis,
+        begin,
+        end: bound(end).max(begin),
     })
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::encode::{Message, conv_attributes, int, ints, kind, list, node};
 use super::open::Onnx;
 use super::proto::{Data, Name, Part};
+use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Folding, Left};
 use crate::graph::region::{Dialect, Regions, Walk};
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned, stored_type};
@@ -31,6 +32,8 @@ pub(super) enum Piece {
     Kept(Range<u64>),
     /// A new one: its payload.
     New(Message),
+    /// A node of the old one that reads other values than before: its field, and its new inputs.
+    Rewired(Range<u64>, Vec<String>),
     /// The weight of the conv of this block, or its bias.
     Fused { block: usize, is_bias: bool },
     /// An initializer whose numbers are in another file: which one of the old graph's.
@@ -138,6 +141,7 @@ impl Kept {
                 outputs.insert(graph.values[*at].name);
             }
         }
+        let bypassed = bypassed(onnx, regions);
         let everything_read = |node: &super::proto::Node| -> Vec<Name> {
             node.inputs
                 .iter()
@@ -181,7 +185,10 @@ impl Kept {
                 false => regions.stays[i],
             };
             match nodes[i] {
-                true => read.extend(everything_read(node)),
+                true => {
+                    let instead = |name: Name| bypassed.get(&name).copied().unwrap_or(name);
+                    read.extend(everything_read(node).into_iter().map(instead));
+                }
                 false => gone.extend(node.outputs.iter().flatten()),
             }
         }
@@ -207,6 +214,15 @@ impl Kept {
     }
 }
 
+/// Names that nothing computes any more, and what nodes that stay read instead.
+fn bypassed(onnx: &Onnx, regions: &Regions) -> HashMap<Name, Name> {
+    let named = |id: &ValueId| onnx.value_names[id.0];
+    let pairs = regions.bypassed.iter();
+    pairs
+        .map(|(gone, instead)| (named(gone), named(instead)))
+        .collect()
+}
+
 fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32, Piece)> {
     let graph = &onnx.model.graph;
     let mut ends: HashMap<usize, usize> = HashMap::new();
@@ -215,6 +231,7 @@ fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32,
             ends.insert(producer.0, block);
         }
     }
+    let bypassed = bypassed(onnx, regions);
     let mut pieces = Vec::new();
     for (part, whole) in &graph.fields {
         let keep = Piece::Kept(whole.clone());
@@ -225,7 +242,11 @@ fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32,
                     let new = new_nodes(onnx, plan, regions, *block);
                     pieces.extend(new.into_iter().map(|node| (1, Piece::New(node))));
                 }
-                None if kept.nodes[*i] => pieces.push((1, keep)),
+                None if kept.nodes[*i] => {
+                    let inputs = rewired(onnx, &graph.nodes[*i], &bypassed);
+                    let piece = inputs.map_or(keep, |inputs| Piece::Rewired(whole.clone(), inputs));
+                    pieces.push((1, piece));
+                }
                 None => {}
             },
             Part::Tensor(i) => {
@@ -253,6 +274,23 @@ fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32,
         }
     }
     pieces
+}
+
+/// The inputs of a node that stays, where they are others than before.
+fn rewired(
+    onnx: &Onnx,
+    node: &super::proto::Node,
+    bypassed: &HashMap<Name, Name>,
+) -> Option<Vec<String>> {
+    let mut read = node.inputs.iter().flatten();
+    if !read.any(|name| bypassed.contains_key(name)) {
+        return None;
+    }
+    let name_of = |name: &Option<Name>| {
+        let name = name.map(|name| bypassed.get(&name).copied().unwrap_or(name));
+        name.map_or(String::new(), |name| onnx.model.names.get(name).to_string())
+    };
+    Some(node.inputs.iter().map(name_of).collect())
 }
 
 fn input_of(fused: &PlannedConv, is_bias: bool) -> Message {
@@ -292,7 +330,7 @@ pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usiz
 fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<Message> {
     let (region, fused) = (&regions.folded[block], &plan.blocks[block].fused[0]);
     let (g, module) = (fused.geometry(), &fused.module);
-    let name_of = |value: crate::graph::ValueId| &*onnx.graph.value(value).name;
+    let name_of = |value: ValueId| &*onnx.graph.value(value).name;
     let (source, value) = (name_of(region.source), name_of(region.value));
     let mut nodes = Vec::new();
     let computed: Float = stored_type(fused.expr.root()).unwrap_or(fused.dtype);

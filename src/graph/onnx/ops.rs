@@ -428,6 +428,7 @@ impl<'a> Reading<'a> {
             "AveragePool" => Op::AvgPool(windows::average(self, node)?),
             "Pad" => Op::Pad(windows::pad(self, node)?),
             "Identity" => Op::Identity,
+            "Shape" => Op::Shape,
             "Dropout" => self.dropout(node)?,
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => {
                 let Some(input) = self.value(node, 0) else {
@@ -501,6 +502,7 @@ impl<'a> Reading<'a> {
             var,
             affine: Some([weight, bias]),
             eps: f64::from(eps),
+            axis: 1,
         })
     }
 

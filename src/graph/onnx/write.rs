@@ -276,6 +276,12 @@ impl Build<'_> {
                 field.message(number, message);
                 to.bytes(&field.0);
             }
+            Piece::Rewired(whole, inputs) => {
+                let message = rewired(&mut self.wire, whole, inputs)?;
+                let mut field = Message::default();
+                field.message(number, &message);
+                to.bytes(&field.0);
+            }
             Piece::Fused { block, is_bias } => {
                 let fused = &edit.plan.blocks[*block].fused[0];
                 self.fused(fused, *block, *is_bias, to);
@@ -354,6 +360,23 @@ impl Build<'_> {
         to.bytes(&field.0);
         Ok(())
     }
+}
+
+/// A node with other inputs; all that stands beside these is copied.
+pub(super) fn rewired(
+    wire: &mut Wire<'_>,
+    whole: &Range<u64>,
+    inputs: &[String],
+) -> Result<Message, Error> {
+    let mut message = Message::default();
+    let mut inputs = inputs.iter().peekable();
+    for field in wire.fields_of(whole.clone())? {
+        match inputs.next_if(|_| field.number == 1) {
+            Some(input) => message.text(1, input),
+            None => message.0.extend(wire.bytes(field.whole)?),
+        }
+    }
+    Ok(message)
 }
 
 fn external(tensor: &mut Message, location: &str, offset: u64, len: u64) {

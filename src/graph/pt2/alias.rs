@@ -129,6 +129,8 @@ pub(super) struct Changed {
     pub(super) stored: HashSet<String>,
     /// Values that somebody reads under a name they had before they were changed, and all that share memory with them.
     pub(super) stale: HashSet<String>,
+    /// Values whose memory is changed once they are given: what they hold is there for a while.
+    pub(super) later: HashSet<String>,
     /// For each step, whether anybody can tell that it ran.
     pub(super) live: Vec<bool>,
 }
@@ -228,6 +230,15 @@ pub(super) fn changed(
         }
     }
     let names: Vec<&str> = shared.numbers.keys().copied().collect();
+    let mut later = HashSet::new();
+    for name in &names {
+        let last = changes
+            .get(&shared.root(name))
+            .and_then(|times| times.last());
+        if last > Some(given.get(name).unwrap_or(&0)) {
+            later.insert((*name).to_owned());
+        }
+    }
     let stale: HashSet<String> = names
         .into_iter()
         .filter(|name| stale.contains(&shared.root(name)))
@@ -236,6 +247,7 @@ pub(super) fn changed(
     Changed {
         stored: placeholders.intersection(&stale).cloned().collect(),
         stale,
+        later,
         live,
     }
 }

@@ -3,6 +3,7 @@
 use super::call::{Call, Input, Opaque};
 use super::schema::names;
 use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
+use crate::graph::contract::Equation;
 use crate::graph::model::Dim;
 use crate::tensor::{Checkpoint, Tensor};
 
@@ -115,7 +116,23 @@ fn how(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<(Make, Num
         ("tanh", _) => each(f64::tanh),
         ("sigmoid", _) => each(|x| 1.0 / (1.0 + (-x).exp())),
         ("relu", _) => each(|x| x.max(0.0)),
-        ("mm" | "matmul", "default") => plain(Make::Product),
+        ("einsum", "default") => match call.text("equation")? {
+            Some(text) => plain(Make::Contract(Equation::parse(&text).ok_or(None)?)),
+            None => Ok(None),
+        },
+        ("pad" | "constant_pad_nd", "default") => padding(call, &first),
+        ("select", "int") => {
+            let axis = call.axis("dim", 0, first.len())?;
+            let (index, len) = (call.int("index", 0)?, first[axis] as i64);
+            let index = if index < 0 {
+                index.saturating_add(len)
+            } else {
+                index
+            };
+            let index = usize::try_from(index).map_err(|_| None)?;
+            plain(Make::Pick { axis, index })
+        }
+        ("mm" | "bmm" | "matmul", "default") => plain(Make::Product),
         ("expand" | "expand_as", _) => plain(Make::Expand(shape.to_vec())),
         ("repeat", "default") => {
             let times = call.ints("repeats")?.ok_or(None)?;
@@ -156,6 +173,24 @@ fn how(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<(Make, Num
         }
         _ => reduction(call, name, &first),
     }
+}
+
+/// Zeros around a constant of this shape.
+fn padding(call: &Call<'_>, shape: &[usize]) -> Result<Option<(Make, Numbers)>, Opaque> {
+    let other = call.text("mode")?.is_some_and(|mode| mode != "constant");
+    if other || call.number("value")?.is_some_and(|value| value != 0.0) {
+        return Ok(None);
+    }
+    // The last axis comes shape.
+    let pads = call.ints("pad")?.ok_or(None)?;
+    let pads = pads.iter().map(|n| usize::try_from(*n).map_err(|_| None));
+    let pads = pads.collect::<Result<Vec<_>, Opaque>>()?;
+    let mut around = vec![[0, 0]; shape.len()];
+    for (axis, pair) in around.iter_mut().rev().zip(pads.chunks_exact(2)) {
+        *axis = [pair[0], pair[1]];
+    }
+    let fits = pads.len().is_multiple_of(2) && pads.len() <= 2 * shape.len();
+    Ok(fits.then_some((Make::Pad(around), Numbers::None)))
 }
 
 fn axes(dims: &[i64], rank: usize) -> Result<Vec<usize>, Opaque> {

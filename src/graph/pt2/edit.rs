@@ -11,6 +11,7 @@ use super::read::Pt2;
 use super::schema::{self, NodeText, names};
 use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
+use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned};
@@ -236,17 +237,20 @@ struct Kept {
 impl Kept {
     fn new(pt2: &Pt2, text: &Text<'_>, regions: &Regions) -> Kept {
         let outputs: HashSet<String> = text.graph.outputs.iter().flat_map(names).collect();
+        let bypassed = bypassed(pt2, regions);
         let reads = |node: &NodeText<'_>| -> Vec<String> {
-            node.inputs
-                .iter()
-                .flat_map(|input| names(&input.arg))
-                .collect()
+            let names = node.inputs.iter().flat_map(|input| names(&input.arg));
+            let instead = |name: String| match bypassed.get(&*name) {
+                Some(instead) => (*instead).to_owned(),
+                None => name,
+            };
+            names.map(instead).collect()
         };
         // What nothing read from the start stays, whatever it is for.
         let read_before: HashSet<String> = text
             .read
             .iter()
-            .flat_map(reads)
+            .flat_map(|node| node.inputs.iter().flat_map(|input| names(&input.arg)))
             .chain(outputs.iter().cloned())
             .collect();
         let mut read: HashSet<String> = outputs;
@@ -326,6 +330,28 @@ impl Kept {
     }
 }
 
+/// Names that nothing computes any more, and what nodes that stay read instead.
+fn bypassed<'a>(pt2: &'a Pt2, regions: &Regions) -> HashMap<&'a str, &'a str> {
+    let named = |id: &ValueId| &*pt2.graph.value(*id).name;
+    let pairs = regions.bypassed.iter();
+    pairs
+        .map(|(gone, instead)| (named(gone), named(instead)))
+        .collect()
+}
+
+/// The text of a node that stays, with what it reads instead of what is gone.
+fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -> String {
+    let edits = read.inputs.iter().filter_map(|input| {
+        let [name] = &names(&input.arg)[..] else {
+            return None;
+        };
+        let instead = bypassed.get(&**name)?;
+        let new = json!({"name": instead}).to_string();
+        Some((place(node.get(), input.arg.value), new))
+    });
+    splice(node.get(), edits.collect())
+}
+
 fn module_of(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(module, _)| module)
 }
@@ -391,13 +417,14 @@ impl Writer<'_> {
             let first = behind.map(|id| self.pt2.positions[id.0]).min();
             at.entry(first.unwrap_or(0)).or_default().push(new);
         }
+        let bypassed = bypassed(self.pt2, self.regions);
         let mut parts: Vec<String> = Vec::new();
         for (i, node) in self.text.nodes.iter().enumerate() {
             for new in at.get(&i).into_iter().flatten() {
                 parts.extend(new.nodes.iter().map(Value::to_string));
             }
             if self.kept.nodes[i] {
-                parts.push(node.get().to_owned());
+                parts.push(rewired(node, &self.text.read[i], &bypassed));
             }
         }
         format!("[{}]", parts.join(", "))

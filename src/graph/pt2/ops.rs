@@ -244,6 +244,7 @@ fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         var,
         affine,
         eps,
+        axis: 1,
     };
     Ok((Op::Norm(norm), vec![value]))
 }

@@ -411,6 +411,10 @@ fn graph(
             .any(|name| changed.stale.contains(name));
         builder.node(checkpoint, position, node, step, is_stale);
     }
+    for value in &mut builder.values {
+        value.changes_later = changed.later.contains(&value.name);
+        value.layout = builder.context.strides(&value.name);
+    }
     for name in &outputs {
         if let Some(id) = builder.ids.get(name) {
             builder.values[id.0].is_output = true;

@@ -13,6 +13,7 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
         ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _) => {
             parts(call)
         }
+        ("sym_size", "int") => Ok((Op::Shape, vec![call.value()?])),
         ("permute", "default") => permute(call),
         ("transpose", "int") => transpose(call),
         ("dropout" | "feature_dropout" | "alpha_dropout" | "feature_alpha_dropout", "default") => {

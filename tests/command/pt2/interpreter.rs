@@ -196,7 +196,7 @@ fn step(
             x.at(&from)
         })],
         Op::Identity => each(&|x| x),
-        Op::Opaque(_) => {
+        Op::Shape | Op::Opaque(_) => {
             let name = node
                 .name
                 .trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
