@@ -66,7 +66,7 @@ pub fn left(graph: &Graph, regions: &Regions) -> Vec<Left> {
 /// Chooses what to fold. `taken` says which names the file will still have; `bytes` are of the constants.
 ///
 /// # Errors
-/// When the user wants none of what could be folded, or a glob is none.
+/// When the user wants none of what could be folded, or a glob is none or names no block.
 pub fn fold(
     graph: &Graph,
     dialect: Dialect,
@@ -95,6 +95,7 @@ pub fn fold(
             blocks: skipped.len(),
         });
     }
+    select.expect_used()?;
     let mut taken = kept_names(&regions);
     let mut blocks = Vec::with_capacity(regions.folded.len());
     for region in &regions.folded {

@@ -213,6 +213,7 @@ impl<'a> Reading<'a> {
             && matrix.shape().len() == 2
         {
             self.turned.insert(output, matrix.clone());
+            self.made.insert(output);
         }
     }
 

@@ -360,6 +360,7 @@ fn graph(
         ..Context::default()
     };
     let placeholders = placeholders(&module.graph).map_err(wrong)?;
+    all_described(module.graph.inputs, module.signature.input_specs).map_err(wrong)?;
     let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
     let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
     let known: HashSet<&str> = placeholders.iter().map(String::as_str).collect();
@@ -450,6 +451,20 @@ fn graph(
 fn placeholders(graph: &schema::GraphText<'_>) -> Result<Vec<String>, String> {
     let inputs: Vec<Tagged<'_>> = read(graph.inputs).map_err(|e| e.to_string())?;
     Ok(inputs.iter().flat_map(names).collect())
+}
+
+/// Whether the signature says of each input of the graph what it is.
+fn all_described(inputs: Raw<'_>, specs: Raw<'_>) -> Result<(), String> {
+    let count = |list: Raw<'_>| {
+        let list: Result<Vec<Raw<'_>>, _> = read(list);
+        list.map(|list| list.len()).map_err(|e| e.to_string())
+    };
+    match (count(inputs)?, count(specs)?) {
+        (inputs, specs) if inputs == specs => Ok(()),
+        (inputs, specs) => Err(format!(
+            "it has {inputs} inputs, and its signature describes {specs}"
+        )),
+    }
 }
 
 /// Whether every node, also one whose results nobody reads, reads what is there and computes something new. `known` are the inputs.

@@ -299,6 +299,23 @@ fn graphs_that_contradict_themselves_are_refused() {
         (
             |p| {
                 let specs = &mut p["graph_module"]["signature"]["input_specs"];
+                let specs = specs.as_array_mut().unwrap();
+                specs.truncate(1);
+            },
+            "its signature describes 1",
+        ),
+        (
+            |p| {
+                let specs = &mut p["graph_module"]["signature"]["input_specs"];
+                let specs = specs.as_array_mut().unwrap();
+                let twice = specs.clone();
+                specs.extend(twice);
+            },
+            "its graph is not valid: it has 30 inputs, and its signature describes 60",
+        ),
+        (
+            |p| {
+                let specs = &mut p["graph_module"]["signature"]["input_specs"];
                 specs[0]["parameter"]["parameter_name"] = "elsewhere".into();
             },
             "`p_0_conv_kxk_conv_weight` stands for `elsewhere`, which is not among the weights",
@@ -570,10 +587,20 @@ fn every_difference_is_told_by_name() {
         ),
         (
             |p| {
+                // Another input of the user's, which nothing reads.
                 let specs = &mut p["graph_module"]["signature"]["input_specs"];
-                specs.as_array_mut().unwrap().pop();
+                let specs = specs.as_array_mut().unwrap();
+                let mut spec = specs.last().unwrap().clone();
+                let name = &spec["user_input"]["arg"]["as_tensor"]["name"];
+                let name = name.as_str().unwrap().to_owned();
+                spec["user_input"]["arg"]["as_tensor"]["name"] = "more".into();
+                specs.push(spec);
+                let like = meta(p, &name).clone();
+                graph(p)["tensor_values"]["more"] = like;
+                let inputs = graph(p)["inputs"].as_array_mut().unwrap();
+                inputs.push(tensor("more"));
             },
-            "the graph has 4 input specifications; expected 5",
+            "the graph has 6 input specifications; expected 5",
         ),
         (
             |p| meta(p, "relu_")["requires_grad"] = true.into(),
