@@ -150,7 +150,7 @@ fn block(
 }
 
 /// What is written for a block of this name: tensors, and values between its nodes.
-const ENDS: [&str; 8] = [
+const ENDS: [&str; 9] = [
     "weight",
     "bias",
     "weight.cast",
@@ -159,6 +159,7 @@ const ENDS: [&str; 8] = [
     "turned",
     "rows",
     "shape",
+    "straight",
 ];
 
 fn free_name(base: String, taken: &mut HashSet<String>) -> String {

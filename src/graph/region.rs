@@ -26,9 +26,17 @@ pub struct Region {
     pub expr: Resolved<Tensor>,
     /// How the one operator walks over its input.
     pub walk: Walk,
-    /// The shape that the output of a linear layer is given behind it, where the axes before the channels are not those of the
-    /// source; −1 for one that follows from the others.
-    pub reshaped: Option<Vec<i64>>,
+    /// What is written behind the operator, where its axes are not those of the value.
+    pub behind: Option<Behind>,
+}
+
+/// How the output of a region's operator becomes the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// The output of a linear layer is given this shape; −1 for an axis that follows from the others.
+    Reshape(Vec<i64>),
+    /// Axis `i` of the value is axis `order[i]` of the output.
+    Transpose(Vec<usize>),
 }
 
 /// How an operator walks over the axes of its input.
@@ -79,8 +87,8 @@ pub struct Dialect {
     pub uneven_pads: bool,
     /// Whether a linear layer over more than two axes has a bias of its own; else a sum of its own adds it.
     pub linear_bias: bool,
-    /// Whether a linear layer may be followed by a reshape of its own.
-    pub reshapes: bool,
+    /// Whether an operator may be followed by a [`Behind`] of its own.
+    pub goes_behind: bool,
 }
 
 /// Finds what to fold. `takes` says whether the user wants a region; `even_if_dearer` folds what costs more than it saves. `copies`
@@ -375,16 +383,32 @@ impl<'a> Search<'a> {
         let mut best: Option<(usize, Cost, Region)> = None;
         // The nearest source first: a farther one must save more, or as much and be cheaper.
         for (source, form) in &self.forms[value.0] {
-            if form.depth == 0 || form.turned.is_some() {
+            if form.depth == 0 || form.turned.is_some() && !computes(&self.graph.node(producer).op)
+            {
                 continue;
             }
-            let Some(reshaped) = self.reshaped(*source, value, form) else {
+            let Some(behind) = self.behind(*source, value, form) else {
+                if form.turned.is_some() {
+                    let why = "its axes are in another order than where the conv or linear layer before it is computed";
+                    self.stopped
+                        .entry(producer)
+                        .or_insert_with(|| why.to_owned());
+                }
                 continue;
             };
             let nodes = between(self.graph, *source, value);
             let saved = self.saved(&nodes, (producer, value), wanted);
             let computing = |id: &&NodeId| computes(&self.graph.node(**id).op);
             let count = saved.iter().filter(computing).count();
+            let is_layer = |id: &&NodeId| {
+                let op = &self.graph.node(**id).op;
+                matches!(op, Op::Conv(_) | Op::Linear(_) | Op::AvgPool(_))
+            };
+            // No layer becomes superfluous: one more would be computed, however few numbers it has.
+            let count = match saved.iter().any(|id| is_layer(&id)) {
+                true => count,
+                false => 0,
+            };
             if count < 2 && nodes.iter().filter(computing).count() >= 2 {
                 let why = "what stands before it is read by something else, too";
                 self.stopped
@@ -396,7 +420,7 @@ impl<'a> Search<'a> {
             }
             let stopped = match self.region(*source, value, form, nodes) {
                 Ok(region) => {
-                    let region = Region { reshaped, ..region };
+                    let region = Region { behind, ..region };
                     let new = cost_of_one(&region.expr, region.expr.root().constant().is_some());
                     let old = cost_of(
                         self.graph,
@@ -463,7 +487,8 @@ impl<'a> Search<'a> {
         saved
     }
 
-    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes, and some formats pad apart.
+    /// How many operators a region becomes: a matrix product has no bias of its own, but for two axes, and some formats pad apart. A
+    /// transposition behind it counts, or one before a matrix would be put behind it for nothing.
     fn becomes(&self, region: &Region) -> usize {
         let rank = rank(self.graph.value(region.source));
         let root = region.expr.root();
@@ -476,7 +501,8 @@ impl<'a> Search<'a> {
             }
             Walk::Transposed(..) => false,
         };
-        1 + usize::from(apart)
+        let turned = matches!(region.behind, Some(Behind::Transpose(_)));
+        1 + usize::from(apart) + usize::from(turned)
     }
 
     fn region(
@@ -532,13 +558,17 @@ impl<'a> Search<'a> {
             nodes: nodes.into_iter().collect(),
             expr,
             walk,
-            reshaped: None,
+            behind: None,
         })
     }
 
-    /// The shape that a region's output must be given behind its operator: none where the axes of a linear layer's output are those
-    /// of its input, the last one apart. No answer where more than one axis is unknown, or the format does not write it.
-    fn reshaped(&self, source: ValueId, value: ValueId, form: &Form) -> Option<Option<Vec<i64>>> {
+    /// What must be written behind a region's operator: nothing where its axes are those of the value. No answer where more than one axis of
+    /// a new shape is unknown, or the format does not write it.
+    fn behind(&self, source: ValueId, value: ValueId, form: &Form) -> Option<Option<Behind>> {
+        if let Some(order) = &form.turned {
+            let turned = Some(Behind::Transpose(order.clone()));
+            return self.dialect.goes_behind.then_some(turned);
+        }
         if form.lanes != (Lanes::Rows { reshaped: true }) || self.same_axes(source, value, 1) {
             return Some(None);
         }
@@ -550,8 +580,8 @@ impl<'a> Search<'a> {
         let axes: Vec<i64> = axes.collect::<Option<_>>()?;
         let open = axes.iter().filter(|axis| **axis < 0).count();
         let channels = form.channels.and_then(|n| i64::try_from(n).ok());
-        (self.dialect.reshapes && open <= 1 && axes.last() == channels.as_ref())
-            .then_some(Some(axes))
+        (self.dialect.goes_behind && open <= 1 && axes.last() == channels.as_ref())
+            .then_some(Some(Behind::Reshape(axes)))
     }
 }
 

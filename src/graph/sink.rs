@@ -198,7 +198,7 @@ impl<'a> Sunk<'a> {
             nodes: nodes.into_iter().collect(),
             expr: region.expr.clone(),
             walk: region.walk.clone(),
-            reshaped: region.reshaped.clone(),
+            behind: region.behind.clone(),
         }
     }
 

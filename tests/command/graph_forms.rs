@@ -75,8 +75,8 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
 }
 
-/// Nodes from `x`, `[2, 3, 4]`, to `y`: one block, that computes the same and is not folded again.
-fn is_one_block(nodes: &[Message], rank: usize) {
+/// Nodes from `x`, `[2, 3, 4]`, to `y`: one block, that computes the same and is not folded again. Gives what was written.
+fn is_one_block(nodes: &[Message], rank: usize) -> Vec<u8> {
     let place = Place::new();
     let positive: Vec<f32> = numbers(4).iter().map(|x| x.abs() + 0.5).collect();
     let tensors = [
@@ -100,6 +100,7 @@ fn is_one_block(nodes: &[Message], rank: usize) {
     assert!(apart(&before, &after) < 1e-6);
     let ran = place.run("fuse out.onnx again.onnx");
     assert!(ran.stderr.contains("nothing to fuse"), "{}", ran.stderr);
+    place.read("out.onnx")
 }
 
 /// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
@@ -155,11 +156,84 @@ fn matrices_behind_a_transpose_fold() {
     is_one_block(&narrow, 3);
 }
 
+/// Channels that come to the front behind a matrix, or to the end behind a conv, and a norm or a factor where they are then: the
+/// transposition goes behind the one operator.
+#[test]
+fn a_transposition_between_a_layer_and_its_norm_goes_behind_them() {
+    let norm = ["t", "bn.weight", "bn.weight", "bn.weight", "bn.running_var"];
+    let linear = [
+        node("MatMul", &["x", "m.weight"], &["p"], &[]),
+        node("Add", &["p", "bn.weight"], &["a"], &[]),
+        node("Transpose", &["a"], &["t"], &[ints("perm", &[0, 2, 1])]),
+        node("BatchNormalization", &norm, &["y"], &[]),
+    ];
+    is_one_block(&linear, 3);
+    let conv = [
+        node("Conv", &["x", "c.weight"], &["a"], &[]),
+        node("Transpose", &["a"], &["t"], &[ints("perm", &[0, 2, 3, 1])]),
+        node("Mul", &["t", "bn.weight"], &["y"], &[]),
+    ];
+    becomes(&conv, [1, 0, 0, 1]);
+    // Nothing is gained where it stands behind them as it is.
+    let window = [
+        ints("strides", &[1, 1]),
+        ints("dilations", &[1, 1]),
+        ints("pads", &[0; 4]),
+    ];
+    let behind = [
+        node("Conv", &["x", "c.weight"], &["a"], &window),
+        node("Transpose", &["a"], &["y"], &[ints("perm", &[0, 2, 3, 1])]),
+    ];
+    becomes(&behind, [1, 0, 0, 1]);
+}
+
+/// A conv that something else reads, too, is not computed a second time for the norms behind it, however cheap it is.
+#[test]
+fn a_conv_that_is_read_twice_is_computed_once() {
+    let depthwise = [
+        ints("strides", &[1, 1]),
+        ints("dilations", &[1, 1]),
+        ints("pads", &[0; 4]),
+        int("group", 4),
+    ];
+    let norms = [normed("c", "n"), normed("n", "m")];
+    let conv = node("Conv", &["x", "depthwise.weight"], &["c"], &depthwise);
+    let sum = node("Relu", &["c"], &["r"], &[]);
+    let end = node("Mul", &["m", "r"], &["y"], &[]);
+    becomes(
+        &[conv.clone(), norms[0].clone(), norms[1].clone(), sum, end],
+        [1, 0, 2, 0],
+    );
+    let alone = [conv, norms[0].clone(), normed("n", "y")];
+    becomes(&alone, [1, 0, 0, 0]);
+}
+
+/// A matrix that is stored the other way round and turned when the network runs, as exporters write every linear layer.
+#[test]
+fn a_matrix_goes_with_its_transposition() {
+    let turned = node("Transpose", &["m.weight"], &["w"], &[]);
+    let nodes = [
+        turned.clone(),
+        node("MatMul", &["x", "w"], &["p"], &[]),
+        node("Mul", &["p", "bn.weight"], &["y"], &[]),
+    ];
+    let out = is_one_block(&nodes, 3);
+    assert!(!out.windows(6).any(|bytes| bytes == b"fused2"));
+    // What something else reads stays.
+    let mut shared = nodes.to_vec();
+    shared[2] = node("Mul", &["p", "bn.weight"], &["s"], &[]);
+    shared.push(node("Relu", &["s"], &["r"], &[]));
+    shared.push(node("MatMul", &["r", "w"], &["y"], &[]));
+    let out = is_one_block(&shared, 3);
+    assert!(out.windows(6).any(|bytes| bytes == b"fused2"));
+}
+
 /// Nodes from `x`, `[1, 4, 6, 6]`, to `y`: what they become.
 fn with_constants(nodes: &[Message]) -> Message {
     let positive: Vec<f32> = numbers(4).iter().map(|x| x.abs() + 0.5).collect();
     let tensors = [
         tensor("c.weight", &[4, 4, 3, 3], &numbers(144)),
+        tensor("depthwise.weight", &[4, 1, 1, 1], &numbers(4)),
         tensor("up.weight", &[4, 4, 4, 4], &numbers(256)),
         tensor("bn.weight", &[4], &numbers(4)),
         tensor("bn.running_var", &[4], &positive),

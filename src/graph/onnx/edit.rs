@@ -8,7 +8,7 @@ use super::open::Onnx;
 use super::proto::{Data, Name, Part};
 use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Folding, Left};
-use crate::graph::region::{Dialect, Regions, Walk};
+use crate::graph::region::{Behind, Dialect, Regions, Walk};
 use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned, stored_type};
 use crate::tensor::Float;
 
@@ -46,12 +46,13 @@ const CAST: &str = "cast";
 const TURNED: &str = "turned";
 const ROWS: &str = "rows";
 const SHAPE: &str = "shape";
+const STRAIGHT: &str = "straight";
 
 /// What its operators can do.
 const DIALECT: Dialect = Dialect {
     uneven_pads: true,
     linear_bias: false,
-    reshapes: true,
+    goes_behind: true,
 };
 
 /// Plans what to fold.
@@ -352,6 +353,11 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
     };
     let weight = operand(false);
     let bias = fused.bias.then(|| operand(true));
+    let before = match &region.behind {
+        None => value.to_owned(),
+        Some(Behind::Reshape(_)) => format!("{module}.{ROWS}"),
+        Some(Behind::Transpose(_)) => format!("{module}.{STRAIGHT}"),
+    };
     match &region.walk {
         Walk::Conv(_) | Walk::Transposed(..) => {
             let inputs = [source, &weight].into_iter().chain(bias.as_deref());
@@ -360,7 +366,7 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
                 &format!("{module}.{op}"),
                 op,
                 &inputs.collect::<Vec<_>>(),
-                value,
+                &before,
                 &conv_attributes(&region.walk, kernel, g.groups()),
             ));
         }
@@ -374,16 +380,20 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
                 is_matrix,
                 in_first: g.transposed(),
             };
-            match &region.reshaped {
-                None => layer.push(value, &mut nodes),
-                Some(shape) => {
-                    let [rows, to] = [ROWS, SHAPE].map(|name| format!("{module}.{name}"));
-                    layer.push(&rows, &mut nodes);
-                    nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
-                    let name = format!("{module}.Reshape");
-                    nodes.push(node(&name, "Reshape", &[&rows, &to], value, &[]));
-                }
-            }
+            layer.push(&before, &mut nodes);
+        }
+    }
+    match &region.behind {
+        None => {}
+        Some(Behind::Reshape(shape)) => {
+            let [to, name] = [SHAPE, "Reshape"].map(|end| format!("{module}.{end}"));
+            nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
+            nodes.push(node(&name, "Reshape", &[&before, &to], value, &[]));
+        }
+        Some(Behind::Transpose(order)) => {
+            let name = format!("{module}.Transpose");
+            let order = ints("perm", order.iter().copied());
+            nodes.push(node(&name, "Transpose", &[&before], value, &[order]));
         }
     }
     nodes

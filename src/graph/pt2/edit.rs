@@ -47,7 +47,7 @@ pub(super) struct NewTexts {
 const DIALECT: Dialect = Dialect {
     uneven_pads: false,
     linear_bias: true,
-    reshapes: false,
+    goes_behind: false,
 };
 
 /// Plans what to fold.
