@@ -56,6 +56,8 @@ pub(super) enum Make {
         axes: Vec<usize>,
         keep: bool,
     },
+    /// A direction and a length for each index of an axis, or for all numbers: weight norm, as `torch._weight_norm` has it.
+    WeightNorm(Option<usize>),
     /// The product of two matrices, or of two stacks of them.
     Product,
     /// Products that are summed over axes.
@@ -163,6 +165,13 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
         (Make::Each(f), [one]) => one.numbers.mapv(f),
         (Make::Both(f), [a, b]) => both(*f, &a.numbers, &b.numbers)?,
         (Make::Reduce { how, axes, keep }, [one]) => reduced(*how, &one.numbers, axes, *keep)?,
+        (Make::WeightNorm(axis), [direction, length]) => {
+            let others = (0..direction.numbers.ndim()).filter(|i| Some(*i) != *axis);
+            let others: Vec<usize> = others.collect();
+            let norm = reduced(Reduction::Norm, &direction.numbers, &others, true)?;
+            let factor = both(|length, norm| length / norm, &length.numbers, &norm)?;
+            both(|x, factor| x * factor, &direction.numbers, &factor)?
+        }
         (Make::Product, [a, b]) => {
             let equation = Equation::of_matrices(a.numbers.ndim())?;
             contracted(&equation, &[&a.numbers, &b.numbers], &within)?

@@ -12,7 +12,7 @@ use super::plan::{self, Left};
 use super::pt2::{self, Pt2};
 use crate::fuse::{self, diagnose};
 use crate::plan::{Options, Plan};
-use crate::tensor::{self, Checkpoint, Tensor};
+use crate::tensor::{self, Checkpoint, Tensor, assemble};
 use crate::verify::{self, Verdict};
 
 pub use super::onnx::Written;
@@ -106,10 +106,10 @@ impl GraphFile {
         }
     }
 
-    /// The tensors that a file of its weights has, by name.
+    /// The tensors that a file of its weights is read as having, by name: a weight in parts, as those of weight norm, is one.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let all = self.constants().tensors();
-        match self {
+        let mut state = match self {
             GraphFile::Onnx(_) => all.clone(),
             GraphFile::Pt2(pt2) => {
                 let stored = pt2.state().filter_map(|name| all.get(name));
@@ -117,7 +117,9 @@ impl GraphFile {
                     .map(|tensor| (tensor.name().to_owned(), tensor.clone()))
                     .collect()
             }
-        }
+        };
+        assemble(&mut state);
+        state
     }
 
     /// Whether all of its weights can be written to a file of weights alone.

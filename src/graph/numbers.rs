@@ -1,6 +1,6 @@
 //! One export, many trainings: the structure from a graph, the numbers from a file of weights.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::pt2::Pt2;
@@ -50,7 +50,11 @@ pub fn with_numbers(
     checkpoint: &Checkpoint,
     dtype: Option<Float>,
 ) -> Result<Plan, Error> {
-    let source = Numbers { pt2, checkpoint };
+    let source = Numbers {
+        pt2,
+        checkpoint,
+        tensors: by_names_of(pt2, checkpoint),
+    };
     source.left_over()?;
     let mut outputs = Vec::new();
     for planned in &plan.outputs {
@@ -92,6 +96,24 @@ pub fn with_numbers(
 struct Numbers<'a> {
     pt2: &'a Pt2,
     checkpoint: &'a Checkpoint,
+    /// The tensors of the file, by the names that the graph has for them.
+    tensors: BTreeMap<&'a str, &'a Tensor>,
+}
+
+/// The tensors of a file of weights by name. Where the graph has the parts of a weight, as those of weight norm, and not the weight that
+/// they make, these stand for it.
+fn by_names_of<'a>(pt2: &'a Pt2, checkpoint: &'a Checkpoint) -> BTreeMap<&'a str, &'a Tensor> {
+    let known: HashSet<&str> = pt2.state().collect();
+    let mut tensors = BTreeMap::new();
+    for tensor in checkpoint.tensors().values() {
+        match tensor.parts() {
+            parts if !parts.is_empty() && !known.contains(tensor.name()) => {
+                tensors.extend(parts.iter().map(|part| (part.name(), part)));
+            }
+            _ => drop(tensors.insert(tensor.name(), tensor)),
+        }
+    }
+    tensors
 }
 
 impl Numbers<'_> {
@@ -101,14 +123,11 @@ impl Numbers<'_> {
 
     fn left_over(&self) -> Result<(), Error> {
         let known: HashSet<&str> = self.pt2.state().collect();
-        let left = self.checkpoint.tensors().keys();
-        let left = left
-            .filter(|name| !known.contains(&***name) && !is_counter(name))
-            .min();
-        match left {
+        let mut names = self.tensors.keys();
+        match names.find(|name| !known.contains(**name) && !is_counter(name)) {
             None => Ok(()),
             Some(tensor) => Err(Error::LeftOver {
-                tensor: tensor.clone(),
+                tensor: (*tensor).to_owned(),
                 checkpoint: self.shown(),
             }),
         }
@@ -116,7 +135,7 @@ impl Numbers<'_> {
 
     /// The tensor of the checkpoint that one of the graph stands for; none for a counter that an old file does not have.
     fn find(&self, tensor: &Tensor) -> Result<Option<Tensor>, Error> {
-        let Some(found) = self.checkpoint.get(tensor.name()) else {
+        let Some(found) = self.tensors.get(tensor.name()).copied() else {
             return match is_counter(tensor.name()) {
                 true => Ok(None),
                 false => Err(Error::Missing {
@@ -184,7 +203,7 @@ impl Numbers<'_> {
         let consumed = block
             .consumed
             .iter()
-            .filter_map(|tensor| self.checkpoint.get(tensor.name()));
+            .filter_map(|tensor| self.tensors.get(tensor.name()).copied());
         Ok(Block {
             name: block.name.clone(),
             fused,

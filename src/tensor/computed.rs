@@ -38,7 +38,7 @@ const PARAMETRIZED: [(&str, &str, How); 2] = [
 const PARAMETRIZATIONS: &str = "parametrizations.";
 
 /// Puts every weight that can be computed in the place of its parts, which are returned.
-pub(super) fn assemble(tensors: &mut BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+pub(crate) fn assemble(tensors: &mut BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let mut found = Vec::new();
     for (name, first) in tensors.iter() {
         if let Some(weight) = of_parts(name, first, tensors) {

@@ -34,6 +34,7 @@ pub(crate) mod zip_layout;
 
 pub use checkpoint::Checkpoint;
 pub use computed::Computed;
+pub(crate) use computed::assemble;
 pub use destination::{Destination, Destinations};
 pub use dtype::{Dtype, Float};
 pub use error::{Error, is_control, plain, quoted};

@@ -71,7 +71,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 29] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 31] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -95,6 +95,8 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 29] = [
     ("any-batch", [5, 0, 4], [1, 0, 0]),
     ("channels-last", [5, 0, 4], [1, 0, 0]),
     ("edge", [3, 0, 0], [1, 0, 0]),
+    ("weight-norm", [1, 0, 1], [1, 0, 0]),
+    ("weight-norm-apart", [2, 0, 1], [2, 0, 0]),
     ("einsum", [1, 0, 1], [1, 0, 0]),
     ("einsum-decomposed", [1, 0, 1], [1, 0, 0]),
     ("attention", [0, 3, 2], [1, 2, 0]),
@@ -491,11 +493,40 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
     );
 }
 
+/// The graph has the parts of a weight under weight norm; a file of weights is read as having the weight that they make.
+#[test]
+fn a_weight_in_parts_that_no_block_has_is_found_in_the_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let graph = fixture("weight-norm-apart.pt2");
+    let graph = graph.to_str().unwrap();
+    weights_of("weight-norm-apart", Path::new(&path("train.safetensors")));
+    let by_graph = ["--graph", graph, "--verify"];
+    let (train, out) = (path("train.safetensors"), path("out.safetensors"));
+    let (code, said) = command(&[&["fuse", &train, &out], &by_graph[..]].concat());
+    assert_eq!(code, 0, "{said}");
+    let bytes = fs::read(&out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let parts = ["original0", "original1"].map(|end| format!("2.parametrizations.weight.{end}"));
+    for part in &parts {
+        assert!(file.tensor(part).is_ok(), "{part} of {:?}", file.names());
+    }
+    // A weight that is computed in a block has the numbers of the export.
+    let graph = fixture("weight-norm.pt2");
+    let graph = graph.to_str().unwrap();
+    weights_of("weight-norm", Path::new(&train));
+    let (code, said) = command(&["fuse", &train, &path("b.safetensors"), "--graph", graph]);
+    assert!(
+        code == 2 && said.contains("export the model with the numbers of the checkpoint"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_recipe_is_learned_from_a_graph() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    // No recipe knows the last two.
+    // No recipe knows the last three.
     for name in [
         "repvgg",
         "mobileone",
@@ -504,6 +535,7 @@ fn a_recipe_is_learned_from_a_graph() {
         "yolov10",
         "dbb",
         "gated",
+        "weight-norm-apart",
     ] {
         let graph = fixture(&format!("{name}.pt2")).to_str().unwrap().to_owned();
         let [recipe, train] = [

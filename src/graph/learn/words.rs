@@ -296,12 +296,6 @@ impl Speaker<'_> {
             }
         }
         self.eps.push(bn.eps);
-        let mut word = json!({"bn": module, "eps": bn.eps});
-        if bn.affine.is_none()
-            && let Some(members) = word.as_object_mut()
-        {
-            members.insert("affine".to_owned(), "optional".into());
-        }
-        Ok(word)
+        Ok(json!({"bn": module, "eps": bn.eps}))
     }
 }

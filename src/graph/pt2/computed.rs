@@ -132,6 +132,10 @@ fn how(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<(Make, Num
             let index = usize::try_from(index).map_err(|_| None)?;
             plain(Make::Pick { axis, index })
         }
+        ("_weight_norm", "default") => plain(Make::WeightNorm(match call.int("dim", 0)? {
+            -1 => None,
+            _ => Some(call.axis("dim", 0, first.len())?),
+        })),
         ("mm" | "bmm" | "matmul", "default") => plain(Make::Product),
         ("expand" | "expand_as", _) => plain(Make::Expand(shape.to_vec())),
         ("repeat", "default") => {
