@@ -11,6 +11,10 @@ use crate::tensor::{Checkpoint, Error as TensorError, Float, Tensor, quoted};
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum Error {
+    #[error(
+        "{tensor} is 0 at {index:?}, and the eps of its norm is 0, too; their sum is divided by, and must be above 0"
+    )]
+    NoVariance { tensor: String, index: Vec<usize> },
     #[error("{tensor} is {value:?} at {index:?}; a variance must be finite and not negative")]
     Variance {
         tensor: String,
@@ -159,6 +163,12 @@ fn for_each_norm<'p>(
             let vars = reader.vector(&bn.var, 0, bn.var.len())?;
             let is_one = |var: f64| var >= 0.0 && var.is_finite() && var + bn.eps > 0.0;
             if let Some(i) = vars.iter().position(|var| !is_one(*var)) {
+                if vars[i] == 0.0 && bn.eps == 0.0 {
+                    return Err(Error::NoVariance {
+                        tensor: bn.var.to_string(),
+                        index: place(&bn.var, i),
+                    });
+                }
                 return Err(Error::Variance {
                     tensor: bn.var.to_string(),
                     index: place(&bn.var, i),

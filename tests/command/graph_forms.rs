@@ -6,7 +6,7 @@ use crate::support::file::Place;
 use crate::support::fixtures::fixtures;
 use crate::support::graphs::{Counts, apart, counts, run};
 use crate::support::onnx::{
-    Message, graph, int, ints, list, model, node, tensor, text, typed, value,
+    Message, float, graph, int, ints, list, model, node, tensor, text, typed, value,
 };
 use repfuse::network::graphs::Network;
 
@@ -284,6 +284,36 @@ fn normed(from: &str, to: &str) -> Message {
         "bn.running_var",
     ];
     node("BatchNormalization", &inputs, &[to], &[])
+}
+
+/// A variance of zero is one like any other where an eps is added to it.
+#[test]
+fn a_variance_and_an_eps_of_zero_are_refused_by_name() {
+    let place = Place::new();
+    let with = |eps: f32| {
+        let norm = ["c", "ones", "zeros", "zeros", "zeros"];
+        let nodes = [
+            node("Conv", &["x", "weight"], &["c"], &[]),
+            node(
+                "BatchNormalization",
+                &norm,
+                &["y"],
+                &[float("epsilon", eps)],
+            ),
+        ];
+        let tensors = [
+            tensor("weight", &[2, 2, 1, 1], &numbers(4)),
+            tensor("ones", &[2], &[1.0; 2]),
+            tensor("zeros", &[2], &[0.0; 2]),
+        ];
+        let ends = [value("x", &[1, 2, 3, 3]), value("y", &[0; 4])];
+        let graph = graph(&nodes, &tensors, &ends[..1], &ends[1..]);
+        place.write("in.onnx", &model(&graph, 17).0);
+        place.run("fuse in.onnx out.onnx --verify --force")
+    };
+    let said = "repfuse: `zeros` is 0 at [0], and the eps of its norm is 0, too; their sum is divided by, and must be above 0\n";
+    assert_eq!(with(0.0).all(), (Some(2), "", said));
+    assert_eq!(with(1e-3).code(), Some(0));
 }
 
 /// A bias of zeros as PyTorch's newer exporter writes one if it is not to optimise.

@@ -71,7 +71,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 31] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 32] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -97,6 +97,8 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 31] = [
     ("edge", [3, 0, 0], [1, 0, 0]),
     ("weight-norm", [1, 0, 1], [1, 0, 0]),
     ("weight-norm-apart", [2, 0, 1], [2, 0, 0]),
+    // What stands behind the operators of a program is not written there.
+    ("turned", [0, 1, 1], [0, 1, 1]),
     ("einsum", [1, 0, 1], [1, 0, 0]),
     ("einsum-decomposed", [1, 0, 1], [1, 0, 0]),
     ("attention", [0, 3, 2], [1, 2, 0]),
@@ -491,6 +493,16 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
         code == 2 && said.contains("is not in the graph; the graph must be of the same model"),
         "{said}"
     );
+}
+
+#[test]
+fn a_norm_behind_a_permutation_says_why_it_stays() {
+    let pt2 = open("turned");
+    let left = planned(&pt2).left;
+    let why =
+        "its axes are in another order than where the conv or linear layer before it is computed";
+    let all: Vec<&str> = left.iter().map(|left| &*left.why).collect();
+    assert_eq!(all, [why]);
 }
 
 /// The graph has the parts of a weight under weight norm; a file of weights is read as having the weight that they make.
