@@ -43,6 +43,27 @@ fn eps_of(bn: &Bn<Tensor>) -> Option<f64> {
     bn.mean.module()?.number("eps")
 }
 
+/// The first norm whose eps only its code tells, as a sentence on it: a module without the attribute. (TorchScript keeps all of
+/// that in code.)
+pub(super) fn without_eps(expr: &Expr<Tensor>) -> Option<String> {
+    let mut norms = Vec::new();
+    expr.visit(&mut |part| match part {
+        Expr::Bn(bn) => norms.push(bn),
+        _ => {}
+    });
+    norms.into_iter().find_map(|bn| {
+        let said = bn.mean.module()?;
+        let hidden = !said.in_code && said.number("eps").is_none();
+        hidden.then(|| {
+            format!(
+                "the file says that the norm {} is a {}, and no eps of it, which its code has",
+                module(&bn.mean),
+                quoted(&said.class)
+            )
+        })
+    })
+}
+
 enum Leaf<'a> {
     Conv(&'a mut Conv<Tensor>),
     Bn(&'a mut Bn<Tensor>),

@@ -71,7 +71,7 @@ fn says_no_eps(plan: &Plan, family: &Applied) -> bool {
     let mut norms = convs.flat_map(|conv| conv.expr.root().norms());
     norms.any(|norm| {
         let said = norm.mean.module();
-        said.is_some_and(|said| said.number("eps").is_none())
+        said.is_some_and(|said| said.in_code && said.number("eps").is_none())
     })
 }
 

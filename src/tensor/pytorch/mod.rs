@@ -8,6 +8,7 @@ mod legacy;
 mod pickle;
 mod state;
 mod storage;
+mod unread;
 mod value;
 mod wrap;
 pub(crate) mod write;

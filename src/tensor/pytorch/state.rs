@@ -1,9 +1,11 @@
 //! The state dict in what a pickle says: a dict of tensors, or a module with its parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::storage::{Meaning, OtherKind, Storages, Stored, meaning};
-use super::value::{Pickle, Value};
+use super::unread::reaching;
+use super::value::{Node, Pickle, Value};
+use crate::tensor::dtype::Dtype;
 use crate::tensor::error::quoted;
 use crate::tensor::facts::{Attribute, Facts, Module};
 use crate::tensor::header::{MAX_HEADER, MAX_NAME, MAX_RANK};
@@ -13,6 +15,9 @@ const DEEPEST: usize = 256;
 
 /// The longest text and the longest list that is kept as an attribute.
 const LONGEST_ATTRIBUTE: usize = 256;
+
+/// The part under which a compiled module has the one that it was made of.
+const COMPILED: &str = "_orig_mod";
 
 /// What the modules of TorchScript are called begins with this.
 const SCRIPTED: &str = "__torch__.";
@@ -57,9 +62,17 @@ impl Source<'_> {
         // One search for all of them, which ends when too much has been looked at.
         let mut walk = Walk::new(self, Some(is_weight));
         let mut names = Vec::new();
+        let mut reached = None;
         for (name, value) in values {
             let ended = walk.walk(value, "", 0);
-            if std::mem::take(&mut walk.state).holds_any() {
+            let mut unnamed = std::mem::take(&mut walk.unnamed).into_iter();
+            let mut reaches = |value| {
+                let reached = reached.get_or_insert_with(|| reaching(self.pickle, &HashSet::new()));
+                contains(reached, value)
+            };
+            if std::mem::take(&mut walk.state).holds_any()
+                || unnamed.any(|(_, value)| self.pickle.call(value).is_some() && reaches(value))
+            {
                 names.push(name);
             }
             if ended.is_err() {
@@ -86,6 +99,7 @@ impl Source<'_> {
     pub(super) fn state(&self, value: Value) -> Result<State, String> {
         let mut walk = Walk::new(self, None);
         walk.walk(value, "", 0)?;
+        walk.refuse_unnamed();
         Ok(walk.state)
     }
 }
@@ -99,6 +113,10 @@ struct Walk<'a> {
     name_bytes: u64,
     /// How many tensors there were so far.
     tensors: usize,
+    /// The nodes that were read.
+    read: HashSet<u32>,
+    /// What is neither a tensor nor has names for some, under the names that it has itself.
+    unnamed: Vec<(String, Value)>,
 }
 
 impl State {
@@ -115,6 +133,8 @@ impl<'a> Walk<'a> {
             wanted,
             name_bytes: MAX_HEADER,
             tensors: 0,
+            read: HashSet::new(),
+            unnamed: Vec::new(),
         }
     }
 
@@ -131,7 +151,11 @@ impl<'a> Walk<'a> {
         if depth > DEEPEST {
             return Err(format!("it is nested more than {DEEPEST} deep"));
         }
-        match self.source.meaning(value) {
+        let meaning = self.source.meaning(value);
+        if let (Value::Node(node), true) = (value, self.is_read(&meaning, value)) {
+            self.read.insert(node);
+        }
+        match meaning {
             Meaning::Tensor(stored) => {
                 self.tensors += 1;
                 return self.tensor(prefix, stored);
@@ -154,26 +178,92 @@ impl<'a> Walk<'a> {
         if self.wanted.is_some() && pickle.is_optimizer(value) {
             return Ok(());
         }
+        if let Some(inner) = pickle.compiled(value) {
+            let module = self.module(value, &[], prefix)?;
+            let parts = vec![COMPILED.to_owned()];
+            return self.around(module, prefix, parts, |walk| {
+                let name = below(prefix, COMPILED);
+                walk.spend(name.len() + 1)?;
+                walk.walk(inner, &name, depth + 1)
+            });
+        }
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
                 let parts = pickle.get(&attributes, "_modules");
                 let parts = parts.and_then(|parts| pickle.items(parts));
+                let parts = self.named_parts(&parts.unwrap_or_default());
                 let module = self.module(value, &attributes, prefix)?;
-                self.around(module, prefix, &parts.unwrap_or_default(), |walk| {
+                self.around(module, prefix, parts, |walk| {
                     walk.parts(&attributes, prefix, depth)
                 })
             }
             // A scripted module has its tensors and its parts as attributes.
             Some(attributes) if is_scripted(pickle, value) => {
-                let module = self.module(value, &attributes, prefix)?;
-                self.around(module, prefix, &attributes, |walk| {
-                    walk.members(&attributes, prefix, depth, |_| true)
+                let module = Module {
+                    in_code: true,
+                    ..self.module(value, &attributes, prefix)?
+                };
+                let mut parts = attributes.clone();
+                parts.retain(|(_, value)| is_any_module(pickle, *value));
+                let parts = self.named_parts(&parts);
+                self.around(module, prefix, parts, |walk| {
+                    walk.members(&attributes, prefix, depth, |_, value| {
+                        pickle.sequence(value).is_none()
+                    })
                 })
             }
             _ => match pickle.items(value) {
-                Some(items) => self.members(&items, prefix, depth, |_| true),
-                None => Ok(()),
+                Some(items) => self.members(&items, prefix, depth, |_, _| true),
+                None => self.unnamed(value, prefix),
             },
+        }
+    }
+
+    /// Whether all tensors of a value get names of their own.
+    fn is_read(&self, meaning: &Meaning, value: Value) -> bool {
+        let pickle = self.source.pickle;
+        !matches!(meaning, Meaning::Other)
+            || pickle.items(value).is_some()
+            || is_any_module(pickle, value)
+    }
+
+    /// Notes a value that may hold tensors and has no names for them.
+    fn unnamed(&mut self, value: Value, name: &str) -> Result<(), String> {
+        let held = matches!(
+            self.source.pickle.node(value),
+            Some(Node::Call(_) | Node::Tuple(_) | Node::List(_) | Node::Set(_))
+        );
+        if held {
+            self.spend(name.len() + 1)?;
+            self.unnamed.push((name.to_owned(), value));
+        }
+        Ok(())
+    }
+
+    /// Makes tensors that cannot be read of what holds some which were read under no name.
+    fn refuse_unnamed(&mut self) {
+        if self.unnamed.is_empty() {
+            return;
+        }
+        let pickle = self.source.pickle;
+        let reached = reaching(pickle, &self.read);
+        for (name, value) in std::mem::take(&mut self.unnamed) {
+            if !contains(&reached, value) {
+                continue;
+            }
+            for module in above(&name) {
+                self.state.facts.hold_tensors(module);
+            }
+            let why = format!(
+                "is {}, which keeps its tensors in a way of its own, and they are not read; save a state dict: `torch.save(model.state_dict(), PATH)`",
+                pickle.kind(value)
+            );
+            let kind = OtherKind {
+                why,
+                dtype: Dtype::from_name("object"),
+                shape: Vec::new(),
+            };
+            self.state.other_kinds.insert(name, kind);
         }
     }
 
@@ -202,10 +292,11 @@ impl<'a> Walk<'a> {
         items: &[(Value, Value)],
         prefix: &str,
         depth: usize,
-        takes: impl Fn(&str) -> bool,
+        takes: impl Fn(&str, Value) -> bool,
     ) -> Result<(), String> {
         for (key, value) in items {
-            if let Some(key) = self.source.pickle.key(*key).filter(|key| takes(key)) {
+            let name = self.source.pickle.key(*key);
+            if let Some(key) = name.filter(|key| takes(key, *value)) {
                 let name = below(prefix, &key);
                 self.spend(name.len() + 1)?;
                 self.walk(*value, &name, depth + 1)?;
@@ -229,11 +320,35 @@ impl<'a> Walk<'a> {
                 .get(attributes, part)
                 .and_then(|value| pickle.items(value))
                 .unwrap_or_default();
-            self.members(&items, prefix, depth, |key| {
+            self.members(&items, prefix, depth, |key, _| {
                 part != "_buffers" || !passing(key)
             })?;
+            if part == "_modules" {
+                self.strange_parts(&items, prefix)?;
+            }
         }
         Ok(())
+    }
+
+    /// Keeps the classes of parts that are pickled in ways of their own: more is not known of them.
+    fn strange_parts(&mut self, items: &[(Value, Value)], prefix: &str) -> Result<(), String> {
+        let pickle = self.source.pickle;
+        for (key, value) in items {
+            let strange = pickle.call(*value).is_some() && !is_any_module(pickle, *value);
+            if let Some(key) = pickle.key(*key).filter(|_| strange) {
+                let path = below(prefix, &key);
+                let module = self.module(*value, &[], &path)?;
+                self.state.facts.insert(path, module);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the parts of a module that are there.
+    fn named_parts(&self, parts: &[(Value, Value)]) -> Vec<String> {
+        let pickle = self.source.pickle;
+        let there = parts.iter().filter(|(_, value)| *value != Value::None);
+        there.filter_map(|(key, _)| pickle.key(*key)).collect()
     }
 
     /// Keeps what is known of a module, once its tensors and `parts` have been walked through.
@@ -241,17 +356,13 @@ impl<'a> Walk<'a> {
         &mut self,
         mut module: Module,
         path: &str,
-        parts: &[(Value, Value)],
+        parts: Vec<String>,
         walk: impl FnOnce(&mut Self) -> Result<(), String>,
     ) -> Result<(), String> {
         let before = self.tensors;
         walk(self)?;
         module.holds_tensors = self.tensors > before;
-        let pickle = self.source.pickle;
-        let parts = parts
-            .iter()
-            .filter(|(_, value)| is_any_module(pickle, *value));
-        module.parts = parts.filter_map(|(key, _)| pickle.key(*key)).collect();
+        module.parts = parts;
         self.spend(module.parts.iter().map(String::len).sum())?;
         self.state.facts.insert(path.to_owned(), module);
         Ok(())
@@ -282,6 +393,7 @@ impl<'a> Walk<'a> {
                 module.attributes.insert(name.to_owned(), attribute);
             }
         }
+        module.changed = changed(pickle, attributes);
         Ok(module)
     }
 
@@ -300,6 +412,16 @@ fn below(prefix: &str, key: &str) -> String {
     }
 }
 
+/// The paths of the modules above a name, up to the outermost.
+fn above(name: &str) -> impl Iterator<Item = &str> {
+    let dots = name.rmatch_indices('.').map(|(at, _)| &name[..at]);
+    dots.chain([""])
+}
+
+fn contains(nodes: &HashSet<u32>, value: Value) -> bool {
+    matches!(value, Value::Node(node) if nodes.contains(&node))
+}
+
 /// Whether attributes are those of a `torch.nn.Module`.
 pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool {
     ["_parameters", "_modules"]
@@ -314,7 +436,7 @@ pub(super) fn is_any_module(pickle: &Pickle, value: Value) -> bool {
             .attributes(value)
             .is_some_and(|attributes| is_module(pickle, &attributes))
     };
-    is_scripted(pickle, value) || pickled()
+    is_scripted(pickle, value) || pickle.compiled(value).is_some() || pickled()
 }
 
 /// Whether a value is a module of TorchScript.
@@ -332,6 +454,49 @@ fn class_name(class: &str) -> String {
         .split('.')
         .filter(|part| !part.starts_with("___torch_mangle_"));
     parts.collect::<Vec<_>>().join(".")
+}
+
+/// Hooks that act on what a module is given and on what it returns.
+const HOOKS: [(&str, &str); 2] = [
+    ("_forward_pre_hooks", "a forward pre-hook"),
+    ("_forward_hooks", "a forward hook"),
+];
+
+/// Hooks of PyTorch's own that compute a weight of parts, which have names of their own: weight norm, spectral norm, pruning.
+const OF_PARTS: &str = "torch.nn.utils.";
+
+/// Methods that an instance may have in place of those of its class.
+const METHODS: [&str; 2] = ["forward", "_call_impl"];
+
+/// What makes a module compute something else than its class does.
+fn changed(pickle: &Pickle, attributes: &[(Value, Value)]) -> Option<String> {
+    let hook = |(name, is): &(&str, &str)| {
+        let hooks = pickle.items(pickle.get(attributes, name)?)?;
+        let called = |value| match pickle.called(value) {
+            Some(("builtins.getattr" | "__builtin__.getattr", [_, method, ..])) => {
+                pickle.text(*method).map(str::to_owned)
+            }
+            _ => pickle
+                .global(value)
+                .or_else(|| pickle.class(value))
+                .map(str::to_owned),
+        };
+        hooks.iter().find_map(|(_, hook)| match called(*hook) {
+            Some(name) if name.starts_with(OF_PARTS) => None,
+            Some(name) => Some(format!("{is}, {}", quoted(&name))),
+            None => Some((*is).to_owned()),
+        })
+    };
+    let method = |name: &&str| {
+        pickle
+            .get(attributes, name)
+            .is_some_and(|value| value != Value::None)
+    };
+    let own = || METHODS.iter().copied().find(method);
+    HOOKS
+        .iter()
+        .find_map(hook)
+        .or_else(|| own().map(|name| format!("a method {} of its own", quoted(name))))
 }
 
 fn attribute(pickle: &Pickle, value: Value) -> Option<Attribute> {
