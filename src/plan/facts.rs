@@ -135,9 +135,9 @@ fn conv_told(conv: &mut Conv<Tensor>) -> Result<(), String> {
     }
 }
 
-/// An attribute such as `stride=(2, 2)`, in three dimensions.
-fn axes(conv: &Conv<Tensor>, name: &str) -> Option<[usize; 3]> {
-    let counts = conv.weight.module()?.counts(name)?;
+/// An attribute such as `stride=(2, 2)` of the conv of a weight, in three dimensions.
+pub(super) fn axes(weight: &Tensor, name: &str) -> Option<[usize; 3]> {
+    let counts = weight.module()?.counts(name)?;
     let mut axes = POINT;
     let first = axes.len().checked_sub(counts.len())?;
     axes[first..].copy_from_slice(&counts);
@@ -157,7 +157,7 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
             .iter()
             .filter(|conv| taps(conv) > 1)
             .filter_map(|conv| {
-                let said = axes(conv, "dilation")?;
+                let said = axes(&conv.weight, "dilation")?;
                 Some((*conv, said[axis], conv.dilation[axis]))
             });
         let told: Vec<_> = told.collect();
@@ -172,6 +172,20 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
                 module(&other.weight)
             ));
         }
+        if said % declared != 0 {
+            return Err(format!(
+                "the file says that {} has dilation {said}; the recipe says {declared}",
+                module(&first.weight)
+            ));
+        }
+        let mut pools = false;
+        expr.visit(&mut |part| pools |= matches!(part, Expr::AvgPool(_)));
+        if pools && said != declared {
+            return Err(format!(
+                "the file says that {} has dilation {said}, where the recipe has {declared} beside a pooling, whose taps do not lie like that",
+                module(&first.weight)
+            ));
+        }
     }
     Ok(())
 }
@@ -183,7 +197,7 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
 /// leaves to the caller; or when branches step differently.
 fn stride(expr: &Expr<Tensor>) -> Result<Option<[usize; 3]>, String> {
     match expr {
-        Expr::Conv(conv) => Ok(axes(conv, "stride")),
+        Expr::Conv(conv) => Ok(axes(&conv.weight, "stride")),
         Expr::Seq(xs) => {
             let mut so_far = None;
             for x in xs {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::code::Code;
 use super::storage::{Meaning, OtherKind, Storages, Stored, meaning};
 use super::unread::reaching;
 use super::value::{Node, Pickle, Value};
@@ -20,7 +21,7 @@ const LONGEST_ATTRIBUTE: usize = 256;
 const COMPILED: &str = "_orig_mod";
 
 /// What the modules of TorchScript are called begins with this.
-const SCRIPTED: &str = "__torch__.";
+pub(super) const SCRIPTED: &str = "__torch__.";
 
 /// Every tensor of a state dict, and what the file says of its modules.
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ pub(super) struct Source<'a> {
     pub(super) pickle: &'a Pickle,
     pub(super) storages: &'a Storages<'a>,
     pub(super) swapped: bool,
+    /// What TorchScript has in code, in an archive.
+    pub(super) code: Option<Code<'a>>,
 }
 
 impl Source<'_> {
@@ -199,10 +202,7 @@ impl<'a> Walk<'a> {
             }
             // A scripted module has its tensors and its parts as attributes.
             Some(attributes) if is_scripted(pickle, value) => {
-                let module = Module {
-                    in_code: true,
-                    ..self.module(value, &attributes, prefix)?
-                };
+                let module = self.scripted(value, &attributes, prefix)?;
                 let mut parts = attributes.clone();
                 parts.retain(|(_, value)| is_any_module(pickle, *value));
                 let parts = self.named_parts(&parts);
@@ -234,6 +234,7 @@ impl<'a> Walk<'a> {
             Some(Node::Call(_) | Node::Tuple(_) | Node::List(_) | Node::Set(_))
         );
         if held {
+            self.named_shortly(name, 0)?;
             self.spend(name.len() + 1)?;
             self.unnamed.push((name.to_owned(), value));
         }
@@ -251,7 +252,7 @@ impl<'a> Walk<'a> {
             if !contains(&reached, value) {
                 continue;
             }
-            for module in above(&name) {
+            for module in above(&name).chain([&*name]) {
                 self.state.facts.hold_tensors(module);
             }
             let why = format!(
@@ -394,6 +395,29 @@ impl<'a> Walk<'a> {
             }
         }
         module.changed = changed(pickle, attributes);
+        Ok(module)
+    }
+
+    /// What is known of a module of TorchScript: of a norm, the eps that its code says, besides.
+    fn scripted(
+        &mut self,
+        value: Value,
+        attributes: &[(Value, Value)],
+        path: &str,
+    ) -> Result<Module, String> {
+        let pickle = self.source.pickle;
+        let mut module = self.module(value, attributes, path)?;
+        module.in_code = true;
+        let is_norm = pickle.get(attributes, "running_var").is_some();
+        let code = self.source.code.as_ref().filter(|_| is_norm);
+        let eps = code.and_then(|code| code.eps(pickle.class(value)?));
+        if let Some(eps) = eps {
+            let name = "eps".to_owned();
+            module
+                .attributes
+                .entry(name)
+                .or_insert(Attribute::Number(eps));
+        }
         Ok(module)
     }
 

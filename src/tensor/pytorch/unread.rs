@@ -67,3 +67,56 @@ fn storages(pickle: &Pickle) -> impl Iterator<Item = u32> {
         .filter(move |(_, node)| is_storage(node))
         .map(|(i, _)| i)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashSet};
+
+    use super::reaching;
+    use crate::tensor::pytorch::value::{Node, Pickle, Value};
+
+    fn reached(nodes: Vec<Node>, read: &[u32]) -> Vec<u32> {
+        let root = Value::None;
+        let pickle = Pickle { nodes, root };
+        let reached = reaching(&pickle, &read.iter().copied().collect::<HashSet<u32>>());
+        let sorted: BTreeSet<u32> = reached.into_iter().collect();
+        sorted.into_iter().collect()
+    }
+
+    fn storage(kind: &str) -> [Node; 3] {
+        [
+            Node::Text(kind.into()),
+            Node::Tuple(Box::new([Value::Node(0)])),
+            Node::Persistent(Value::Node(1)),
+        ]
+    }
+
+    /// A storage; a list that has it; a list that has that one, which has it in turn; and one without.
+    fn lists(kind: &str) -> Vec<Node> {
+        let lists = [
+            Node::List(vec![Value::Node(2), Value::Node(4)]),
+            Node::List(vec![Value::Node(3)]),
+            Node::List(vec![Value::Int(1), Value::Node(0)]),
+        ];
+        storage(kind).into_iter().chain(lists).collect()
+    }
+
+    #[test]
+    fn what_holds_a_storage_is_found_unless_it_was_read() {
+        assert_eq!(reached(lists("storage"), &[]), [3, 4]);
+        assert_eq!(reached(lists("storage"), &[3]), [0; 0]);
+        assert_eq!(reached(lists("storage"), &[4]), [3]);
+        // The source of a class is outside of the pickle, too.
+        assert_eq!(reached(lists("module"), &[]), [0; 0]);
+    }
+
+    #[test]
+    fn an_optimizer_ends_the_search() {
+        let mut nodes = lists("storage");
+        let last = nodes.len() as u32;
+        nodes.push(Node::Text("param_groups".into()));
+        nodes.push(Node::Dict(vec![(Value::Node(last), Value::Node(4))]));
+        nodes.push(Node::List(vec![Value::Node(last + 1)]));
+        assert_eq!(reached(nodes, &[]), [3, 4]);
+    }
+}
