@@ -47,9 +47,10 @@ fn eps_of(bn: &Bn<Tensor>) -> Option<f64> {
 /// that in code.)
 pub(super) fn without_eps(expr: &Expr<Tensor>) -> Option<String> {
     let mut norms = Vec::new();
-    expr.visit(&mut |part| match part {
-        Expr::Bn(bn) => norms.push(bn),
-        _ => {}
+    expr.visit(&mut |part| {
+        if let Expr::Bn(bn) = part {
+            norms.push(bn);
+        }
     });
     norms.into_iter().find_map(|bn| {
         let said = bn.mean.module()?;

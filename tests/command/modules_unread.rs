@@ -169,6 +169,11 @@ fn what_stands_beside_is_said() {
     let ran = place.run("fuse net.pt out.safetensors");
     let said = "repfuse: reading the state dict under `ema`; the tensors beside it, under `model`, are left out, and --key '' reads the whole file\n";
     assert!(ran.stderr.starts_with(said), "{}", ran.stderr);
+    let inner = dict([("module", net()), ("loss", counted(&[3]))]);
+    save(&place.path("net.pt"), &dict([("ema", inner)]));
+    let ran = place.run("fuse net.pt out.safetensors --force");
+    let said = "repfuse: reading the state dict under `ema.module`; the tensors beside it, under `ema.loss`, are left out, and --key '' reads the whole file\n";
+    assert!(ran.stderr.starts_with(said), "{}", ran.stderr);
     let parts = vec![("module", net()), ("loss", own(net()))];
     unread(
         &module("__main__.Trainer", parts),

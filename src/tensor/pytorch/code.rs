@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::state::SCRIPTED;
+use super::module::SCRIPTED;
 use crate::tensor::zip::Archive;
 
 /// The longest file of code that is read, and what all of them may have.

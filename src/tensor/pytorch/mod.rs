@@ -1,11 +1,12 @@
 //! Files that `torch.save` wrote, read as data: nothing in them is executed.
 //!
-//! A pickle (`pickle`) becomes values (`value`); among them is the state dict (`wrap`, `state`), and each tensor of it is a
-//! view of a storage (`storage`), which is a range of the file: an entry of an archive (`zip`), or, in the older forms
-//! (`legacy`), what follows the pickle.
+//! A pickle (`pickle`) becomes values (`value`); among them is the state dict (`wrap`, `state`), with what is said of its
+//! modules (`module`, `code`) and what would be lost of it (`unread`). Each tensor of it is a view of a storage (`storage`),
+//! which is a range of the file: an entry of an archive (`zip`), or, in the older forms (`legacy`), what follows the pickle.
 
 mod code;
 mod legacy;
+mod module;
 mod pickle;
 mod state;
 mod storage;
