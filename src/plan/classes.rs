@@ -36,8 +36,8 @@ impl Unknown {
 pub(super) fn unknown(start: &Start<'_>) -> Option<Unknown> {
     let facts = start.anchor.facts()?;
     start.rule.classes.iter().find_map(|(pattern, known)| {
-        let path = in_file(start.anchor, &pattern.fill(&start.captures)?);
-        let class = &facts.module(&path)?.class;
+        let path = pattern.fill(&start.captures)?;
+        let class = &facts.module(&in_file(start.anchor, &path))?.class;
         (!known.contains(class)).then(|| Unknown {
             module: path,
             class: class.clone(),

@@ -4,9 +4,12 @@
 use super::modules::{
     IDENTITY, NORM, RELU, SEQUENTIAL, batch, block, fused, kernel, pair, passes, plain, refused,
 };
-use crate::support::file::Place;
+use crate::support::file::{Place, recipe as own_recipe};
 use crate::support::forge::File;
 use crate::support::pickles::{Value, counted, dict, module, norm, object, save, with};
+use repfuse::plan::{Options, plan};
+use repfuse::recipe::parse;
+use repfuse::tensor::Checkpoint;
 
 /// What `torch.compile` makes of a module, as it is pickled.
 fn compiled(inner: Value) -> Value {
@@ -215,4 +218,34 @@ fn a_part_of_a_block_may_not_be_pickled_otherwise() {
         "{}",
         ran.stderr
     );
+}
+
+/// Where a wrapper stands around a block, the class of what is inside of it is the block's.
+#[test]
+fn classes_inside_of_a_wrapper_are_evidence() {
+    let recipe = own_recipe(
+        r#"{"at": "{p}.bn.weight", "where": {"{p}.conv.weight": ["_", "_", "_", "_"]}, "classes": {"{p}": ["a.Known"]},
+            "fuse": {"{p}.conv": {"seq": [{"conv": "{p}.conv", "bias": false}, {"bn": "{p}.bn"}]}}}"#,
+    );
+    let recipe = parse(&recipe, "own").expect("a recipe");
+    let place = Place::new();
+    let blocks = |class: &str| {
+        let parts = vec![
+            ("x", compiled(module("a.Known", pair()))),
+            ("y", compiled(module(class, pair()))),
+        ];
+        let root = compiled(module("__main__.Net", parts));
+        save(&place.path("net.pt"), &root);
+        let file = Checkpoint::open(place.path("net.pt")).expect("a checkpoint");
+        let plan = plan(file.tensors(), &recipe, &Options::default()).expect("a plan");
+        let left = plan.left().iter().map(|left| left.why.clone());
+        (
+            plan.blocks().len(),
+            left.collect::<Vec<String>>(),
+            plan.outputs().len(),
+        )
+    };
+    assert_eq!(blocks("a.Known"), (2, Vec::new(), 4));
+    let why = "its class a.Strange is none that the recipe knows".to_owned();
+    assert_eq!(blocks("a.Strange"), (1, vec![why], 7));
 }
