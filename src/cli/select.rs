@@ -237,6 +237,12 @@ fn advised(
                 plain(block)
             )
         }
+        Some(recipe::Error::NoEps { block, .. }) => {
+            anyhow::anyhow!(
+                "{error:#}; `--bn-eps EPS` gives it, `--skip '{}'` leaves the block as it is",
+                plain(block)
+            )
+        }
         Some(recipe::Error::Parts {
             quantizer: true,
             globs,
@@ -311,6 +317,7 @@ fn detected_as(name: &str, error: recipe::Error) -> anyhow::Error {
         error,
         recipe::Error::Block { .. }
             | recipe::Error::Contradicted { .. }
+            | recipe::Error::NoEps { .. }
             | recipe::Error::Shapes { .. }
     );
     let error = anyhow::Error::from(error);

@@ -43,6 +43,28 @@ fn eps_of(bn: &Bn<Tensor>) -> Option<f64> {
     bn.mean.module()?.number("eps")
 }
 
+/// The first norm whose eps only its code tells, as a sentence on it: a module without the attribute. (TorchScript keeps all of
+/// that in code.)
+pub(super) fn without_eps(expr: &Expr<Tensor>) -> Option<String> {
+    let mut norms = Vec::new();
+    expr.visit(&mut |part| {
+        if let Expr::Bn(bn) = part {
+            norms.push(bn);
+        }
+    });
+    norms.into_iter().find_map(|bn| {
+        let said = bn.mean.module()?;
+        let hidden = !said.in_code && said.number("eps").is_none();
+        hidden.then(|| {
+            format!(
+                "the file says that the norm {} is a {}, and no eps of it, which its code has",
+                module(&bn.mean),
+                quoted(&said.class)
+            )
+        })
+    })
+}
+
 enum Leaf<'a> {
     Conv(&'a mut Conv<Tensor>),
     Bn(&'a mut Bn<Tensor>),
@@ -114,9 +136,9 @@ fn conv_told(conv: &mut Conv<Tensor>) -> Result<(), String> {
     }
 }
 
-/// An attribute such as `stride=(2, 2)`, in three dimensions.
-fn axes(conv: &Conv<Tensor>, name: &str) -> Option<[usize; 3]> {
-    let counts = conv.weight.module()?.counts(name)?;
+/// An attribute such as `stride=(2, 2)` of the conv of a weight, in three dimensions.
+pub(super) fn axes(weight: &Tensor, name: &str) -> Option<[usize; 3]> {
+    let counts = weight.module()?.counts(name)?;
     let mut axes = POINT;
     let first = axes.len().checked_sub(counts.len())?;
     axes[first..].copy_from_slice(&counts);
@@ -136,7 +158,7 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
             .iter()
             .filter(|conv| taps(conv) > 1)
             .filter_map(|conv| {
-                let said = axes(conv, "dilation")?;
+                let said = axes(&conv.weight, "dilation")?;
                 Some((*conv, said[axis], conv.dilation[axis]))
             });
         let told: Vec<_> = told.collect();
@@ -151,6 +173,20 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
                 module(&other.weight)
             ));
         }
+        if said % declared != 0 {
+            return Err(format!(
+                "the file says that {} has dilation {said}; the recipe says {declared}",
+                module(&first.weight)
+            ));
+        }
+        let mut pools = false;
+        expr.visit(&mut |part| pools |= matches!(part, Expr::AvgPool(_)));
+        if pools && said != declared {
+            return Err(format!(
+                "the file says that {} has dilation {said}, where the recipe has {declared} beside a pooling, whose taps do not lie like that",
+                module(&first.weight)
+            ));
+        }
     }
     Ok(())
 }
@@ -162,7 +198,7 @@ fn one_dilation(expr: &Expr<Tensor>) -> Result<(), String> {
 /// leaves to the caller; or when branches step differently.
 fn stride(expr: &Expr<Tensor>) -> Result<Option<[usize; 3]>, String> {
     match expr {
-        Expr::Conv(conv) => Ok(axes(conv, "stride")),
+        Expr::Conv(conv) => Ok(axes(&conv.weight, "stride")),
         Expr::Seq(xs) => {
             let mut so_far = None;
             for x in xs {

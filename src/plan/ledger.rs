@@ -259,6 +259,12 @@ impl<'a> Ledger<'a> {
                 }
             })?;
         }
+        if let Some(message) = facts::without_eps(&expr).filter(|_| given.is_none()) {
+            return Err(Error::NoEps {
+                block: block.to_owned(),
+                message,
+            });
+        }
         self.operators += expanded.operators;
         let most = MOST_OPERATORS + OPERATORS_PER_TENSOR * self.index.len();
         if self.operators > most {

@@ -3,6 +3,7 @@
 //! The ledger: each input tensor is fused, dropped by name, or copied, exactly once, and output names are unique.
 
 mod agree;
+mod build;
 mod classes;
 pub(crate) mod closed;
 mod facts;
@@ -22,6 +23,7 @@ mod structure;
 mod without;
 mod wrapped;
 
+pub use build::built_with;
 pub use families::{Applied, plan_families};
 pub use idle::idle;
 pub(crate) use model::WeightOrBias;

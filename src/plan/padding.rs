@@ -134,23 +134,13 @@ fn said(a: Option<&Conv<Tensor>>, b: Option<&Conv<Tensor>>) -> String {
     }
 }
 
-/// The first conv that pads, and how it fills what it adds: all of a block do it alike.
+/// Checks that all convs of a block that pad fill what they add alike.
 fn one_mode(expr: &Expr<Tensor>) -> Result<(), String> {
     let mut convs = Vec::new();
     all_convs(expr, &mut convs);
-    let mode = |conv: &Conv<Tensor>| -> Option<(String, String)> {
-        let said = conv.weight.module()?;
-        let pads = match said.attributes.get("padding")? {
-            Attribute::Integers(counts) => counts.iter().any(|n| *n != 0),
-            Attribute::Text(text) => text != "valid",
-            _ => false,
-        };
-        match said.attributes.get("padding_mode")? {
-            Attribute::Text(mode) if pads => Some((mode.clone(), module(conv))),
-            _ => None,
-        }
-    };
-    let mut modes = convs.iter().filter_map(|conv| mode(conv));
+    let mut modes = convs
+        .iter()
+        .filter_map(|conv| Some((mode(&conv.weight)?, module(conv))));
     let Some((first, of)) = modes.next() else {
         return Ok(());
     };
@@ -158,9 +148,23 @@ fn one_mode(expr: &Expr<Tensor>) -> Result<(), String> {
         None => Ok(()),
         Some((mode, other)) => Err(format!(
             "the file says that {of} has padding_mode {} and {other} has {}; one conv has one",
-            quoted(&first),
-            quoted(&mode)
+            quoted(first),
+            quoted(mode)
         )),
+    }
+}
+
+/// How the conv of a weight fills what it adds around its map, as far as the file says it, if it adds anything.
+pub(super) fn mode(weight: &Tensor) -> Option<&str> {
+    let said = weight.module()?;
+    let pads = match said.attributes.get("padding")? {
+        Attribute::Integers(counts) => counts.iter().any(|n| *n != 0),
+        Attribute::Text(text) => text != "valid",
+        _ => false,
+    };
+    match said.attributes.get("padding_mode")? {
+        Attribute::Text(mode) if pads => Some(mode),
+        _ => None,
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) fn agrees(
         leaves,
     };
     block.classes()?;
+    block.unchanged()?;
     block.order(expr)?;
     block.inside()?;
     block.absent(template, captures, None)
@@ -143,6 +144,35 @@ impl Said<'_> {
         Ok(())
     }
 
+    /// The modules of the operators, and those around them.
+    fn own(&self) -> BTreeSet<&str> {
+        let modules = self.leaves.iter().map(Leaf::module);
+        modules
+            .flat_map(|module| modules_above(module).chain([module]))
+            .collect()
+    }
+
+    /// Checks that the block and its branches compute what their classes do: no hook acts on them, and no method is an
+    /// instance's own.
+    fn unchanged(&self) -> Result<(), String> {
+        let own = self.own();
+        let is_block = |path: &str| !path.is_empty() && path == self.region;
+        let mut of_block = own
+            .iter()
+            .filter(|path| is_block(path) || self.is_inside(path));
+        let changed = of_block.find_map(|path| {
+            let changed = self.facts.module(path)?.changed.as_ref()?;
+            Some((path, changed))
+        });
+        match changed {
+            Some((path, changed)) => Err(format!(
+                "the file says that {} has {changed}, which a folded conv would lose",
+                quoted(path)
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that what follows one another in the expression does so in a sequence of the file, too, and nothing acts between.
     fn order(&self, expr: &Expr<Tensor>) -> Result<(), String> {
         if let Expr::Seq(xs) = expr {
@@ -205,10 +235,7 @@ impl Said<'_> {
 
     /// Checks that nothing acts inside of a branch besides its convs and norms. (What has parameters is checked by their names.)
     fn inside(&self) -> Result<(), String> {
-        let modules = self.leaves.iter().map(Leaf::module);
-        let own: BTreeSet<&str> = modules
-            .flat_map(|module| modules_above(module).chain([module]))
-            .collect();
+        let own = self.own();
         for path in own.iter().filter(|path| self.is_inside(path)) {
             let Some(said) = self.facts.module(path) else {
                 continue;
@@ -326,6 +353,9 @@ impl Said<'_> {
         let Some(said) = self.facts.module(path) else {
             return true;
         };
+        if said.changed.is_some() {
+            return false;
+        }
         match self.kind(path) {
             Some(Kind::Idle) => true,
             Some(Kind::Sequence | Kind::Container) => {

@@ -84,6 +84,8 @@ pub enum Error {
         recipe: String,
         message: String,
     },
+    #[error("block {}: {message}", quoted(block))]
+    NoEps { block: String, message: String },
     #[error("block {}: shapes do not fit", quoted(block))]
     Shapes {
         block: String,

@@ -1,10 +1,10 @@
-//! What names leave open: sentences, each with its size for the file and the tensors that it is about.
+//! What names leave open, and what OUT does not tell: sentences, each with its size for the file and the tensors that it is about.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::units;
 use crate::fuse::diagnose::EpsSensitivity;
-use crate::plan::{Applied, Block, EpsSource, Plan};
+use crate::plan::{Applied, Block, EpsSource, Plan, built_with};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{Tensor, quoted};
 
@@ -30,8 +30,43 @@ pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
         }));
         found.extend(about_identities(plan, family));
         found.extend(about_odd_blocks(plan, family));
+        found.extend(about_arguments(plan, family));
     }
     found
+}
+
+/// What fused convs are built with that is unlike the recipe's.
+fn about_arguments(plan: &Plan, family: &Applied) -> Vec<Warning> {
+    let convs = plan.blocks_of(family).iter().flat_map(|block| &block.fused);
+    let mut of: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for conv in convs {
+        for argument in built_with(conv) {
+            of.entry(argument).or_default().push(conv.module.clone());
+        }
+    }
+    let warning = |(argument, modules): (String, Vec<String>)| {
+        let which = match &modules[..] {
+            [one] => format!("the fused conv {} is", quoted(one)),
+            [first, ..] => format!(
+                "{} fused convs, {} and others, are",
+                modules.len(),
+                quoted(first)
+            ),
+            [] => return None,
+        };
+        Some(Warning {
+            sentence: format!(
+                "{which} to be built with {}, as the file says of what is folded; tensors do not tell it",
+                quoted(&argument)
+            ),
+            tensors: modules
+                .iter()
+                .map(|module| format!("{module}.weight"))
+                .collect(),
+            other_eps: None,
+        })
+    };
+    of.into_iter().filter_map(warning).collect()
 }
 
 fn about_eps(family: &Applied, weight: &EpsSensitivity) -> Option<Warning> {
@@ -71,7 +106,7 @@ fn says_no_eps(plan: &Plan, family: &Applied) -> bool {
     let mut norms = convs.flat_map(|conv| conv.expr.root().norms());
     norms.any(|norm| {
         let said = norm.mean.module();
-        said.is_some_and(|said| said.number("eps").is_none())
+        said.is_some_and(|said| said.in_code && said.number("eps").is_none())
     })
 }
 

@@ -21,6 +21,10 @@ pub struct Module {
     pub parts: Vec<String>,
     /// Whether there is a tensor in it or in one of its parts.
     pub holds_tensors: bool,
+    /// What makes it compute something else than its class does, as an error names it: `a forward hook, ...`.
+    pub changed: Option<String>,
+    /// Whether what else there is to know of it stands in code, as TorchScript keeps it.
+    pub in_code: bool,
 }
 
 /// A plain attribute.
@@ -54,6 +58,13 @@ impl Facts {
         self.modules
             .iter()
             .map(|(path, module)| (path.as_str(), module))
+    }
+
+    /// Notes that a module has tensors in it, if it is known.
+    pub(crate) fn hold_tensors(&mut self, path: &str) {
+        if let Some(module) = self.modules.get_mut(path) {
+            module.holds_tensors = true;
+        }
     }
 
     /// Adds what is known of a module.

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
+
 use super::bytes::Bytes;
 use super::error::quoted;
 
@@ -31,7 +33,18 @@ const LONGEST_DIRECTORY: u64 = 256 << 20;
 struct Entry {
     header_at: u64,
     len: u64,
-    stored: bool,
+    packed: Packed,
+}
+
+/// How the bytes of an entry are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packed {
+    /// As they are.
+    Stored,
+    /// By deflate, in so many bytes.
+    Deflated(u64),
+    /// In a way that is not read.
+    Otherwise,
 }
 
 /// An archive whose directory has been read.
@@ -118,14 +131,19 @@ impl<'a> Archive<'a> {
             .entries
             .get(&name)
             .ok_or_else(|| format!("{} is missing in it", quoted(&name)))?;
-        if !entry.stored {
+        if entry.packed != Packed::Stored {
             return Err(format!(
                 "{} in it is compressed; torch.save stores what it writes as it is",
                 quoted(&name)
             ));
         }
+        self.lies(&name, entry, entry.len)
+    }
+
+    /// Where `len` bytes behind the header of an entry lie.
+    fn lies(&self, name: &str, entry: &Entry, len: u64) -> Result<Range<u64>, String> {
         // The name is repeated before the bytes, and more may stand there than in the directory.
-        let broken = || format!("the header of {} in it is broken", quoted(&name));
+        let broken = || format!("the header of {} in it is broken", quoted(name));
         let mut header = Bytes::new(
             self.file,
             entry.header_at,
@@ -137,11 +155,31 @@ impl<'a> Archive<'a> {
         }
         let len_at = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
         let start = entry.header_at + 30 + len_at(26) + len_at(28);
-        let end = start
-            .checked_add(entry.len)
-            .filter(|end| *end <= self.file_len);
-        let end = end.ok_or_else(|| format!("{} in it ends behind the file", quoted(&name)))?;
+        let end = start.checked_add(len).filter(|end| *end <= self.file_len);
+        let end = end.ok_or_else(|| format!("{} in it ends behind the file", quoted(name)))?;
         Ok(start..end)
+    }
+
+    /// The text of an entry below the root folder, stored or deflated, of at most so many bytes; none if it is not there, is
+    /// longer, or is broken.
+    pub(crate) fn text(&self, name: &str, most: usize) -> Option<String> {
+        let name = format!("{}{name}", self.root);
+        let entry = self.entries.get(&name)?;
+        let len = usize::try_from(entry.len).ok().filter(|len| *len <= most)?;
+        let take = |len: u64| {
+            let range = self.lies(&name, entry, len).ok()?;
+            Bytes::new(self.file, range.start, range.end).take(len).ok()
+        };
+        let bytes = match entry.packed {
+            Packed::Stored => take(entry.len)?,
+            Packed::Deflated(compressed) => {
+                decompress_to_vec_with_limit(&take(compressed)?, len).ok()?
+            }
+            Packed::Otherwise => return None,
+        };
+        String::from_utf8(bytes)
+            .ok()
+            .filter(|text| text.len() == len)
     }
 
     /// The bytes of a short entry below the root folder, if it is there.
@@ -233,14 +271,18 @@ fn read_entry(bytes: &mut Bytes<'_>) -> Result<(String, Entry), String> {
         }
     }
     let encrypted = short(8) & 1 != 0;
-    let stored = short(10) == 0 && !encrypted && len == compressed;
+    let packed = match short(10) {
+        0 if !encrypted && len == compressed => Packed::Stored,
+        8 if !encrypted => Packed::Deflated(compressed),
+        _ => Packed::Otherwise,
+    };
     let name = String::from_utf8_lossy(&name).into_owned();
     Ok((
         name,
         Entry {
             header_at,
             len,
-            stored,
+            packed,
         },
     ))
 }

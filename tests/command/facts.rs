@@ -45,6 +45,28 @@ fn what_the_file_says_of_convs_is_not_contradicted() {
             format!(r#"{{"sum": [{near}, {{"conv": "far", "bias": false, "dilation": 2}}]}}"#),
             Ok(5),
         ),
+        (
+            "near.weight",
+            r#"{"conv": "near", "bias": false, "dilation": 2}"#.to_owned(),
+            Err("the file says that `near` has dilation 1; the recipe says 2"),
+        ),
+        (
+            "far.weight",
+            r#"{"conv": "far", "bias": false, "dilation": 2}"#.to_owned(),
+            Ok(5),
+        ),
+        (
+            "wide.weight",
+            r#"{"sum": [{"conv": "wide", "bias": false}, {"mean": "near.weight"}]}"#.to_owned(),
+            Err(
+                "the file says that `wide` has dilation 2, where the recipe has 1 beside a pooling, whose taps do not lie like that",
+            ),
+        ),
+        (
+            "near.weight",
+            r#"{"sum": [{"conv": "near", "bias": false}, {"mean": "near.weight"}]}"#.to_owned(),
+            Ok(3),
+        ),
         // Spread alike, which is the fused conv's dilation.
         (
             "wide.weight",

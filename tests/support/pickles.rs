@@ -17,6 +17,10 @@ pub enum Value {
     Tensor(Tensor),
     /// A call of a function: its module, its name and its arguments.
     Call(&'static str, &'static str, Vec<Value>),
+    /// A class or a function: its module and its name.
+    Global(&'static str, &'static str),
+    /// An object of a class with attributes and no more, as TorchScript keeps modules.
+    Object(String, Vec<(String, Value)>),
     Module(Module),
 }
 
@@ -129,8 +133,42 @@ pub fn norm(class: &str, channels: u8, modules: Vec<(&str, Value)>) -> Value {
     })
 }
 
+/// An object of a class, with these attributes.
+pub fn object<const N: usize>(class: &str, attributes: [(&str, Value); N]) -> Value {
+    let attributes = attributes.map(|(k, v)| (k.to_owned(), v));
+    Value::Object(class.to_owned(), attributes.into())
+}
+
+/// A module with one more attribute.
+pub fn with(module: Value, name: &str, value: Value) -> Value {
+    match module {
+        Value::Module(mut module) => {
+            module.attributes.retain(|(k, _)| k != name);
+            module.attributes.push((name.to_owned(), value));
+            Value::Module(module)
+        }
+        other => other,
+    }
+}
+
+/// A module without an attribute.
+pub fn without(module: Value, name: &str) -> Value {
+    match module {
+        Value::Module(mut module) => {
+            module.attributes.retain(|(k, _)| k != name);
+            Value::Module(module)
+        }
+        other => other,
+    }
+}
+
 /// An archive as `torch.save` writes it.
 pub fn archive(root: &Value) -> Vec<u8> {
+    archive_beside(root, &[])
+}
+
+/// An archive that has these entries, too.
+pub fn archive_beside(root: &Value, others: &[(&str, &str)]) -> Vec<u8> {
     let mut pickler = Pickler {
         out: b"\x80\x02".to_vec(),
         storages: Vec::new(),
@@ -149,6 +187,9 @@ pub fn archive(root: &Value) -> Vec<u8> {
     entry("version", b"3\n");
     for (i, bytes) in pickler.storages.iter().enumerate() {
         entry(&format!("data/{i}"), bytes);
+    }
+    for (name, text) in others {
+        entry(name, text.as_bytes());
     }
     zip.finish().expect("an archive").into_inner()
 }
@@ -220,6 +261,14 @@ impl Pickler {
                 self.global(module, name);
                 self.tuple(arguments);
                 self.out.push(b'R');
+            }
+            Value::Global(module, name) => self.global(module, name),
+            Value::Object(class, attributes) => {
+                let (package, class) = class.rsplit_once('.').expect("a dotted class");
+                self.global(package, class);
+                self.out.extend(b")\x81}");
+                self.items(attributes);
+                self.out.push(b'b');
             }
             Value::Module(module) => self.module(module),
         }

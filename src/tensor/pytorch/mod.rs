@@ -1,13 +1,16 @@
 //! Files that `torch.save` wrote, read as data: nothing in them is executed.
 //!
-//! A pickle (`pickle`) becomes values (`value`); among them is the state dict (`wrap`, `state`), and each tensor of it is a
-//! view of a storage (`storage`), which is a range of the file: an entry of an archive (`zip`), or, in the older forms
-//! (`legacy`), what follows the pickle.
+//! A pickle (`pickle`) becomes values (`value`); among them is the state dict (`wrap`, `state`), with what is said of its
+//! modules (`module`, `code`) and what would be lost of it (`unread`). Each tensor of it is a view of a storage (`storage`),
+//! which is a range of the file: an entry of an archive (`zip`), or, in the older forms (`legacy`), what follows the pickle.
 
+mod code;
 mod legacy;
+mod module;
 mod pickle;
 mod state;
 mod storage;
+mod unread;
 mod value;
 mod wrap;
 pub(crate) mod write;
@@ -22,6 +25,7 @@ use super::foreign;
 use super::open::read_exact_at;
 use super::plain::Wrapping;
 use super::zip;
+use code::Code;
 use legacy::Loaded;
 use state::{Source, State};
 use storage::Storages;
@@ -106,6 +110,7 @@ pub(super) fn open(
         pickle: &loaded.pickle,
         storages: &loaded.storages,
         swapped: loaded.swapped,
+        code: archive.as_ref().map(Code::of),
     };
     let (place, value) = match key {
         Some(key) => wrap::follow(&loaded.pickle, key),
@@ -169,7 +174,11 @@ fn check(
             _ => format!(" under `{}`", place.join(".")),
         };
         if let Some((name, kind)) = state.other_kinds.first_key_value() {
-            return Err(wrong(path, &format!("{} {}", quoted(name), kind.why)));
+            let it = match name.as_str() {
+                "" => "it".to_owned(),
+                name => quoted(name),
+            };
+            return Err(wrong(path, &format!("{it} {}", kind.why)));
         }
         let what = pickle.kind(value);
         let remedy = wrap::instead(pickle, value);

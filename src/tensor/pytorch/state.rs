@@ -1,9 +1,13 @@
 //! The state dict in what a pickle says: a dict of tensors, or a module with its parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use super::code::Code;
+use super::module::{is_any_module, is_module, is_scripted, said};
 use super::storage::{Meaning, OtherKind, Storages, Stored, meaning};
-use super::value::{Pickle, Value};
+use super::unread::reaching;
+use super::value::{Node, Pickle, Value};
+use crate::tensor::dtype::Dtype;
 use crate::tensor::error::quoted;
 use crate::tensor::facts::{Attribute, Facts, Module};
 use crate::tensor::header::{MAX_HEADER, MAX_NAME, MAX_RANK};
@@ -11,11 +15,8 @@ use crate::tensor::header::{MAX_HEADER, MAX_NAME, MAX_RANK};
 /// Modules in modules, or dicts in dicts, deeper than this are none.
 const DEEPEST: usize = 256;
 
-/// The longest text and the longest list that is kept as an attribute.
-const LONGEST_ATTRIBUTE: usize = 256;
-
-/// What the modules of TorchScript are called begins with this.
-const SCRIPTED: &str = "__torch__.";
+/// The part under which a compiled module has the one that it was made of.
+const COMPILED: &str = "_orig_mod";
 
 /// Every tensor of a state dict, and what the file says of its modules.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ pub(super) struct Source<'a> {
     pub(super) pickle: &'a Pickle,
     pub(super) storages: &'a Storages<'a>,
     pub(super) swapped: bool,
+    /// What TorchScript has in code, in an archive.
+    pub(super) code: Option<Code<'a>>,
 }
 
 impl Source<'_> {
@@ -57,9 +60,17 @@ impl Source<'_> {
         // One search for all of them, which ends when too much has been looked at.
         let mut walk = Walk::new(self, Some(is_weight));
         let mut names = Vec::new();
+        let mut reached = None;
         for (name, value) in values {
             let ended = walk.walk(value, "", 0);
-            if std::mem::take(&mut walk.state).holds_any() {
+            let mut unnamed = std::mem::take(&mut walk.unnamed).into_iter();
+            let mut reaches = |value| {
+                let reached = reached.get_or_insert_with(|| reaching(self.pickle, &HashSet::new()));
+                contains(reached, value)
+            };
+            if std::mem::take(&mut walk.state).holds_any()
+                || unnamed.any(|(_, value)| self.pickle.call(value).is_some() && reaches(value))
+            {
                 names.push(name);
             }
             if ended.is_err() {
@@ -86,6 +97,7 @@ impl Source<'_> {
     pub(super) fn state(&self, value: Value) -> Result<State, String> {
         let mut walk = Walk::new(self, None);
         walk.walk(value, "", 0)?;
+        walk.refuse_unnamed();
         Ok(walk.state)
     }
 }
@@ -99,6 +111,10 @@ struct Walk<'a> {
     name_bytes: u64,
     /// How many tensors there were so far.
     tensors: usize,
+    /// The nodes that were read.
+    read: HashSet<u32>,
+    /// What is neither a tensor nor has names for some, under the names that it has itself.
+    unnamed: Vec<(String, Value)>,
 }
 
 impl State {
@@ -115,6 +131,8 @@ impl<'a> Walk<'a> {
             wanted,
             name_bytes: MAX_HEADER,
             tensors: 0,
+            read: HashSet::new(),
+            unnamed: Vec::new(),
         }
     }
 
@@ -131,7 +149,11 @@ impl<'a> Walk<'a> {
         if depth > DEEPEST {
             return Err(format!("it is nested more than {DEEPEST} deep"));
         }
-        match self.source.meaning(value) {
+        let meaning = self.source.meaning(value);
+        if let (Value::Node(node), true) = (value, self.is_read(&meaning, value)) {
+            self.read.insert(node);
+        }
+        match meaning {
             Meaning::Tensor(stored) => {
                 self.tensors += 1;
                 return self.tensor(prefix, stored);
@@ -161,26 +183,90 @@ impl<'a> Walk<'a> {
         if self.wanted.is_some() && pickle.is_optimizer(value) {
             return Ok(());
         }
+        if let Some(inner) = pickle.compiled(value) {
+            let module = self.module(value, &[], prefix)?;
+            let parts = vec![COMPILED.to_owned()];
+            return self.around(module, prefix, parts, |walk| {
+                let name = below(prefix, COMPILED);
+                walk.spend(name.len() + 1)?;
+                walk.walk(inner, &name, depth + 1)
+            });
+        }
         match pickle.attributes(value) {
             Some(attributes) if is_module(pickle, &attributes) => {
                 let parts = pickle.get(&attributes, "_modules");
                 let parts = parts.and_then(|parts| pickle.items(parts));
+                let parts = self.named_parts(&parts.unwrap_or_default());
                 let module = self.module(value, &attributes, prefix)?;
-                self.around(module, prefix, &parts.unwrap_or_default(), |walk| {
+                self.around(module, prefix, parts, |walk| {
                     walk.parts(&attributes, prefix, depth)
                 })
             }
             // A scripted module has its tensors and its parts as attributes.
             Some(attributes) if is_scripted(pickle, value) => {
-                let module = self.module(value, &attributes, prefix)?;
-                self.around(module, prefix, &attributes, |walk| {
-                    walk.members(&attributes, prefix, depth, |_| true)
+                let module = self.scripted(value, &attributes, prefix)?;
+                let mut parts = attributes.clone();
+                parts.retain(|(_, value)| is_any_module(pickle, *value));
+                let parts = self.named_parts(&parts);
+                self.around(module, prefix, parts, |walk| {
+                    walk.members(&attributes, prefix, depth, |_, value| {
+                        pickle.sequence(value).is_none()
+                    })
                 })
             }
             _ => match pickle.items(value) {
-                Some(items) => self.members(&items, prefix, depth, |_| true),
-                None => Ok(()),
+                Some(items) => self.members(&items, prefix, depth, |_, _| true),
+                None => self.unnamed(value, prefix),
             },
+        }
+    }
+
+    /// Whether all tensors of a value get names of their own.
+    fn is_read(&self, meaning: &Meaning, value: Value) -> bool {
+        let pickle = self.source.pickle;
+        !matches!(meaning, Meaning::Other)
+            || pickle.items(value).is_some()
+            || is_any_module(pickle, value)
+    }
+
+    /// Notes a value that may hold tensors and has no names for them.
+    fn unnamed(&mut self, value: Value, name: &str) -> Result<(), String> {
+        let held = matches!(
+            self.source.pickle.node(value),
+            Some(Node::Call(_) | Node::Tuple(_) | Node::List(_) | Node::Set(_))
+        );
+        if held {
+            self.named_shortly(name, 0)?;
+            self.spend(name.len() + 1)?;
+            self.unnamed.push((name.to_owned(), value));
+        }
+        Ok(())
+    }
+
+    /// Makes tensors that cannot be read of what holds some which were read under no name.
+    fn refuse_unnamed(&mut self) {
+        if self.unnamed.is_empty() {
+            return;
+        }
+        let pickle = self.source.pickle;
+        let reached = reaching(pickle, &self.read);
+        for (name, value) in std::mem::take(&mut self.unnamed) {
+            if !contains(&reached, value) {
+                continue;
+            }
+            for module in above(&name).chain([&*name]) {
+                self.state.facts.hold_tensors(module);
+            }
+            let why = format!(
+                "is {}, which keeps its tensors in a way of its own, and they are not read; save a state dict: `torch.save(model.state_dict(), PATH)`",
+                pickle.kind(value)
+            );
+            let kind = OtherKind {
+                why,
+                dtype: Dtype::from_name("object"),
+                shape: Vec::new(),
+            };
+            self.state.other_kinds.insert(name, kind);
         }
     }
 
@@ -209,10 +295,11 @@ impl<'a> Walk<'a> {
         items: &[(Value, Value)],
         prefix: &str,
         depth: usize,
-        takes: impl Fn(&str) -> bool,
+        takes: impl Fn(&str, Value) -> bool,
     ) -> Result<(), String> {
         for (key, value) in items {
-            if let Some(key) = self.source.pickle.key(*key).filter(|key| takes(key)) {
+            let name = self.source.pickle.key(*key);
+            if let Some(key) = name.filter(|key| takes(key, *value)) {
                 let name = below(prefix, &key);
                 self.spend(name.len() + 1)?;
                 self.walk(*value, &name, depth + 1)?;
@@ -236,11 +323,35 @@ impl<'a> Walk<'a> {
                 .get(attributes, part)
                 .and_then(|value| pickle.items(value))
                 .unwrap_or_default();
-            self.members(&items, prefix, depth, |key| {
+            self.members(&items, prefix, depth, |key, _| {
                 part != "_buffers" || !passing(key)
             })?;
+            if part == "_modules" {
+                self.strange_parts(&items, prefix)?;
+            }
         }
         Ok(())
+    }
+
+    /// Keeps the classes of parts that are pickled in ways of their own: more is not known of them.
+    fn strange_parts(&mut self, items: &[(Value, Value)], prefix: &str) -> Result<(), String> {
+        let pickle = self.source.pickle;
+        for (key, value) in items {
+            let strange = pickle.call(*value).is_some() && !is_any_module(pickle, *value);
+            if let Some(key) = pickle.key(*key).filter(|_| strange) {
+                let path = below(prefix, &key);
+                let module = self.module(*value, &[], &path)?;
+                self.state.facts.insert(path, module);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the parts of a module that are there.
+    fn named_parts(&self, parts: &[(Value, Value)]) -> Vec<String> {
+        let pickle = self.source.pickle;
+        let there = parts.iter().filter(|(_, value)| *value != Value::None);
+        there.filter_map(|(key, _)| pickle.key(*key)).collect()
     }
 
     /// Keeps what is known of a module, once its tensors and `parts` have been walked through.
@@ -248,17 +359,13 @@ impl<'a> Walk<'a> {
         &mut self,
         mut module: Module,
         path: &str,
-        parts: &[(Value, Value)],
+        parts: Vec<String>,
         walk: impl FnOnce(&mut Self) -> Result<(), String>,
     ) -> Result<(), String> {
         let before = self.tensors;
         walk(self)?;
         module.holds_tensors = self.tensors > before;
-        let pickle = self.source.pickle;
-        let parts = parts
-            .iter()
-            .filter(|(_, value)| is_any_module(pickle, *value));
-        module.parts = parts.filter_map(|(key, _)| pickle.key(*key)).collect();
+        module.parts = parts;
         self.spend(module.parts.iter().map(String::len).sum())?;
         self.state.facts.insert(path.to_owned(), module);
         Ok(())
@@ -271,23 +378,31 @@ impl<'a> Walk<'a> {
         attributes: &[(Value, Value)],
         path: &str,
     ) -> Result<Module, String> {
+        let module = said(self.source.pickle, value, attributes);
+        let names = module.attributes.keys().map(String::len).sum::<usize>();
+        self.spend(path.len() + module.class.len() + 2 * names)?;
+        Ok(module)
+    }
+
+    /// What is known of a module of TorchScript: of a norm, the eps that its code says, besides.
+    fn scripted(
+        &mut self,
+        value: Value,
+        attributes: &[(Value, Value)],
+        path: &str,
+    ) -> Result<Module, String> {
         let pickle = self.source.pickle;
-        let mut module = Module {
-            class: pickle
-                .class(value)
-                .map(class_name)
-                .unwrap_or_else(|| "?".to_owned()),
-            ..Module::default()
-        };
-        self.spend(path.len() + module.class.len())?;
-        for (key, value) in attributes {
-            let name = pickle
-                .text(*key)
-                .filter(|name| !name.starts_with('_') && name.len() <= LONGEST_ATTRIBUTE);
-            if let (Some(name), Some(attribute)) = (name, attribute(pickle, *value)) {
-                self.spend(2 * name.len())?;
-                module.attributes.insert(name.to_owned(), attribute);
-            }
+        let mut module = self.module(value, attributes, path)?;
+        module.in_code = true;
+        let is_norm = pickle.get(attributes, "running_var").is_some();
+        let code = self.source.code.as_ref().filter(|_| is_norm);
+        let eps = code.and_then(|code| code.eps(pickle.class(value)?));
+        if let Some(eps) = eps {
+            let name = "eps".to_owned();
+            module
+                .attributes
+                .entry(name)
+                .or_insert(Attribute::Number(eps));
         }
         Ok(module)
     }
@@ -307,55 +422,12 @@ fn below(prefix: &str, key: &str) -> String {
     }
 }
 
-/// Whether attributes are those of a `torch.nn.Module`.
-pub(super) fn is_module(pickle: &Pickle, attributes: &[(Value, Value)]) -> bool {
-    ["_parameters", "_modules"]
-        .iter()
-        .all(|name| pickle.get(attributes, name).is_some())
+/// The paths of the modules above a name, up to the outermost.
+fn above(name: &str) -> impl Iterator<Item = &str> {
+    let dots = name.rmatch_indices('.').map(|(at, _)| &name[..at]);
+    dots.chain([""])
 }
 
-/// Whether a value is a module, pickled or of TorchScript.
-pub(super) fn is_any_module(pickle: &Pickle, value: Value) -> bool {
-    let pickled = || {
-        pickle
-            .attributes(value)
-            .is_some_and(|attributes| is_module(pickle, &attributes))
-    };
-    is_scripted(pickle, value) || pickled()
-}
-
-/// Whether a value is a module of TorchScript.
-pub(super) fn is_scripted(pickle: &Pickle, value: Value) -> bool {
-    let class = pickle.class(value);
-    class.is_some_and(|class| class.starts_with(SCRIPTED))
-}
-
-/// A class as its author calls it: TorchScript puts a prefix before it, and a number into it where two have one name.
-fn class_name(class: &str) -> String {
-    let Some(class) = class.strip_prefix(SCRIPTED) else {
-        return class.to_owned();
-    };
-    let parts = class
-        .split('.')
-        .filter(|part| !part.starts_with("___torch_mangle_"));
-    parts.collect::<Vec<_>>().join(".")
-}
-
-fn attribute(pickle: &Pickle, value: Value) -> Option<Attribute> {
-    Some(match value {
-        Value::Bool(flag) => Attribute::Bool(flag),
-        Value::Int(n) => Attribute::Integer(n),
-        Value::Float(x) => Attribute::Number(x),
-        _ => match (pickle.text(value), pickle.sequence(value)) {
-            (Some(text), _) if text.len() <= LONGEST_ATTRIBUTE => Attribute::Text(text.to_owned()),
-            (_, Some(list)) if list.len() <= LONGEST_ATTRIBUTE => {
-                let integer = |value: &Value| match value {
-                    Value::Int(n) => Some(*n),
-                    _ => None,
-                };
-                Attribute::Integers(list.iter().map(integer).collect::<Option<_>>()?)
-            }
-            _ => return None,
-        },
-    })
+fn contains(nodes: &HashSet<u32>, value: Value) -> bool {
+    matches!(value, Value::Node(node) if nodes.contains(&node))
 }

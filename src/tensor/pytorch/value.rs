@@ -170,6 +170,14 @@ impl Pickle {
         }
     }
 
+    /// The module inside of what `torch.compile` makes, which is pickled as a call with it.
+    pub(super) fn compiled(&self, value: Value) -> Option<Value> {
+        match self.called(value)? {
+            ("torch._dynamo.eval_frame.OptimizedModule", [inner, ..]) => Some(*inner),
+            _ => None,
+        }
+    }
+
     /// What stands under a key of a dict; of two the later one.
     pub(super) fn get(&self, items: &[(Value, Value)], key: &str) -> Option<Value> {
         let found = items.iter().rfind(|(k, _)| self.text(*k) == Some(key));
@@ -184,9 +192,9 @@ impl Pickle {
         }
     }
 
-    /// Whether a value is what an optimizer's `state_dict()` is.
+    /// Whether a value is an optimizer or what its `state_dict()` is.
     pub(super) fn is_optimizer(&self, value: Value) -> bool {
-        let items = self.items(value);
+        let items = self.items(value).or_else(|| self.attributes(value));
         items.is_some_and(|items| self.get(&items, "param_groups").is_some())
     }
 

@@ -1,6 +1,7 @@
 //! Which value of a file is its state dict, and what plain data stands around it.
 
-use super::state::{Source, is_any_module, is_module, is_scripted};
+use super::module::{is_any_module, is_module, is_scripted};
+use super::state::Source;
 use super::value::{Node, Pickle, Value};
 use crate::tensor::plain::{Plain, Wrapping};
 
@@ -202,22 +203,38 @@ pub(super) fn wrapping(source: &Source<'_>, path: &[String]) -> Wrapping {
     }
 }
 
-/// The keys at the top, other than that of the state dict and of other ones, under which weights stand: numbers with a
+/// The keys on the way to the state dict, other than its own and `others`, under which weights stand: numbers with a
 /// dimension, outside of an optimizer.
 fn beside(source: &Source<'_>, path: &[String], others: &[String]) -> Vec<String> {
-    let Some(key) = path.first() else {
-        return Vec::new();
-    };
     let pickle = source.pickle;
-    let items = match is_any_module(pickle, pickle.root) {
-        true => None,
-        false => pickle.items(pickle.root),
-    };
-    let named = items.unwrap_or_default().into_iter().filter_map(|(k, v)| {
-        let name = pickle.key(k)?;
-        (name != *key && !others.contains(&name)).then_some((name, v))
-    });
-    source.holding_weights(named)
+    let mut named = Vec::new();
+    let mut value = pickle.root;
+    for (depth, key) in path.iter().enumerate() {
+        let items = match is_any_module(pickle, value) {
+            true => None,
+            false => pickle.items(value),
+        };
+        for (k, v) in items.unwrap_or_default() {
+            let name = pickle.key(k).filter(|name| name != key);
+            let Some(name) = name.map(|name| below(&path[..depth], name)) else {
+                continue;
+            };
+            if !others.contains(&name) {
+                named.push((name, v));
+            }
+        }
+        match child(pickle, value, key) {
+            Some(inside) => value = inside,
+            None => break,
+        }
+    }
+    source.holding_weights(named.into_iter())
+}
+
+/// A key below others.
+fn below(path: &[String], key: String) -> String {
+    let keys: Vec<&str> = path.iter().map(String::as_str).chain([&*key]).collect();
+    keys.join(".")
 }
 
 struct Keeper<'a> {
