@@ -7,7 +7,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
-use super::closed::{Beside, Region, Regions, is_below, module_or_own};
+use super::closed::{Beside, Region, Regions, is_below, module_or_own, modules_above};
 use super::leftover::{Half, Lack, Operators};
 use super::select::Select;
 use super::{
@@ -18,7 +18,7 @@ use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Resolved};
 use crate::recipe::Error;
 use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand, wanted_conv};
-use crate::recipe::model::{BlockRule, Recipe, Template};
+use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM, Recipe, Template};
 use crate::recipe::near::owner;
 use crate::recipe::pattern::{Captures, Pattern, covers};
 use crate::recipe::start::Start;
@@ -426,7 +426,10 @@ impl<'a> Ledger<'a> {
                 Err(half) if !select.leaves(name) => return Err(half.error),
                 // What is left of a block may stand inside of another, as a whole one may that the user leaves.
                 Err(half) if half.has_lack => {}
-                _ => self.is_no_stranger(tensor, &around)?,
+                _ => match self.is_no_stranger(tensor, &around) {
+                    Err(_) if select.leaves(name) && self.counts_for_half(name, &around) => {}
+                    found => found?,
+                },
             }
             let to = self
                 .renamed
@@ -451,13 +454,17 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// What a half block is called: its path, or the module of the tensor where the path is that of whole blocks, too.
+    /// What a half block is called: the outermost module of it that has the tensor and no whole block, which is its path where that
+    /// is its own.
     fn name_of_half(&self, path: &str, tensor: &Tensor) -> String {
-        let of_others = |block: &Block| block.name == path || is_below(&block.name, path);
-        match path.is_empty() || self.blocks.iter().any(of_others) {
-            true => module_or_own(tensor.name()).to_owned(),
-            false => path.to_owned(),
-        }
+        let is_own = |module: &&str| {
+            let is_of_path = path.is_empty() || *module == path || is_below(module, path);
+            let has = |block: &Block| block.name == **module || is_below(&block.name, module);
+            is_of_path && !self.blocks.iter().any(has)
+        };
+        let mut modules = modules_above(tensor.name());
+        let own = modules.find(is_own);
+        own.unwrap_or(module_or_own(tensor.name())).to_owned()
     }
 
     /// Checks that a tensor which no block has is not left of one that is not whole.
@@ -519,6 +526,16 @@ impl<'a> Ledger<'a> {
                 })
             }),
         }
+    }
+
+    /// Whether a tensor is the counter of a norm that is left of a block which is not whole.
+    fn counts_for_half(&self, name: &str, around: &Around<'_>) -> bool {
+        let mean = name
+            .strip_suffix(BATCH_COUNT)
+            .map(|norm| format!("{norm}{}", NORM[2]));
+        let mean = mean.and_then(|mean| self.index.get(&mean));
+        let half = mean.and_then(|mean| self.is_of_half(mean, around).err());
+        half.is_some_and(|half| half.has_lack)
     }
 
     /// Checks that a tensor which no block has does not stand in one.
