@@ -72,7 +72,7 @@ struct Around<'a> {
 
 /// A tensor that is left of a block which is not whole.
 struct Orphaned {
-    error: Error,
+    error: Box<Error>,
     /// Whether that block lacks something; where it does not, the tensor is one more.
     has_lack: bool,
 }
@@ -423,7 +423,7 @@ impl<'a> Ledger<'a> {
                 continue;
             }
             match self.is_of_half(tensor, &around) {
-                Err(half) if !select.leaves(name) => return Err(half.error),
+                Err(half) if !select.leaves(name) => return Err(*half.error),
                 // What is left of a block may stand inside of another, as a whole one may that the user leaves.
                 Err(half) if half.has_lack => {}
                 _ => match self.is_no_stranger(tensor, &around) {
@@ -444,13 +444,13 @@ impl<'a> Ledger<'a> {
     fn orphan(&self, tensor: &Tensor, path: &str, missing: String) -> Orphaned {
         Orphaned {
             has_lack: !missing.is_empty(),
-            error: Error::Orphan {
+            error: Box::new(Error::Orphan {
                 tensor: tensor.to_string(),
                 name: tensor.name().to_owned(),
                 block: self.name_of_half(path, tensor),
                 recipe: self.recipe.name.clone(),
-                missing,
-            },
+                missing: missing.into(),
+            }),
         }
     }
 
@@ -508,12 +508,12 @@ impl<'a> Ledger<'a> {
             Some(Half { path, lack }) => Err(match lack {
                 Lack::Missing(missing) => self.orphan(tensor, &path, missing),
                 Lack::Misfit(said) => Orphaned {
-                    error: Error::Misfit {
+                    error: Box::new(Error::Misfit {
                         tensor: tensor.to_string(),
                         block: self.name_of_half(&path, tensor),
                         recipe: self.recipe.name.clone(),
                         said,
-                    },
+                    }),
                     has_lack: true,
                 },
             }),
@@ -522,7 +522,10 @@ impl<'a> Ledger<'a> {
                 let more = self.orphan(tensor, &place, String::new());
                 Err(match self.is_no_stranger(tensor, around) {
                     Ok(()) => more,
-                    Err(error) => Orphaned { error, ..more },
+                    Err(error) => Orphaned {
+                        error: Box::new(error),
+                        ..more
+                    },
                 })
             }),
         }

@@ -100,7 +100,7 @@ pub enum Error {
         name: String,
         block: String,
         recipe: String,
-        missing: String,
+        missing: Box<str>,
     },
     #[error(
         "{tensor} has the name of a part of a block of recipe `{recipe}`, {}, and {said}, which no such block has",

@@ -62,7 +62,7 @@ pub(crate) fn allowed<E>(
     mut bound: Vec<f64>,
     beyond: impl FnOnce() -> Result<Vec<f64>, E>,
 ) -> Result<Vec<f64>, E> {
-    if off.iter().zip(&bound).any(|(off, bound)| !(off <= bound)) {
+    if !off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
         let more = beyond()?;
         bound.iter_mut().zip(more).for_each(|(x, more)| *x += more);
     }
