@@ -61,7 +61,7 @@ pub(super) struct Args {
     )]
     dtype_all: Option<Stored>,
     /// Write shards of at most this size, such as 5GB or 500MiB, and an index: `OUT-00001-of-00002.safetensors` …
-    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
     /// Take this path away from the beginning of every name of OUT, as in `module`
     #[arg(long, hide_short_help = true, value_name = "PREFIX", value_parser = select::path)]
@@ -90,7 +90,7 @@ pub(super) struct Args {
     #[arg(long, short)]
     quiet: bool,
     /// Workers [default: one per core]
-    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, hide_short_help = true, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 

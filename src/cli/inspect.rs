@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "BLOCK", num_args = 0..=1, default_missing_value = "*")]
     kernels: Option<String>,
     /// Count the multiply-adds for images of this height and width
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     input_size: Option<u16>,
     /// Show the shape of every conv of a block: `bn(4×3×3×3)` instead of `bn(3×3)`
     #[arg(long)]

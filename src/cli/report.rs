@@ -47,7 +47,7 @@ pub(super) struct Args {
     #[command(flatten)]
     select: Select,
     /// Height and width of the images that multiply-adds are counted for
-    #[arg(long, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..))]
     input_size: u16,
     /// Replace PAGE even if it is no report
     #[arg(long)]

@@ -16,7 +16,7 @@ pub(super) struct Select {
     #[arg(long, value_name = "NAME|FILE")]
     pub(super) recipe: Option<String>,
     /// The eps of every batch norm, instead of the recipe's; `repvgg=1e-5` sets it for the blocks of one recipe
-    #[arg(long, value_name = "E", value_parser = eps)]
+    #[arg(long, allow_negative_numbers = true, value_name = "E", value_parser = eps)]
     pub(super) bn_eps: Vec<(Option<String>, f64)>,
     /// Take the structure from this program of torch.export, and the numbers from the checkpoint
     #[arg(long, value_name = "MODEL.pt2", conflicts_with_all = ["recipe", "bn_eps"])]
@@ -221,8 +221,19 @@ fn advised(
     options: &Options,
 ) -> anyhow::Error {
     match error.downcast_ref() {
-        Some(recipe::Error::Stranger { name, recipe, .. }) => {
-            let advice = about_stranger(name, recipe, index, options);
+        Some(recipe::Error::Orphan { block, .. } | recipe::Error::Misfit { block, .. }) => {
+            match to_skip(block, index, families, options) {
+                Some(flags) => anyhow::anyhow!("{error:#}; `{flags}` leaves the block as it is"),
+                None => error,
+            }
+        }
+        Some(recipe::Error::Stranger {
+            name,
+            recipe,
+            block,
+            ..
+        }) => {
+            let advice = about_stranger([name, recipe, block], index, options);
             anyhow::anyhow!("{error:#}; {advice}")
         }
         Some(recipe::Error::UnknownClass { recipe, .. }) => {
@@ -269,6 +280,47 @@ fn advised(
     }
 }
 
+/// So many blocks are named together that have to be left as they are.
+const SKIPPED_AT_ONCE: usize = 8;
+
+/// The flags that leave a half block as it is, and with it the others that then stand in the way of a plan; that block alone where
+/// there are too many of those.
+fn to_skip(
+    block: &str,
+    index: &Index,
+    families: &[Family<'_>],
+    options: &Options,
+) -> Option<String> {
+    let given = options.skip.len();
+    let mut options = options.clone();
+    options.skip.push(block.to_owned());
+    while options.skip.len() - given <= SKIPPED_AT_ONCE {
+        let next = match plan::plan_families(index, families, &options) {
+            Ok(_) => return Some(flags(&options.skip[given..])),
+            Err(
+                recipe::Error::Orphan { block, .. }
+                | recipe::Error::Misfit { block, .. }
+                | recipe::Error::Block { block, .. }
+                | recipe::Error::Shapes { block, .. }
+                | recipe::Error::Stranger { block, .. },
+            ) => block,
+            Err(_) => return None,
+        };
+        if options.skip.contains(&next) {
+            return None;
+        }
+        options.skip.push(next);
+    }
+    Some(flags(&options.skip[given..=given]))
+}
+
+fn flags(blocks: &[String]) -> String {
+    let flags = blocks
+        .iter()
+        .map(|block| format!("--skip '{}'", plain(block)));
+    flags.collect::<Vec<_>>().join(" ")
+}
+
 /// Whether more of the file can be folded, or another block is what stands in the way, without this one.
 fn helps_to_skip(
     block: &str,
@@ -289,7 +341,7 @@ fn helps_to_skip(
 }
 
 /// Says what to do about a tensor that a block's recipe does not know.
-fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> String {
+fn about_stranger([name, of, block]: [&str; 3], index: &Index, options: &Options) -> String {
     let knows = |recipe: &Recipe| {
         let planned = plan::plan(index, recipe, options).ok();
         let mut blocks = planned.iter().flat_map(|plan| plan.blocks());
@@ -306,8 +358,9 @@ fn about_stranger(name: &str, of: &str, index: &Index, options: &Options) -> Str
         false => format!("{} knows it; ", knowing.join(" or ")),
     };
     format!(
-        "{known}pass `--beside '{}'` if it acts after the block, `--skip` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
-        plain(name)
+        "{known}pass `--beside '{}'` if it acts after the block, `--skip '{}'` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
+        plain(name),
+        plain(block)
     )
 }
 

@@ -44,16 +44,22 @@ pub(super) struct Args {
     #[command(flatten)]
     sampled: Sampled,
     /// The largest difference that passes, in units of the rounding bound
-    #[arg(long, hide_short_help = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
+    #[arg(long, hide_short_help = true, allow_negative_numbers = true, value_name = "RATIO", default_value = "1", value_parser = tolerance)]
     tolerance: f64,
     /// Random maps per block
-    #[arg(long, hide_short_help = true, value_name = "N", default_value = "2", value_parser = probes)]
+    #[arg(long, hide_short_help = true, allow_negative_numbers = true, value_name = "N", default_value = "2", value_parser = probes)]
     probes: NonZeroU16,
     /// Send an impulse through every input channel, also where an inner conv makes that slow
     #[arg(long, hide_short_help = true)]
     exhaustive: bool,
     /// The number that random maps are drawn from
-    #[arg(long, hide_short_help = true, value_name = "N", default_value = "0")]
+    #[arg(
+        long,
+        hide_short_help = true,
+        allow_negative_numbers = true,
+        value_name = "N",
+        default_value = "0"
+    )]
     seed: u64,
     #[command(flatten)]
     key: Key,

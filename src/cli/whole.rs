@@ -30,10 +30,10 @@ pub(super) struct Whole {
     #[arg(long = "input", id = "maps", value_name = "FILE")]
     maps: Option<PathBuf>,
     /// Stride of the blocks for --input: N or H,W
-    #[arg(long, hide_short_help = true, requires = "maps", value_name = "N", default_value = "1", value_parser = pair)]
+    #[arg(long, hide_short_help = true, requires = "maps", allow_negative_numbers = true, value_name = "N", default_value = "1", value_parser = pair)]
     stride: [usize; 2],
     /// Padding of the blocks for --input: N or H,W, `same` or `valid`
-    #[arg(long, hide_short_help = true, requires = "maps", value_name = "N", default_value = "same", value_parser = padding)]
+    #[arg(long, hide_short_help = true, requires = "maps", allow_negative_numbers = true, value_name = "N", default_value = "same", value_parser = padding)]
     padding: Padding,
     /// What the padding holds
     #[arg(
@@ -48,10 +48,10 @@ pub(super) struct Whole {
     #[arg(long)]
     end_to_end: bool,
     /// Images for --end-to-end, if no --input gives any
-    #[arg(long, hide_short_help = true, requires = "end_to_end", value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, hide_short_help = true, requires = "end_to_end", allow_negative_numbers = true, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=1024))]
     images: u16,
     /// Height and width of random images
-    #[arg(long, hide_short_help = true, requires = "end_to_end", value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, hide_short_help = true, requires = "end_to_end", allow_negative_numbers = true, value_name = "N", default_value = "224", value_parser = clap::value_parser!(u16).range(1..=4096))]
     size: u16,
     /// Arithmetic of --end-to-end
     #[arg(
@@ -62,7 +62,7 @@ pub(super) struct Whole {
     )]
     precision: Precision,
     /// The dropout to compare the difference with
-    #[arg(long, hide_short_help = true, requires = "end_to_end", value_name = "P", default_value = "0.1", value_parser = probability)]
+    #[arg(long, hide_short_help = true, requires = "end_to_end", allow_negative_numbers = true, value_name = "P", default_value = "0.1", value_parser = probability)]
     dropout: f64,
 }
 

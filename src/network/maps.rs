@@ -11,10 +11,10 @@ use crate::conv2d::block::{self, Placement, pad, run_part};
 use crate::network::{self, deployed_conv};
 use crate::plan::{Block, Plan, PlannedConv};
 use crate::tensor::Reader;
-use crate::tensor::{Checkpoint, quoted};
+use crate::tensor::{Checkpoint, Float, quoted};
 use crate::verify::{
-    Deployed, DeployedRows, Rounding, Shown, allowance_of, beyond, deployed_rows, is_worse, ratio,
-    worse,
+    Deployed, DeployedRows, Rounding, Shown, allowance_of, allowed, beyond, computed_in,
+    deployed_rows, is_worse, made_in, ratio, worse,
 };
 
 /// How wide a border is added around the maps.
@@ -95,6 +95,7 @@ pub fn verify_maps(
         .iter()
         .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
         .collect();
+    let made_in = made_in(checkpoint, plan, deployed)?;
     let mut verdicts = Vec::new();
     for (name, maps) in arrays {
         let channels = maps.dim().1;
@@ -120,7 +121,13 @@ pub fn verify_maps(
             return Err(Error::NoBlock { channels, known });
         }
         for (_, fused) in chosen {
-            verdicts.push(one(checkpoint, fused, deployed, maps.view(), options)?);
+            verdicts.push(one(
+                checkpoint,
+                (fused, made_in),
+                deployed,
+                maps.view(),
+                options,
+            )?);
         }
     }
     Ok(verdicts)
@@ -137,7 +144,7 @@ fn widths(fused: &PlannedConv) -> Vec<usize> {
 
 fn one(
     checkpoint: &Checkpoint,
-    fused: &PlannedConv,
+    (fused, made_in): (&PlannedConv, Option<Float>),
     deployed: Deployed<'_>,
     maps: ArrayView4<'_, f64>,
     options: &Options,
@@ -182,9 +189,10 @@ fn one(
     let theirs = stored(Reading::Value)?;
     let magnitude = stored(Reading::Magnitude)?;
     let DeployedRows { bias, types, .. } = &rows;
+    let types = computed_in(fused, deployed, *types, made_in);
     let largest = padded.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
     let rounding = Rounding {
-        types: *types,
+        types,
         input: g.row_len() as f64 * largest,
     };
     let bound: Vec<f64> = magnitude
@@ -196,19 +204,15 @@ fn one(
         .zip(&theirs)
         .map(|(a, b)| (a - b).abs())
         .collect();
-    // Only where one rounding does not explain a difference does the arithmetic itself come in.
-    let beyond = match off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
-        true => vec![0.0; off.len()],
-        false => {
-            let float = types[0].min(types[1]);
-            let values = |part: &_, reading| {
-                let maps = trained(part, reading)?;
-                Ok::<_, Error>(maps.iter().copied().collect())
-            };
-            let (allowance, input) = (allowance_of(deployed), rounding.input);
-            beyond(allowance, float, Shown::All, &block, input, values)?
-        }
-    };
+    let allowed = allowed(&off, bound, || {
+        let float = types[0].min(types[1]);
+        let values = |part: &_, reading| {
+            let maps = trained(part, reading)?;
+            Ok::<_, Error>(maps.iter().copied().collect())
+        };
+        let (allowance, input) = (allowance_of(deployed), rounding.input);
+        beyond(allowance, float, Shown::All, &block, input, values)
+    })?;
     let mut verdict = MapVerdict {
         module: fused.module.clone(),
         shape: ours.dim().into(),
@@ -217,12 +221,8 @@ fn one(
         at: [0; 4],
         accepted: false,
     };
-    let allowed = bound
-        .iter()
-        .zip(&beyond)
-        .map(|(bound, beyond)| bound + beyond);
-    for ((at, _), (off, allowed)) in ours.indexed_iter().zip(off.iter().zip(allowed)) {
-        let ratio = ratio(*off, allowed);
+    for ((at, _), (off, allowed)) in ours.indexed_iter().zip(off.iter().zip(&allowed)) {
+        let ratio = ratio(*off, *allowed);
         verdict.absolute = worse(verdict.absolute, *off);
         if is_worse(ratio, verdict.ratio) {
             (verdict.ratio, verdict.at) = (ratio, at.into());

@@ -1,9 +1,10 @@
 //! A block is a closed world: a tensor that stands among its own must have a place in what it computes, or be said
 //! to stand beside it.
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::{HashMap, HashMapExt, HashSet};
 use globset::GlobSet;
 
+use super::Block;
 use super::select::compile;
 use crate::recipe::Error;
 use crate::recipe::expand::Index;
@@ -54,8 +55,7 @@ impl Region {
         captures: &Captures,
         tensors: impl Iterator<Item = &'n str> + Clone,
     ) -> Region {
-        let own = region_of(tensors.clone());
-        let path = above_all_known(own, rule, captures);
+        let path = path_of(tensors.clone(), rule, captures);
         let mut modules: Vec<String> = tensors
             .map(parent)
             .filter(|module| module.len() > path.len())
@@ -145,6 +145,39 @@ impl<'a> Beside<'a> {
     }
 }
 
+/// Checks that each of the user's globs covers a tensor or a module.
+///
+/// # Errors
+/// When one covers none, or is none.
+pub(super) fn expect_beside(wish: &[String], index: &Index) -> Result<(), Error> {
+    match Beside::idle(wish, index, |one, name| one.covers(name))? {
+        Some(glob) => Err(Error::NothingBeside { glob }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that each of them covers something that no block fuses.
+///
+/// # Errors
+/// When all that one covers is fused.
+pub(super) fn expect_not_fused(
+    wish: &[String],
+    index: &Index,
+    blocks: &[Block],
+) -> Result<(), Error> {
+    if wish.is_empty() {
+        return Ok(());
+    }
+    let consumed = blocks.iter().flat_map(|block| block.consumed());
+    let fused: HashSet<&str> = consumed.map(Tensor::name).collect();
+    match Beside::idle(wish, index, |one, name| {
+        !fused.contains(name) && one.covers(name)
+    })? {
+        Some(glob) => Err(Error::FusedBeside { glob }),
+        None => Ok(()),
+    }
+}
+
 /// All regions of a plan, by their paths.
 pub(super) struct Regions {
     regions: Vec<Region>,
@@ -199,6 +232,15 @@ impl Regions {
         }
         Ok(())
     }
+}
+
+/// The longest path above the tensors of a block and all modules that its rule knows.
+pub(super) fn path_of<'n>(
+    tensors: impl Iterator<Item = &'n str>,
+    rule: &BlockRule,
+    captures: &Captures,
+) -> &'n str {
+    above_all_known(region_of(tensors), rule, captures)
 }
 
 /// The path of what is the own of a block that has these tensors; empty for the whole file.

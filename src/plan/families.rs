@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::select::Select;
-use super::{EpsSource, Options, Plan, copies, ledger_of, without, wrapped};
+use super::{EpsSource, Options, Plan, closed, copies, ledger_of, without, wrapped};
 use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::{Error, Family, Recipe, seen_through, split};
 
@@ -55,6 +55,7 @@ pub fn plan_families(
     let recipes: Vec<&Recipe> = families.iter().map(|family| family.recipe).collect();
     let index = &*seen_through(kept.as_ref().unwrap_or(index), &recipes)?;
     let select = Select::new(&options.only, &options.skip)?;
+    closed::expect_beside(&options.beside, index)?;
     let mut whole: Option<Plan> = None;
     let (parts, rest) = split(index, families);
     for (family, part) in families.iter().zip(parts) {
@@ -73,6 +74,7 @@ pub fn plan_families(
         });
     }
     select.expect_used()?;
+    closed::expect_not_fused(&options.beside, index, &plan.blocks)?;
     let rest = rest.iter();
     plan.outputs
         .extend(rest.flat_map(|tensor| copies(tensor, tensor.name())));
@@ -103,7 +105,7 @@ fn plan_part(
     let by_host = of_host.is_some() || (host.is_some() && options.bn_eps.is_some());
     let recipe = guest.as_ref().unwrap_or(family.recipe);
     let budget = MatchBudget::default();
-    let mut plan = ledger_of(part, recipe, &options, select, &budget)?.finish()?;
+    let mut plan = ledger_of(part, recipe, &options, select, &budget)?.finish(select)?;
     for applied in &mut plan.families {
         applied.at = family.at.clone();
         applied.host = family.host.map(|host| host.name.clone());

@@ -7,8 +7,8 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
-use super::closed::{Beside, Region, Regions};
-use super::leftover::{Half, Operators};
+use super::closed::{Beside, Region, Regions, is_below, module_or_own, modules_above};
+use super::leftover::{Half, Lack, Operators};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,
@@ -18,7 +18,7 @@ use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Resolved};
 use crate::recipe::Error;
 use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand, wanted_conv};
-use crate::recipe::model::{BlockRule, Recipe, Template};
+use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM, Recipe, Template};
 use crate::recipe::near::owner;
 use crate::recipe::pattern::{Captures, Pattern, covers};
 use crate::recipe::start::Start;
@@ -68,6 +68,13 @@ struct Around<'a> {
     beside: Beside<'a>,
     /// The names of all tensors of blocks, without their numbers.
     kinds: OnceCell<HashSet<String>>,
+}
+
+/// A tensor that is left of a block which is not whole.
+struct Orphaned {
+    error: Box<Error>,
+    /// Whether that block lacks something; where it does not, the tensor is one more.
+    has_lack: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,8 +252,7 @@ impl<'a> Ledger<'a> {
             message,
         };
         let given = self.bn_eps();
-        // A recipe with norms has an eps; without one, no number is made of it.
-        let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps).unwrap_or(f64::NAN);
+        let eps = |own: Option<f64>| given.or(own).or(self.recipe.eps);
         let (mut expr, expanded) =
             expand(template, captures, self.index, &eps, self.budget).map_err(fail)?;
         facts::told(&mut expr, given).map_err(fail)?;
@@ -350,12 +356,12 @@ impl<'a> Ledger<'a> {
     }
 
     /// The plan: what becomes of every tensor.
-    pub(super) fn finish(mut self) -> Result<Plan, Error> {
+    pub(super) fn finish(mut self, select: &Select) -> Result<Plan, Error> {
         if let Some((block, message)) = self.agreement.odd() {
             return Err(Error::Block { block, message });
         }
         let mut outputs = Vec::new();
-        self.rest(&mut outputs)?;
+        self.rest(select, &mut outputs)?;
         for (block, tensor, value) in &self.filled {
             outputs.push(filled(block, tensor, *value)?);
         }
@@ -397,12 +403,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Decides about every tensor that no block has: it is copied, or dropped by name.
-    fn rest(&mut self, outputs: &mut Vec<Planned>) -> Result<(), Error> {
-        if let Some(glob) = Beside::idle(&self.options.beside, self.index, |one, name| {
-            one.covers(name)
-        })? {
-            return Err(Error::NothingBeside { glob });
-        }
+    fn rest(&mut self, select: &Select, outputs: &mut Vec<Planned>) -> Result<(), Error> {
         let around = Around {
             regions: Regions::of(std::mem::take(&mut self.regions)),
             operators: Operators::of(self.recipe),
@@ -427,16 +428,14 @@ impl<'a> Ledger<'a> {
                 outputs.extend(copies(tensor, name));
                 continue;
             }
-            let owner = owner(self.recipe, tensor, self.index);
-            let missing = owner.filter(|_| !self.kept.contains(name));
-            let missing = missing.map(|(_, missing)| missing);
-            if let Some(missing) = missing.clone().filter(|missing| !missing.is_empty()) {
-                return Err(self.orphan(tensor, missing));
-            }
-            self.has_no_part(tensor, &around)?;
-            // Where nothing is missing, the tensor is one more.
-            if missing.is_some() && !around.beside.covers(name) {
-                return Err(self.orphan(tensor, String::new()));
+            match self.is_of_half(tensor, &around) {
+                Err(half) if !select.leaves(name) => return Err(*half.error),
+                // What is left of a block may stand inside of another, as a whole one may that the user leaves.
+                Err(half) if half.has_lack => {}
+                _ => match self.is_no_stranger(tensor, &around) {
+                    Err(_) if select.leaves(name) && self.counts_for_half(name, &around) => {}
+                    found => found?,
+                },
             }
             let to = self
                 .renamed
@@ -448,55 +447,123 @@ impl<'a> Ledger<'a> {
     }
 
     /// The error of a tensor that is left of a block which is not whole.
-    fn orphan(&self, tensor: &Tensor, missing: String) -> Error {
-        Error::Orphan {
-            tensor: tensor.to_string(),
-            name: tensor.name().to_owned(),
-            recipe: self.recipe.name.clone(),
-            missing,
+    fn orphan(&self, tensor: &Tensor, path: &str, missing: String) -> Orphaned {
+        Orphaned {
+            has_lack: !missing.is_empty(),
+            error: Box::new(Error::Orphan {
+                tensor: tensor.to_string(),
+                name: tensor.name().to_owned(),
+                block: self.name_of_half(path, tensor),
+                recipe: self.recipe.name.clone(),
+                missing: missing.into(),
+            }),
         }
     }
 
-    /// Checks that a tensor which no block has is no part of one.
+    /// What a half block is called: the outermost module of it that has the tensor and no whole block, which is its path where that
+    /// is its own.
+    fn name_of_half(&self, path: &str, tensor: &Tensor) -> String {
+        let is_own = |module: &&str| {
+            let is_of_path = path.is_empty() || *module == path || is_below(module, path);
+            let has = |block: &Block| block.name == **module || is_below(&block.name, module);
+            is_of_path && !self.blocks.iter().any(has)
+        };
+        let mut modules = modules_above(tensor.name());
+        let own = modules.find(is_own);
+        own.unwrap_or(module_or_own(tensor.name())).to_owned()
+    }
+
+    /// Checks that a tensor which no block has is not left of one that is not whole.
     ///
     /// # Errors
-    /// When it stands in a block that does not know it, or is left of a block that is not whole.
-    fn has_no_part(&self, tensor: &Tensor, around: &Around<'_>) -> Result<(), Error> {
+    /// When it is.
+    fn is_of_half(&self, tensor: &Tensor, around: &Around<'_>) -> Result<(), Orphaned> {
+        let name = tensor.name();
+        let owner = owner(self.recipe, tensor, self.index);
+        let owner = owner.filter(|_| !self.kept.contains(name));
+        let place = match owner {
+            Some((place, missing)) if !missing.is_empty() => {
+                return Err(self.orphan(tensor, &place, missing));
+            }
+            owner => owner.map(|(place, _)| place),
+        };
+        if self.kept.contains(name) {
+            return Ok(());
+        }
+        if self.renamed.contains_key(name) {
+            let place = place.filter(|_| !around.beside.covers(name));
+            return place.map_or(Ok(()), |place| {
+                Err(self.orphan(tensor, &place, String::new()))
+            });
+        }
+        if around.beside.covers(name) {
+            return Ok(());
+        }
+        let kinds = || {
+            let consumed = self.blocks.iter().flat_map(|block| &block.consumed);
+            consumed
+                .map(|tensor| without_numbers(tensor.name()))
+                .collect()
+        };
+        let like = |name: &str| {
+            let kinds: &HashSet<String> = around.kinds.get_or_init(kinds);
+            kinds.contains(&without_numbers(name))
+        };
+        let operators = &around.operators;
+        match operators.leftover(tensor, self.index, &like, self.budget) {
+            Some(Half { path, lack }) => Err(match lack {
+                Lack::Missing(missing) => self.orphan(tensor, &path, missing),
+                Lack::Misfit(said) => Orphaned {
+                    error: Box::new(Error::Misfit {
+                        tensor: tensor.to_string(),
+                        block: self.name_of_half(&path, tensor),
+                        recipe: self.recipe.name.clone(),
+                        said,
+                    }),
+                    has_lack: true,
+                },
+            }),
+            // Where nothing is missing, the tensor is one more.
+            None => place.map_or(Ok(()), |place| {
+                let more = self.orphan(tensor, &place, String::new());
+                Err(match self.is_no_stranger(tensor, around) {
+                    Ok(()) => more,
+                    Err(error) => Orphaned {
+                        error: Box::new(error),
+                        ..more
+                    },
+                })
+            }),
+        }
+    }
+
+    /// Whether a tensor is the counter of a norm that is left of a block which is not whole.
+    fn counts_for_half(&self, name: &str, around: &Around<'_>) -> bool {
+        let mean = name
+            .strip_suffix(BATCH_COUNT)
+            .map(|norm| format!("{norm}{}", NORM[2]));
+        let mean = mean.and_then(|mean| self.index.get(&mean));
+        let half = mean.and_then(|mean| self.is_of_half(mean, around).err());
+        half.is_some_and(|half| half.has_lack)
+    }
+
+    /// Checks that a tensor which no block has does not stand in one.
+    ///
+    /// # Errors
+    /// When it stands in a block that does not know it.
+    fn is_no_stranger(&self, tensor: &Tensor, around: &Around<'_>) -> Result<(), Error> {
         let name = tensor.name();
         if self.kept.contains(name) || self.renamed.contains_key(name) {
             return Ok(());
         }
-        let recipe = &self.recipe.name;
         let tried = |n| self.budget.add(n);
         self.budget.may_go_on().map_err(|message| Error::Block {
-            block: recipe.clone(),
+            block: self.recipe.name.clone(),
             message,
         })?;
-        if !around.beside.covers(name) {
-            let operators = &around.operators;
-            let kinds = || {
-                let consumed = self.blocks.iter().flat_map(|block| &block.consumed);
-                consumed
-                    .map(|tensor| without_numbers(tensor.name()))
-                    .collect()
-            };
-            let like = |name: &str| {
-                let kinds: &HashSet<String> = around.kinds.get_or_init(kinds);
-                kinds.contains(&without_numbers(name))
-            };
-            match operators.leftover(tensor, self.index, &like, self.budget) {
-                Some(Half::Missing(name)) => return Err(self.orphan(tensor, name)),
-                Some(Half::Misfit(said)) => {
-                    return Err(Error::Misfit {
-                        tensor: tensor.to_string(),
-                        recipe: recipe.clone(),
-                        said,
-                    });
-                }
-                None => {}
-            }
-        }
-        around.regions.check(tensor, recipe, &around.beside, &tried)
+        around
+            .regions
+            .check(tensor, &self.recipe.name, &around.beside, &tried)
     }
 
     /// The eps that the user gave.

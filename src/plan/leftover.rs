@@ -1,6 +1,7 @@
 //! A block of which anything is left is never just not there: a norm without its conv, branches without the one that a
 //! block is found by.
 
+use super::closed::path_of;
 use crate::recipe::Recipe;
 use crate::recipe::expand::{Index, MatchBudget, names};
 use crate::recipe::model::{BlockRule, Presence, Template};
@@ -21,11 +22,18 @@ struct Operator<'r> {
 }
 
 /// What is wrong with a block of which a tensor is left.
-pub(super) enum Half {
+pub(super) enum Lack {
     /// The tensor that it lacks, for a text.
     Missing(String),
     /// What of it has not the shape that the recipe asks for, in words.
     Misfit(String),
+}
+
+/// A block of which a tensor is left.
+pub(super) struct Half {
+    /// The path of all its modules; empty where they share none.
+    pub(super) path: String,
+    pub(super) lack: Lack,
 }
 
 /// The operators of a recipe's rules.
@@ -56,7 +64,7 @@ impl<'r> Operators<'r> {
         budget: &MatchBudget,
     ) -> Option<Half> {
         budget.add(1 + self.0.len() / FAIL_AT_ONCE);
-        self.0.iter().find_map(|operator| {
+        let halves = self.0.iter().filter_map(|operator| {
             operator.tensors.iter().find_map(|pattern| {
                 let captures = pattern.matches(tensor.name(), &Captures::new())?;
                 let at = Place {
@@ -66,14 +74,55 @@ impl<'r> Operators<'r> {
                     budget,
                     captures: &captures,
                 };
-                self.half(operator, &at)
-                    .or_else(|| operator.without_norm(&at))
+                let lack = self
+                    .lack(operator, &at)
+                    .or_else(|| operator.without_norm(&at))?;
+                let bound = bound(operator.rule, captures);
+                let absent = self.absent(operator.rule, &bound, index, budget);
+                let path = self.path(operator.rule, &bound, index, budget);
+                Some((absent, Half { path, lack }))
             })
-        })
+        });
+        // Several rules may know the name: it is left of the block that is there but for the least.
+        halves
+            .min_by_key(|(absent, _)| *absent)
+            .map(|(_, half)| half)
     }
 
-    /// What is wrong with the block at a place where a tensor of this operator is left.
-    fn half(&self, left: &Operator<'_>, at: &Place<'_>) -> Option<Half> {
+    /// The operators of a rule.
+    fn of_rule(&self, rule: &BlockRule) -> impl Iterator<Item = &Operator<'r>> + Clone {
+        self.0.iter().filter(move |o| std::ptr::eq(o.rule, rule))
+    }
+
+    /// How many of the operators that a block needs are not there.
+    fn absent(
+        &self,
+        rule: &BlockRule,
+        captures: &Captures,
+        index: &Index,
+        budget: &MatchBudget,
+    ) -> usize {
+        let there = |pattern: &Pattern| budget.names(index, pattern, captures).next().is_some();
+        let needed = self.of_rule(rule).filter(|o| !o.optional);
+        needed.filter(|o| !o.is_there(&there)).count()
+    }
+
+    /// The path of all modules of a block, as far as they are there.
+    fn path(
+        &self,
+        rule: &BlockRule,
+        captures: &Captures,
+        index: &Index,
+        budget: &MatchBudget,
+    ) -> String {
+        let patterns = self.of_rule(rule).flat_map(|o| &o.tensors);
+        let named = patterns.flat_map(|pattern| budget.names(index, pattern, captures));
+        let own: Vec<&str> = named.map(|(tensor, _)| tensor.name()).collect();
+        path_of(own.into_iter(), rule, captures).to_owned()
+    }
+
+    /// What the block lacks at a place where a tensor of this operator is left.
+    fn lack(&self, left: &Operator<'_>, at: &Place<'_>) -> Option<Lack> {
         let bound = bound(left.rule, at.captures.clone());
         let found = |pattern: &Pattern| at.budget.names(at.index, pattern, &bound).next();
         let there = |pattern: &Pattern| found(pattern).is_some();
@@ -82,7 +131,7 @@ impl<'r> Operators<'r> {
         if let Some(lost) = left.lost(&own) {
             return lost.map(named);
         }
-        let of_rule = || self.0.iter().filter(|o| std::ptr::eq(o.rule, left.rule));
+        let of_rule = || self.of_rule(left.rule);
         if let Some(weight) = left.partner.as_ref().filter(|_| left.norm)
             && !own(weight)
         {
@@ -106,7 +155,7 @@ impl<'r> Operators<'r> {
         if !telling {
             return None;
         }
-        misfit_at(left.rule, &bound, at.index).map(Half::Misfit)
+        misfit_at(left.rule, &bound, at.index).map(Lack::Misfit)
     }
 }
 
@@ -127,9 +176,9 @@ impl Place<'_> {
         named.next().is_some()
     }
 
-    fn named(&self, pattern: &Pattern) -> Half {
+    fn named(&self, pattern: &Pattern) -> Lack {
         let (known, complete) = pattern.known_start(self.captures);
-        Half::Missing(quoted(&(known + if complete { "" } else { "…" })))
+        Lack::Missing(quoted(&(known + if complete { "" } else { "…" })))
     }
 }
 
@@ -153,7 +202,7 @@ fn misfit_at(rule: &BlockRule, captures: &Captures, index: &Index) -> Option<Str
 
 impl Operator<'_> {
     /// What a conv lacks that stands without the norm behind it, where blocks with names like its own have one.
-    fn without_norm(&self, at: &Place<'_>) -> Option<Half> {
+    fn without_norm(&self, at: &Place<'_>) -> Option<Lack> {
         let norm = self.partner.as_ref().filter(|_| !self.norm)?;
         let name = at.name;
         let bias = name

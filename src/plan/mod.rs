@@ -49,6 +49,7 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
     let (dropped, rest) = without::split(index, &options.drop)?;
     let index = &*seen_through(rest.as_ref().unwrap_or(index), &[recipe])?;
     let select = Select::new(&options.only, &options.skip)?;
+    closed::expect_beside(&options.beside, index)?;
     let budget = MatchBudget::default();
     let mut ledger = ledger_of(index, recipe, options, &select, &budget)?;
     ledger.dropped = dropped;
@@ -67,8 +68,9 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         }),
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
         _ => {
+            let mut plan = ledger.finish(&select)?;
             select.expect_used()?;
-            let mut plan = ledger.finish()?;
+            closed::expect_not_fused(&options.beside, index, &plan.blocks)?;
             wrapped::restore(&mut plan, index.values());
             plan.without_clashes()
         }

@@ -59,6 +59,13 @@ impl Select {
         above.chain([module]).find(|name| self.matches(name)[1])
     }
 
+    /// Whether what is left of a half block is to be left as it is: it, or a module above it, is skipped by name, or others are chosen.
+    pub(crate) fn leaves(&self, tensor: &str) -> bool {
+        let above = tensor.match_indices('.').map(|(at, _)| &tensor[..at]);
+        let chosen = above.chain([tensor]).any(|name| self.matches(name)[0]);
+        self.skips(tensor).is_some() || !(self.only.is_empty() || chosen)
+    }
+
     /// Whether a name is matched by `--only`, and whether by `--skip`.
     fn matches(&self, name: &str) -> [bool; 2] {
         let mut matched = [false; 2];

@@ -54,6 +54,11 @@ pub enum Error {
         quoted(glob)
     )]
     NothingBeside { glob: String },
+    #[error(
+        "{} names nothing but tensors that blocks fold, and what is fused does not stand beside them",
+        quoted(glob)
+    )]
+    FusedBeside { glob: String },
     #[error("no tensor is named like {}, which is to be dropped", quoted(glob))]
     NothingDropped { glob: String },
     #[error("{} {is}: {} is there; {remedy}", quoted(module), quoted(name))]
@@ -91,18 +96,21 @@ pub enum Error {
         block: String,
         source: GeometryError,
     },
-    #[error("{tensor} belongs to a block of recipe `{recipe}` that is not whole{}", if missing.is_empty() { String::new() } else { format!(": {missing} is missing") })]
+    #[error("{tensor} belongs to a block of recipe `{recipe}` that is not whole, {}{}", quoted(block), if missing.is_empty() { String::new() } else { format!(": {missing} is missing") })]
     Orphan {
         tensor: String,
         name: String,
+        block: String,
         recipe: String,
-        missing: String,
+        missing: Box<str>,
     },
     #[error(
-        "{tensor} has the name of a part of a block of recipe `{recipe}`, and {said}, which no such block has"
+        "{tensor} has the name of a part of a block of recipe `{recipe}`, {}, and {said}, which no such block has",
+        quoted(block)
     )]
     Misfit {
         tensor: String,
+        block: String,
         recipe: String,
         said: String,
     },

@@ -52,7 +52,7 @@ pub(crate) fn expand(
     template: &Template,
     captures: &Captures,
     index: &Index,
-    eps: &dyn Fn(Option<f64>) -> f64,
+    eps: &dyn Fn(Option<f64>) -> Option<f64>,
     budget: &MatchBudget,
 ) -> Result<(Expr<Tensor>, Expanded), String> {
     let mut expander = Expander {
@@ -172,7 +172,7 @@ pub(crate) const MOST_OPERATORS: usize = 4096;
 
 struct Expander<'a> {
     index: &'a Index,
-    eps: &'a dyn Fn(Option<f64>) -> f64,
+    eps: &'a dyn Fn(Option<f64>) -> Option<f64>,
     budget: &'a MatchBudget,
     operators: usize,
     claimed: Vec<Tensor>,
@@ -479,6 +479,13 @@ impl Expander<'_> {
                 });
             }
         };
+        let eps = (self.eps)(own_eps).ok_or_else(|| {
+            let name = module.fill(captures).unwrap_or_default();
+            format!(
+                "no eps is known of the batch norm {}; the recipe has to state one",
+                quoted(&name)
+            )
+        })?;
         let count = self.find(&norm.count, captures);
         let vectors = affine.iter().flatten().chain([&mean, &var]);
         self.claimed.extend(vectors.chain(&count).cloned());
@@ -486,7 +493,7 @@ impl Expander<'_> {
             mean,
             var,
             affine,
-            eps: (self.eps)(own_eps),
+            eps,
         }))
     }
 

@@ -88,10 +88,30 @@ fn absent<'r>(recipe: &'r Recipe, index: &Index, segments: &Segments<'_>) -> Opt
     let absent = recipe.when.iter().find(|any| !any.iter().any(there))?;
     let told = |pattern: &&Pattern| {
         let [found, all] = segments.share(pattern);
-        2 * found > all
+        2 * found > all && has_lists(pattern, index)
     };
     let share = |pattern: &&Pattern| segments.share(pattern);
     absent.iter().filter(told).max_by_key(share)
+}
+
+/// Whether each word of a pattern that a number follows is somewhere followed by one: a `model` with layers of numbers is
+/// another than the `model` around a whole network.
+fn has_lists(pattern: &Pattern, index: &Index) -> bool {
+    let pieces: Vec<&str> = pattern.text().split('.').collect();
+    let is_number =
+        |piece: &str| piece.starts_with('{') && !piece.contains(':') && piece.ends_with('}');
+    let mut lists = pieces
+        .windows(2)
+        .filter(|pair| !pair[0].contains(['{', '}']) && is_number(pair[1]))
+        .map(|pair| pair[0]);
+    lists.all(|word| {
+        let has = |name: &String| {
+            let segments: Vec<&str> = name.split('.').collect();
+            let mut pairs = segments.windows(2);
+            pairs.any(|pair| pair[0] == word && pair[1].parse::<usize>().is_ok())
+        };
+        index.keys().any(has)
+    })
 }
 
 /// The block that a tensor with an owned segment belongs to, and the tensor that block lacks (if it can be told).

@@ -36,10 +36,10 @@ impl<'a> Segments<'a> {
         told_segments(pattern).all(|words| words.iter().any(|word| self.0.contains(word)))
     }
 
-    /// How many of the segments that a pattern tells are in some name, of how many. (That there is a `weight`, or a module `0`,
+    /// How many of the segments that a pattern tells are in some name, of how many. (That there is a `weight`, a `conv` or a module `0`,
     /// tells nothing.)
     pub(crate) fn share(&self, pattern: &Pattern) -> [usize; 2] {
-        let common = |word: &&str| *word == "weight" || word.parse::<usize>().is_ok();
+        let common = |word: &&str| COMMON.contains(word) || word.parse::<usize>().is_ok();
         let told = told_segments(pattern.text()).filter(|words| !words.iter().any(common));
         told.fold([0, 0], |[there, all], words| {
             let found = words.iter().any(|word| self.0.contains(word));
@@ -52,6 +52,9 @@ impl<'a> Segments<'a> {
         self.0.contains(segment)
     }
 }
+
+/// Segments that the names of any network have.
+const COMMON: [&str; 4] = ["weight", "bias", "conv", "bn"];
 
 /// The segments that a pattern's text tells: every name that it matches has each of them, or one of the words of each.
 fn told_segments(text: &str) -> impl Iterator<Item = Vec<&str>> {

@@ -95,10 +95,11 @@ impl Checkpoint {
     /// As for [`open`](Self::open), and when there is no such key.
     pub fn open_key(path: impl Into<PathBuf>, key: Option<&str>) -> Result<Checkpoint, Error> {
         let path = path.into();
-        let index = match path.is_dir() {
-            true => Some(index::in_directory(&path)?),
-            false => index::is_named_so(&path).then(|| path.clone()),
+        let path = match path.is_dir() {
+            true => index::in_directory(&path)?,
+            false => path,
         };
+        let index = index::is_named_so(&path).then(|| path.clone());
         match (index, key) {
             (Some(index), None) => Ok(Checkpoint::joined(shards::open(&index)?, index).assembled()),
             (Some(path), Some(key)) => Err(Error::NoKeys {
@@ -172,14 +173,14 @@ impl Checkpoint {
         read_exact_at(&file, begin, 0).map_err(|e| Error::unreadable(&path, e))?;
         let kind = foreign::kind(begin, &path);
         let Some(&prefix) = begin.first_chunk::<8>() else {
-            return Err(format(match (kind, file_len) {
-                (Some(is), _) => is.to_owned(),
-                (None, 0) => "it is empty".to_owned(),
-                (None, _) => format!(
+            return Err(match (kind, file_len) {
+                (_, 0) => Error::Empty(path),
+                (Some(is), _) => format(is.to_owned()),
+                (None, _) => format(format!(
                     "it has {}; a header needs at least 8",
                     header::in_bytes(file_len)
-                ),
-            }));
+                )),
+            });
         };
         let header_len = u64::from_le_bytes(prefix);
         if let Some(form) = pytorch::form(&file, prefix, file_len) {

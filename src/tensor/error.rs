@@ -21,6 +21,10 @@ pub enum Error {
     },
     #[error("{} is not a safetensors file: {reason}", quoted(&path.display().to_string()))]
     Format { path: PathBuf, reason: String },
+    #[error("{} is empty", quoted(&.0.display().to_string()))]
+    Empty(PathBuf),
+    #[error("{} is a directory without an index of shards, and holds {files}; name the one to read", quoted(&path.display().to_string()))]
+    SeveralFiles { path: PathBuf, files: String },
     #[error("{} has become shorter since it was opened; its tensors are no longer all there", quoted(&.0.display().to_string()))]
     Truncated(PathBuf),
     #[error("{} exists", quoted(&.0.display().to_string()))]

@@ -31,23 +31,20 @@ pub(super) fn is_named_so(path: &Path) -> bool {
     name.ends_with(".json") && NAMED.iter().any(|part| name.contains(part))
 }
 
-/// The index in a directory.
+/// What a directory is read as: the index in it, or else the only file of tensors.
 ///
 /// # Errors
 /// When there is none, or more than one.
 pub(super) fn in_directory(directory: &Path) -> Result<PathBuf, Error> {
-    let mut found = siblings(directory).map_err(|source| Error::Io {
+    let unreadable = |source| Error::Io {
         what: "read",
         path: directory.to_owned(),
         source,
-    })?;
+    };
+    let mut found = siblings(directory).map_err(unreadable)?;
     match (found.pop(), found.pop()) {
         (Some(index), None) => Ok(index),
-        (None, _) => Err(Error::NotAFile {
-            path: directory.to_owned(),
-            found: "a directory without an index of shards (`*.safetensors.index.json`)",
-            expected: "a file of tensors, or a directory with one index",
-        }),
+        (None, _) => only_file(directory, checkpoints(directory).map_err(unreadable)?),
         (Some(second), Some(first)) => {
             let names = [first, second].map(|path| quoted(&path.display().to_string()));
             Err(Error::Index {
@@ -59,6 +56,54 @@ pub(super) fn in_directory(directory: &Path) -> Result<PathBuf, Error> {
             })
         }
     }
+}
+
+/// How many files an error names.
+const NAMED_FILES: usize = 3;
+
+/// The file of a directory that holds one.
+fn only_file(directory: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, Error> {
+    match (files.pop(), files.len()) {
+        (Some(file), 0) => Ok(file),
+        (None, _) => Err(Error::NotAFile {
+            path: directory.to_owned(),
+            found: "a directory without an index of shards (`*.safetensors.index.json`, `*.bin.index.json`) and without a file of tensors (`*.safetensors`, `*.bin`, `*.pt`, `*.pth`)",
+            expected: "a file of tensors, or a directory with one index or one such file",
+        }),
+        (Some(last), more) => {
+            files.push(last);
+            let name = |path: &PathBuf| quoted(&path.display().to_string());
+            let mut named: Vec<String> = files.iter().take(NAMED_FILES).map(name).collect();
+            if let Some(more) = (more + 1).checked_sub(NAMED_FILES).filter(|more| *more > 0) {
+                named.push(format!("{more} more"));
+            }
+            let last = named.pop().unwrap_or_default();
+            Err(Error::SeveralFiles {
+                path: directory.to_owned(),
+                files: format!("{} and {last}", named.join(", ")),
+            })
+        }
+    }
+}
+
+/// The files of tensors in a directory, by their names: those of safetensors, or else those of PyTorch.
+fn checkpoints(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let (mut safetensors, mut pytorch) = (Vec::new(), Vec::new());
+    for entry in directory.read_dir()? {
+        let path = entry?.path();
+        let ending = path.extension().unwrap_or_default().to_string_lossy();
+        match ending.to_ascii_lowercase().as_str() {
+            "safetensors" => safetensors.push(path),
+            "bin" | "pt" | "pth" => pytorch.push(path),
+            _ => {}
+        }
+    }
+    let mut found = match safetensors.is_empty() {
+        true => pytorch,
+        false => safetensors,
+    };
+    found.sort();
+    Ok(found)
 }
 
 /// Every index in a directory, in the order of the names.

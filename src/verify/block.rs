@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bound::{Allowance, Rounding, Shown, beyond};
+use super::bound::{Allowance, Rounding, Shown, allowed, beyond};
 use super::deployed::{Deployed, Slab, Stored, deployed_rows, stored, stored_index};
 use super::probes::{amplitude, as_read, input_size, maps};
 use super::tally::{At, Tally};
+use super::types::computed_in;
 use super::{BlockVerdict, Options, Place};
 use crate::algebra::describe;
 use crate::algebra::extent::{POINT, position, volume};
@@ -19,7 +20,7 @@ use crate::fuse::fold_rows;
 use crate::plan::{PlannedConv, WeightOrBias};
 use crate::tensor::Reader;
 use crate::tensor::channels_last::channels_last;
-use crate::tensor::{Checkpoint, Tensor};
+use crate::tensor::{Checkpoint, Float, Tensor};
 
 /// Values of the deploy form's weight that a worker takes at a time, so that the dense maps run over many rows at once.
 const SLAB_VALUES: usize = 1 << 18;
@@ -49,6 +50,8 @@ pub(super) struct Check<'a> {
     pub deployed: Deployed<'a>,
     pub fused: &'a PlannedConv,
     pub allowance: Allowance,
+    /// The half type that the file's numbers were computed in, where they are stored in a wider one.
+    pub made_in: Option<Float>,
     /// The share of the input channels that impulses go through.
     pub share: f64,
     pub options: &'a Options,
@@ -122,11 +125,12 @@ impl Check<'_> {
     fn slab(&self, rows: Range<usize>, channels: usize) -> Result<Tally, diagnose::Error> {
         self.options.go_on()?;
         let g = self.fused.geometry();
-        let slab = Slab {
+        let mut slab = Slab {
             geometry: *g,
             first: rows.start,
             rows: deployed_rows(self.checkpoint, self.fused, self.deployed, rows.clone())?,
         };
+        slab.rows.types = computed_in(self.fused, self.deployed, slab.rows.types, self.made_in);
         let largest = slab
             .rows
             .kernel
@@ -226,18 +230,13 @@ impl Compare<'_> {
             .zip(&deployed)
             .map(|(a, b)| (a - b).abs())
             .collect();
-        // Only where one rounding does not explain a difference does the arithmetic itself come in.
-        let beyond = match off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
-            true => vec![0.0; off.len()],
-            false => self.beyond(input, want, reader)?,
-        };
+        let allowed = allowed(&off, bound, || self.beyond(input, want, reader))?;
         let height = match input {
             Input::Dense(_) => 1.0,
             Input::Spikes(spikes) => spikes.amplitude,
         };
         for (i, y) in trained.iter().enumerate() {
-            let allowed = bound[i] + beyond[i];
-            tally.add(off[i], *y, allowed, height, || {
+            tally.add(off[i], *y, allowed[i], height, || {
                 let [found, expected] = [deployed[i], *y].map(|y| y / height);
                 self.place(input, i, want, found, expected)
             });

@@ -52,6 +52,23 @@ impl Rounding {
     }
 }
 
+/// What each output may be off by, given by how much it is off and what one rounding may move it by. Only where that does not explain
+/// a difference does the arithmetic itself come in, which `beyond` gives.
+///
+/// # Errors
+/// Whatever `beyond` gives.
+pub(crate) fn allowed<E>(
+    off: &[f64],
+    mut bound: Vec<f64>,
+    beyond: impl FnOnce() -> Result<Vec<f64>, E>,
+) -> Result<Vec<f64>, E> {
+    if !off.iter().zip(&bound).all(|(off, bound)| off <= bound) {
+        let more = beyond()?;
+        bound.iter_mut().zip(more).for_each(|(x, more)| *x += more);
+    }
+    Ok(bound)
+}
+
 /// What arithmetic may add to one rounding, for each output; `input` is no less than the sum of `|x|` under the kernel. `run` gives the outputs of a part of the expression in a reading.
 ///
 /// For what repfuse wrote, that is what f64 may lose in any order of evaluation. Other converters may have folded in `float`, and

@@ -39,12 +39,13 @@ use block::{Check, impulse_share};
 use copies::{Copies, compare_copies};
 
 pub use bound::Allowance;
-pub(crate) use bound::{Rounding, Shown, allowance_of, beyond, while_running};
+pub(crate) use bound::{Rounding, Shown, allowance_of, allowed, beyond, while_running};
 pub(crate) use deployed::fits;
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
 pub use names::aligned;
 pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
+pub(crate) use types::{computed_in, made_in};
 
 /// How a file is verified.
 #[derive(Clone, Debug)]
@@ -260,6 +261,7 @@ pub fn verify_blocks(
 ) -> Result<Vec<BlockVerdict>, diagnose::Error> {
     diagnose::check_variances(checkpoint, &plan.blocks)?;
     let allowance = allowance_of(deployed);
+    let made_in = types::made_in(checkpoint, plan, deployed)?;
     let convs: Vec<_> = plan
         .blocks
         .iter()
@@ -274,6 +276,7 @@ pub fn verify_blocks(
                 deployed,
                 fused,
                 allowance,
+                made_in,
                 share,
                 options,
             };

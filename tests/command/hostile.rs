@@ -22,7 +22,11 @@ fn open(place: &Place, bytes: impl AsRef<[u8]>) -> Result<Checkpoint, String> {
             "`{}` is not a safetensors file: ",
             place.path("x").display()
         );
-        text.strip_prefix(&prefix).unwrap_or(&text).to_owned()
+        let empty = format!("`{}` is empty", place.path("x").display());
+        match text == empty {
+            true => "it is empty".to_owned(),
+            false => text.strip_prefix(&prefix).unwrap_or(&text).to_owned(),
+        }
     })
 }
 

@@ -527,7 +527,7 @@ fn special_files_are_no_checkpoints() {
     for (path, expected) in [
         (
             "directory",
-            "`directory` is a directory without an index of shards (`*.safetensors.index.json`); expected a file of tensors, or a directory with one index",
+            "`directory` is a directory without an index of shards (`*.safetensors.index.json`, `*.bin.index.json`) and without a file of tensors (`*.safetensors`, `*.bin`, `*.pt`, `*.pth`); expected a file of tensors, or a directory with one index or one such file",
         ),
         // Nobody will ever write to it: opening it would wait for ever.
         ("pipe", "`pipe` is a pipe; expected a regular file"),
@@ -543,10 +543,7 @@ fn special_files_are_no_checkpoints() {
             "none",
             "cannot open `none`: No such file or directory (os error 2)",
         ),
-        (
-            "/proc/self/mem",
-            "`/proc/self/mem` is not a safetensors file: it is empty",
-        ),
+        ("/proc/self/mem", "`/proc/self/mem` is empty"),
     ] {
         for command in [
             format!("inspect {path}"),

@@ -662,7 +662,24 @@ fn tensors_that_have_no_single_fate() {
     let orphan = planned(&ones(&[two[0], ("b.c.bias", &[4])]), &owning).expect_err("an orphan");
     assert_eq!(
         orphan.to_string(),
-        "`b.c.bias` belongs to a block of recipe `own` that is not whole: `b.c.weight` is missing"
+        "`b.c.bias` belongs to a block of recipe `own` that is not whole, `b`: `b.c.weight` is missing"
+    );
+    // A norm of which nobody says the eps: no text gives such a recipe.
+    let with_norm =
+        recipe(r#"{"at": "{p}.c", "fuse": {"{p}.c": {"conv": "{p}.c", "bn": "{p}.n"}}}"#);
+    let mut parsed = recipe::parse(&with_norm, "own").expect("a recipe");
+    let four = ["weight", "bias", "running_mean", "running_var"].map(|end| format!("a.n.{end}"));
+    let mut tensors: Vec<(&str, &[usize])> = vec![("a.c.weight", &[4, 4, 1, 1])];
+    tensors.extend(four.iter().map(|name| (name.as_str(), &[4][..])));
+    let place = Place::new();
+    ones(&tensors).write(&place.path("x"));
+    let file = Checkpoint::open(place.path("x")).expect("a file");
+    let plan = |parsed: &recipe::Recipe| plan::plan(file.tensors(), parsed, &Options::default());
+    assert!(plan(&parsed).is_ok());
+    parsed.eps = None;
+    assert_eq!(
+        plan(&parsed).expect_err("no eps").to_string(),
+        "block `a`: no eps is known of the batch norm `a.n`; the recipe has to state one"
     );
     assert!(planned(&ones(&[two[0], ("b.d.bias", &[4])]), &owning).is_ok());
 }

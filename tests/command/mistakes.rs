@@ -330,6 +330,12 @@ fn arguments_with_one_mistake() {
             "1e-5",
         ),
         (
+            "--bn-eps <E>",
+            "-1",
+            "expected a small positive number such as 1e-5",
+            "1e-5",
+        ),
+        (
             "--stride <N>",
             "0",
             "expected a number from 1 to 512, or two as in 2,1",
@@ -356,6 +362,9 @@ fn arguments_with_one_mistake() {
             "error: invalid value '{value}' for '{argument}': {expected}\n\nFor more information, try '--help'.\n"
         );
         assert_eq!(ran.all(), (Some(2), "", &*expected));
+        // As a word of its own, a number below 0 is a value and no flag.
+        let apart = place.run(&format!("verify in.safetensors --quiet {flag} {value}"));
+        assert_eq!(apart.all(), (Some(2), "", &*expected));
         // Some say something only beside another.
         let beside = match flag {
             "--stride" | "--padding" => "--input maps.safetensors",

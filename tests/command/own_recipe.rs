@@ -569,7 +569,7 @@ fn what_is_left_of_a_block_is_no_other_tensor() {
     let said = bench.refused(own);
     assert!(
         said.contains(
-            "`net.1.bn.bias` belongs to a block of recipe `own` that is not whole: `net.1.…` is missing"
+            "`net.1.bn.bias` belongs to a block of recipe `own` that is not whole, `net.1`: `net.1.…` is missing; `--skip 'net.1'` leaves the block as it is"
         ),
         "{said}"
     );

@@ -1,8 +1,11 @@
 //! Blocks that do not fit stop themselves and nothing else; weights in parts and quantizers are refused by name.
 
+use std::collections::BTreeSet;
+
 use safetensors::Dtype;
 
-use crate::support::file::{Place, recipe};
+use crate::support::file::{Place, Ran, recipe};
+use crate::support::fixtures::cases;
 use crate::support::forge::{File, Held};
 use crate::support::tiny::Tiny;
 
@@ -143,7 +146,110 @@ fn a_selection_that_names_nothing_is_a_mistake() {
         "no tensor and no module is named like `gate`, which is to stand beside the blocks\n";
     assert!(ran.stderr.ends_with(said), "{}", ran.stderr);
     assert_eq!(tiny.fuse(&["--skip", "stage2*"]).status, 0);
+    // A branch that is fused does not stand beside its block.
+    for glob in ["stage1.0.rbr_1x1", "stage1.0.rbr_*"] {
+        let ran = tiny.fuse(&["--beside", glob]);
+        let said = format!(
+            "repfuse: `{glob}` names nothing but tensors that blocks fold, and what is fused does not stand beside them\n"
+        );
+        assert_eq!((ran.status, ran.stderr), (2, said));
+    }
+    let beside = |file: &mut File| put(file, "stage1.0.gate.weight", &[4]);
+    let ran = changed(beside).fuse(&["--beside", "stage1.0.gate"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
 }
+
+/// What is left of a block: the error names the block, and the flag that it offers leaves it as it is.
+#[test]
+fn a_half_block_is_skipped_by_its_path() {
+    let tiny = changed(|file| drop(file.tensors.remove("stage1.1.rbr_1x1.conv.weight")));
+    let [whole, half] = [Tiny::network(), tiny].map(|tiny| {
+        let said = tiny.fuse(&[]);
+        (tiny, said)
+    });
+    assert_eq!(whole.1.status, 0);
+    let said = &half.1.stderr;
+    assert_eq!(half.1.status, 2, "{said}");
+    let offered = "; `--skip 'stage1.1'` leaves the block as it is\n";
+    assert!(said.ends_with(offered), "{said}");
+    for glob in ["stage1.1", "stage1.1*", "*.1"] {
+        let ran = half.0.fuse(&["--skip", glob]);
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        assert!(ran.stdout.starts_with("fused 4 blocks"), "{}", ran.stdout);
+        let out = File::read(&half.0.path("out.safetensors"));
+        assert!(out.tensors.contains_key("stage1.1.rbr_dense.conv.weight"));
+    }
+}
+
+/// One tensor less in a block of any fixture: what the error offers, followed to the letter, folds the other blocks.
+#[test]
+fn the_remedy_for_a_half_block_holds() {
+    let place = Place::new();
+    let (mut tried, mut offered) = (0, 0);
+    let number = |stdout: &str| {
+        let words = stdout.split_whitespace().nth(1);
+        words.and_then(|n| n.parse::<usize>().ok())
+    };
+    for (c, case) in cases().iter().enumerate() {
+        let file = File::read(&case.train);
+        let run = |file: &File, flags: &[String]| {
+            file.write(&place.path("in.safetensors"));
+            let fuse = ["fuse", "in.safetensors", "out.safetensors", "--force"];
+            let mut args: Vec<String> = fuse.map(str::to_owned).to_vec();
+            if !case.detect {
+                args.extend(["--recipe".to_owned(), case.recipe.clone()]);
+            }
+            args.extend_from_slice(flags);
+            Ran::from(place.command(&args).output().expect("the command"))
+        };
+        let whole = number(&run(&file, &[]).stdout).expect("a number of blocks");
+        let mut kinds = BTreeSet::new();
+        let kind =
+            |name: &&String| -> String { name.chars().filter(|c| !c.is_numeric()).collect() };
+        let names: Vec<&String> = file
+            .tensors
+            .keys()
+            .filter(|name| kinds.insert(kind(name)))
+            .collect();
+        for name in names.iter().skip(c % STRIDE).step_by(STRIDE) {
+            let mut less = file.clone();
+            less.tensors.remove(*name);
+            let ran = run(&less, &[]);
+            tried += 1;
+            let is_half = ["that is not whole", "which no such block has"];
+            if !is_half.iter().any(|said| ran.stderr.contains(said)) {
+                continue;
+            }
+            let mut flags = Vec::new();
+            for piece in ran.stderr.split("--skip '").skip(1) {
+                let path = piece.split('\'').next().expect("a path");
+                flags.extend(["--skip".to_owned(), path.to_owned()]);
+            }
+            if whole == 1 {
+                // Nothing else is there to be folded.
+                continue;
+            }
+            let followed = run(&less, &flags);
+            let said = format!(
+                "{} without {name}: {}\n{flags:?}: {}",
+                case.name, ran.stderr, followed.stderr
+            );
+            assert!(!flags.is_empty() && followed.code() == Some(0), "{said}");
+            let folded = number(&followed.stdout).expect("a number of blocks");
+            // What is left may be detected as a file of another family.
+            let is_same = ran.stderr.contains(&format!("of recipe `{}`", case.recipe));
+            assert!(
+                folded + 1 >= whole || !is_same,
+                "{folded} of {whole}: {said}"
+            );
+            offered += 1;
+        }
+    }
+    assert!(tried > 300 && offered > 50, "{offered} of {tried}");
+}
+
+/// Every so many kinds of names are taken out.
+const STRIDE: usize = 5;
 
 fn put(file: &mut File, name: &str, shape: &[usize]) {
     let values = vec![0.5; shape.iter().product()];
@@ -334,7 +440,7 @@ fn a_block_of_other_shapes_is_told() {
     let ran = place.run("fuse right.safetensors out.safetensors --recipe own.json");
     assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
     let ran = place.run("fuse wrong.safetensors out.safetensors --recipe own.json --force");
-    let said = "`b.one.weight` has the name of a part of a block of recipe `own`, and `b.two.weight` has shape [4, 4, 3, 3], which no such \
+    let said = "`b.one.weight` has the name of a part of a block of recipe `own`, `b`, and `b.two.weight` has shape [4, 4, 3, 3], which no such \
                 block has";
     assert!(ran.stderr.contains(said), "{}", ran.stderr);
 }

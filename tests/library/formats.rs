@@ -33,8 +33,7 @@ fn safetensors(metadata: &str) -> Vec<u8> {
 #[test]
 fn other_kinds_of_files_are_told_with_the_way_on() {
     let folder = Folder::new();
-    let table: [(&str, &[u8], &str); 8] = [
-        ("empty.safetensors", b"", "it is empty"),
+    let table: [(&str, &[u8], &str); 7] = [
         (
             "short.safetensors",
             b"abc",
@@ -80,6 +79,55 @@ fn other_kinds_of_files_are_told_with_the_way_on() {
             "{name}: {error}"
         );
     }
+    // Of what kind an empty file would be, no name tells.
+    for name in ["e.safetensors", "e.pt", "e.bin"] {
+        let error = Checkpoint::open(folder.file(name, b"")).expect_err(name);
+        assert!(
+            error.to_string().ends_with(&format!("{name}` is empty")),
+            "{error}"
+        );
+    }
+}
+
+/// A directory is read as the only file of tensors in it, as a repository of models holds one beside what describes it.
+#[test]
+fn a_directory_is_read_as_its_only_file() {
+    let folder = Folder::new();
+    let path = folder.file("config.json", b"{}");
+    let directory = path.parent().expect("a directory");
+    let none = Checkpoint::open(directory).expect_err("no checkpoint");
+    assert!(
+        none.to_string().contains("and without a file of tensors"),
+        "{none}"
+    );
+    folder.file("model.safetensors", &safetensors(r#"{"format":"pt"}"#));
+    // What PyTorch wrote beside it is the same again, or the state of an optimizer.
+    folder.file("training_args.bin", b"of no interest");
+    let file = Checkpoint::open(directory).expect("a checkpoint");
+    assert_eq!(file.tensors().len(), 2);
+    assert_eq!(file.path(), directory.join("model.safetensors"));
+    folder.file("other.safetensors", b"");
+    let several = Checkpoint::open(directory)
+        .expect_err("two files")
+        .to_string();
+    let [a, b] = ["model", "other"].map(|name| directory.join(format!("{name}.safetensors")));
+    let said = format!(
+        "`{}` is a directory without an index of shards, and holds `{}` and `{}`; name the one to read",
+        directory.display(),
+        a.display(),
+        b.display()
+    );
+    assert_eq!(several, said);
+    for name in ["x", "y"] {
+        folder.file(&format!("{name}.safetensors"), b"");
+    }
+    let many = Checkpoint::open(directory)
+        .expect_err("four files")
+        .to_string();
+    assert!(
+        many.contains("x.safetensors` and 1 more; name the one"),
+        "{many}"
+    );
 }
 
 /// `save_model` of safetensors writes numbers that several tensors share once, and notes the others in the metadata.

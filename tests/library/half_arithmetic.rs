@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use repfuse::plan::{self, Options};
 use repfuse::recipe;
-use repfuse::tensor::Checkpoint;
+use repfuse::tensor::{Checkpoint, Float};
 use repfuse::verify::{Deployed, Verdict, verify};
 use safetensors::Dtype;
 
@@ -124,6 +124,23 @@ fn pair(half: Half, sizes: Sizes, random: &mut Random) -> [File; 2] {
     [train, deploy]
 }
 
+/// The same numbers in tensors of f32, as a converter leaves them that computes in half and fills layers of the default type.
+fn widened(half: Half, file: &File) -> File {
+    let mut wide = file.clone();
+    for held in wide.tensors.values_mut() {
+        let number = |pair: &[u8]| {
+            let pair = [pair[0], pair[1]];
+            match half.dtype {
+                Dtype::F16 => f16::from_le_bytes(pair).to_f32(),
+                _ => bf16::from_le_bytes(pair).to_f32(),
+            }
+        };
+        let values: Vec<f32> = held.bytes.chunks_exact(2).map(number).collect();
+        *held = Held::f32(&held.shape, &values);
+    }
+    wide
+}
+
 fn verdict(place: &Place, [train, deploy]: &[File; 2]) -> Verdict {
     let branch = |name: &str| {
         format!(r#"{{"seq": [{{"conv": "{{p}}.{name}"}}, {{"bn": "{{p}}.{name}_bn"}}]}}"#)
@@ -182,5 +199,69 @@ fn arithmetic_in_half_types_is_accepted_and_a_lost_weight_is_not() {
                 assert!(!found.accepted(), "{:?} {sizes:?}", half.dtype);
             }
         }
+    }
+}
+
+#[test]
+fn half_numbers_in_f32_are_allowed_half_arithmetic_and_no_more() {
+    let (place, mut random) = (Place::new(), Random(6));
+    let sizes = Sizes {
+        weight: 0.1,
+        gamma: 1.0,
+        variance: 1.0,
+    };
+    for half in HALVES {
+        for _ in 0..20 {
+            let [train, deploy] = pair(half, sizes, &mut random);
+            let deploy = widened(half, &deploy);
+            let found = verdict(&place, &[train.clone(), deploy.clone()]);
+            assert!(found.accepted(), "{:?}: {:?}", half.dtype, found.blocks);
+            // As numbers of f32 they are off by far.
+            assert_eq!(
+                found.blocks[0].types.map(|[_, of_file]| of_file),
+                Some(Float::F32)
+            );
+            let changed = |change: &dyn Fn(&mut File)| {
+                let mut deploy = deploy.clone();
+                change(&mut deploy);
+                verdict(&place, &[train.clone(), deploy]).accepted()
+            };
+            // A weight that is lost is a half number, too.
+            let largest = |file: &mut File| {
+                let bytes = &mut file.at("net.out.weight").bytes;
+                let size =
+                    |four: &[u8]| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).abs();
+                let weights = bytes.chunks_exact(4).enumerate();
+                let (at, _) = weights
+                    .max_by(|a, b| size(a.1).total_cmp(&size(b.1)))
+                    .expect("a weight");
+                bytes[4 * at..][..4].fill(0);
+            };
+            assert!(!changed(&largest), "{:?}: a lost weight", half.dtype);
+            // One number that is none of the half type: the others were not computed in it.
+            let finer = |file: &mut File| file.at("net.out.bias").bytes[0] ^= 1;
+            assert!(!changed(&finer), "{:?}: a number of f32", half.dtype);
+            // What repfuse wrote is rounded once.
+            let ours = |file: &mut File| {
+                let said = ("repfuse.version".to_owned(), "0.1.0".to_owned());
+                file.metadata.extend([said]);
+            };
+            assert!(!changed(&ours), "{:?}: a file of repfuse", half.dtype);
+        }
+    }
+}
+
+#[test]
+fn half_numbers_that_are_folded_from_f32_are_allowed_none_of_it() {
+    let (place, mut random) = (Place::new(), Random(7));
+    let sizes = Sizes {
+        weight: 0.1,
+        gamma: 1.0,
+        variance: 1.0,
+    };
+    for half in HALVES {
+        let [train, deploy] = pair(half, sizes, &mut random);
+        let files = [widened(half, &train), widened(half, &deploy)];
+        assert!(!verdict(&place, &files).accepted(), "{:?}", half.dtype);
     }
 }
