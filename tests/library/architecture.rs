@@ -268,10 +268,9 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     // A recipe is tried, and what came out is told by each rule.
     ("graph/learn/mod.rs", "attempted"),
     // One arm for each operator.
-    // An arm for each operator that makes constants of constants.
     ("graph/onnx/computed.rs", "computed"),
-    ("graph/pt2/computed.rs", "how"),
     ("graph/onnx/ints.rs", "computed"),
+    ("graph/pt2/computed.rs", "how"),
     // One check of a tensor's description after the other.
     ("graph/onnx/open.rs", "add"),
     // One arm for each operator.
