@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use crate::support::file::{Place, bytes, checkpoint, ones};
 use crate::support::forge::Held;
+use crate::support::torch::{archive, state_dict};
 use repfuse::tensor::{self, Checkpoint, Dtype, Part};
 
 /// The bytes of a checkpoint of one tensor.
@@ -87,17 +88,17 @@ fn archives_of_other_kinds_are_told() {
             "it is a Keras model; save its weights as safetensors, with convs as [out, in, kh, kw]",
         ),
     ] {
-        place.write("a.zip", crate::broken_torch::archive(&[(entry, b"")]));
+        place.write("a.zip", archive(&[(entry, b"")]));
         let error = Checkpoint::open(place.path("a.zip")).expect_err(expected);
         assert!(error.to_string().contains(expected), "{error}");
         // Beside a pickle it is nothing to look at.
-        let pickle = crate::broken_torch::state_dict(b"");
+        let pickle = state_dict(b"");
         let parts = [
             ("data.pkl", &pickle[..]),
             ("data/0", &[0; 4]),
             (entry, b"" as &[u8]),
         ];
-        place.write("a.zip", crate::broken_torch::archive(&parts));
+        place.write("a.zip", archive(&parts));
         Checkpoint::open(place.path("a.zip")).expect(entry);
     }
 }
@@ -105,14 +106,14 @@ fn archives_of_other_kinds_are_told() {
 #[test]
 fn metadata_beside_a_pickle_is_an_object_of_strings() {
     let place = Place::new();
-    let pickle = crate::broken_torch::state_dict(b"");
+    let pickle = state_dict(b"");
     let open = |json: &[u8]| {
         let parts = [
             ("data.pkl", &pickle[..]),
             ("data/0", &[0; 4]),
             ("repfuse.json", json),
         ];
-        place.write("a.pt", crate::broken_torch::archive(&parts));
+        place.write("a.pt", archive(&parts));
         Checkpoint::open(place.path("a.pt"))
     };
     let error = open(b"[]").expect_err("a list");
