@@ -43,7 +43,7 @@ fn pickles_with_one_mistake() {
         (
             b"\x970",
             "it refers to a buffer outside of the file",
-            b"\x96\0\0\0\0\0\0\0\00",
+            b"\x96\0\0\0\0\0\0\0\x000",
         ),
         (
             b"\xff",
