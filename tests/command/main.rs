@@ -6,12 +6,14 @@ mod support;
 
 #[cfg(unix)]
 mod atomic;
+mod broken_torch;
 mod cli_json;
 mod cli_report;
 mod cli_text;
 mod documents;
 mod facts;
 mod families;
+mod foreign;
 mod graph_files;
 mod graph_forms;
 mod graph_laws;

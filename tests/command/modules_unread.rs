@@ -45,7 +45,7 @@ fn unread(root: &Value, said: &str) {
     assert_eq!((ran.code(), ran.stderr), (Some(2), expected));
 }
 
-const KEEPS: &str = "keeps its tensors in a way of its own, and they are not read; save a state dict: `torch.save(model.state_dict(), PATH)`";
+const KEEPS: &str = ", which keeps its tensors in a way of its own, and they are not read; save a state dict: `torch.save(model.state_dict(), PATH)`";
 
 #[test]
 fn a_compiled_module_is_read_as_the_one_inside() {
@@ -96,9 +96,7 @@ fn a_module_that_keeps_its_tensors_otherwise_is_refused() {
     let with_part = |part: Value| module("__main__.Net", vec![("a", part), ("b", net())]);
     unread(
         &with_part(own(net())),
-        &format!(
-            "`a` would be copied, and is a `__main__.Own`, which {KEEPS}; `--drop 'a'` leaves it out"
-        ),
+        &format!("`a` would be copied, and is a `__main__.Own`{KEEPS}; `--drop 'a'` leaves it out"),
     );
     let state = dict([("weight", counted(&[3]))]);
     unread(
@@ -107,7 +105,7 @@ fn a_module_that_keeps_its_tensors_otherwise_is_refused() {
             [("sd", state), ("n", Value::Int(3))],
         )),
         &format!(
-            "`a` would be copied, and is a `__main__.Keeper`, which {KEEPS}; `--drop 'a'` leaves it out"
+            "`a` would be copied, and is a `__main__.Keeper`{KEEPS}; `--drop 'a'` leaves it out"
         ),
     );
     for more in ["--drop a", "--only-under b"] {
@@ -127,14 +125,12 @@ fn the_values_of_a_dict_keep_nothing_back_either() {
     unread(
         &of(own(net())),
         &format!(
-            "`more` would be copied, and is a `__main__.Own`, which {KEEPS}; `--drop 'more'` leaves it out"
+            "`more` would be copied, and is a `__main__.Own`{KEEPS}; `--drop 'more'` leaves it out"
         ),
     );
     unread(
         &of(Value::List(vec![counted(&[2])])),
-        &format!(
-            "`more` would be copied, and is a list, which {KEEPS}; `--drop 'more'` leaves it out"
-        ),
+        &format!("`more` would be copied, and is a list{KEEPS}; `--drop 'more'` leaves it out"),
     );
     passes(&of(Value::List(vec![Value::Float(0.5)])));
     // An optimizer's tensors are no network's.
@@ -149,15 +145,11 @@ fn the_values_of_a_dict_keep_nothing_back_either() {
 fn a_file_of_nothing_else_says_what_it_is() {
     unread(
         &own(net()),
-        &format!(
-            "`net.pt` cannot be read as a PyTorch file: it is a `__main__.Own`, which {KEEPS}"
-        ),
+        &format!("`net.pt` cannot be read as a PyTorch file: it is a `__main__.Own`{KEEPS}"),
     );
     unread(
         &dict([("model", own(net()))]),
-        &format!(
-            "`net.pt` cannot be read as a PyTorch file: `model` is a `__main__.Own`, which {KEEPS}"
-        ),
+        &format!("`net.pt` cannot be read as a PyTorch file: `model` is a `__main__.Own`{KEEPS}"),
     );
 }
 
@@ -181,7 +173,7 @@ fn what_stands_beside_is_said() {
     unread(
         &module("__main__.Trainer", parts),
         &format!(
-            "`loss` would be copied, and is a `__main__.Own`, which {KEEPS}; `--drop 'loss'` leaves it out"
+            "`loss` would be copied, and is a `__main__.Own`{KEEPS}; `--drop 'loss'` leaves it out"
         ),
     );
 }

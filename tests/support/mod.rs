@@ -10,6 +10,7 @@ pub mod header;
 pub mod onnx;
 pub mod pickles;
 pub mod tiny;
+pub mod torch;
 
 use std::convert::Infallible;
 use std::fmt;
