@@ -211,7 +211,9 @@ impl Checkpoint {
         let mut json = vec![0; header_len as usize];
         read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
-        let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(format)?;
+        // A file of another kind may begin with a small number, too.
+        let Header { entries, metadata } = header::parse(&json, file_len - data)
+            .map_err(|reason| format(kind.map_or(reason, str::to_owned)))?;
         let tensors = entries.into_iter().map(|e| {
             let place = Place::InFile {
                 file: 0,

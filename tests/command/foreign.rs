@@ -18,7 +18,7 @@ fn fine(place: &Place) -> Vec<u8> {
 fn files_of_other_kinds_are_told() {
     let place = Place::new();
     let fine = fine(&place);
-    let table: [(&[u8], &str, &str); 8] = [
+    let table: [(&[u8], &str, &str); 9] = [
         (
             b"\x89HDF\r\n\x1a\n\0\0\0\0",
             "a.h5",
@@ -52,6 +52,12 @@ fn files_of_other_kinds_are_told() {
         (
             b"parameters",
             "a.pdiparams",
+            "it is a Paddle file; save its tensors as safetensors or as a PyTorch state dict",
+        ),
+        // A number that is small enough for the length of a header.
+        (
+            &[0; 64],
+            "b.pdiparams",
             "it is a Paddle file; save its tensors as safetensors or as a PyTorch state dict",
         ),
         (
