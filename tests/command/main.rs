@@ -42,6 +42,7 @@ mod pt2;
 mod pytorch;
 mod rounding;
 mod samples;
+mod samples_refused;
 mod selection;
 mod shards;
 #[cfg(unix)]
