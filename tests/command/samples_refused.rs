@@ -192,8 +192,7 @@ fn own(more: &str, weight: &[usize], maps: [&[usize]; 2]) -> Place {
     norm(&mut train, "a.n", 1, &mut random);
     train.write(&place.path("train.safetensors"));
     let [input, output] = maps;
-    ones(&[("a.d.input", input), ("a.d.output", output)])
-        .write(&place.path("sample.safetensors"));
+    ones(&[("a.d.input", input), ("a.d.output", output)]).write(&place.path("sample.safetensors"));
     let block = format!(
         r#"{{"at": "{{p}}.c.weight", "fuse": {{"{{p}}.d": {{"seq": [{{"conv": "{{p}}.c"{more}}}, {{"bn": "{{p}}.n"}}]}}}}}}"#
     );
