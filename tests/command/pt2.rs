@@ -1,6 +1,6 @@
 //! Programs of torch.export: read as graphs, fused, and written so that PyTorch loads them.
 
-mod archives;
+pub(super) mod archives;
 mod interpreter;
 mod messages;
 
@@ -296,6 +296,17 @@ fn what_the_deploy_form_does_not_compute_gets_none_of_its_names() {
 }
 
 #[test]
+fn what_a_recipe_folds_and_the_graph_does_not_is_told() {
+    let options = Options {
+        skip: vec!["0".to_owned()],
+        ..Options::default()
+    };
+    let edit = edit(&open("repvgg"), &options, false).unwrap();
+    let expected = "recipe timm-repvgg also folds to `0.reparam_conv`, of which the graph folds more, less or nothing";
+    assert_eq!(edit.agreement.differences, [expected]);
+}
+
+#[test]
 fn every_change_of_the_fused_program_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let [to, other] = ["out.pt2", "other.pt2"].map(|name| directory.path().join(name));
@@ -529,7 +540,9 @@ fn a_weight_in_parts_that_no_block_has_is_found_in_the_checkpoint() {
     weights_of("weight-norm", Path::new(&train));
     let (code, said) = command(&["fuse", &train, &path("b.safetensors"), "--graph", graph]);
     assert!(
-        code == 2 && said.contains("export the model with the numbers of the checkpoint"),
+        code == 2 && said.contains(
+                ", and was read with its own numbers; export the model with the numbers of the checkpoint, and fuse that"
+            ),
         "{said}"
     );
 }

@@ -14,7 +14,7 @@ use repfuse::recipe;
 use repfuse::tensor::{Checkpoint, Float, Reader};
 use serde_json::Value;
 
-fn fixture(name: &str, end: &str) -> String {
+pub(super) fn fixture(name: &str, end: &str) -> String {
     let root = env!("CARGO_MANIFEST_DIR");
     format!("{root}/fixtures/{name}.{end}.safetensors")
 }
@@ -235,12 +235,12 @@ fn a_family_among_others_has_the_eps_of_its_sample() {
 }
 
 /// How a test's own network lays its blocks.
-struct Net {
-    placement: Placement,
-    activation: fn(f64) -> f64,
-    float: Float,
-    eps: f64,
-    size: [usize; 2],
+pub(super) struct Net {
+    pub(super) placement: Placement,
+    pub(super) activation: fn(f64) -> f64,
+    pub(super) float: Float,
+    pub(super) eps: f64,
+    pub(super) size: [usize; 2],
 }
 
 impl Default for Net {
@@ -259,7 +259,7 @@ impl Default for Net {
     }
 }
 
-fn held(float: Float, maps: &Array4<f64>) -> Held {
+pub(super) fn held(float: Float, maps: &Array4<f64>) -> Held {
     let values: Vec<f64> = maps.iter().copied().collect();
     let mut bytes = vec![0; values.len() * float.size()];
     float.encode(&values, &mut bytes);
@@ -276,7 +276,7 @@ fn held(float: Float, maps: &Array4<f64>) -> Held {
 }
 
 /// RepVGG's blocks in `train.safetensors`, with what a network makes of them in `sample.safetensors`.
-fn recorded(net: &Net) -> (Place, File) {
+pub(super) fn recorded(net: &Net) -> (Place, File) {
     let (place, mut random) = (Place::new(), Random(5));
     let train = checkpoint(2, 6);
     train.write(&place.path("train.safetensors"));
@@ -306,7 +306,7 @@ fn recorded(net: &Net) -> (Place, File) {
     (place, sample)
 }
 
-fn json_of(place: &Place, flags: &str) -> Value {
+pub(super) fn json_of(place: &Place, flags: &str) -> Value {
     let ran = place.run(&format!(
         "fuse train.safetensors out.safetensors --sample sample.safetensors --json {flags}"
     ));
