@@ -173,7 +173,7 @@ fn a_module_of_several_blocks_is_compared_with_each() {
             let held = sample.tensors[&format!("stage0.0.{end}")].clone();
             maps.tensors.insert(format!("body.{end}"), held);
         }
-        maps.at("body.output").edit(|values| change(values));
+        maps.at("body.output").edit(change);
         maps.write(&place.path("sample.safetensors"));
     };
     as_body(|_| {});
