@@ -172,6 +172,8 @@ impl Checkpoint {
         let begin = &mut begin[..file_len.min(foreign::TELLING as u64) as usize];
         read_exact_at(&file, begin, 0).map_err(|e| Error::unreadable(&path, e))?;
         let kind = foreign::kind(begin, &path);
+        // A file of another kind may begin with a small number, too.
+        let wrong = |reason: String| format(kind.map_or(reason, str::to_owned));
         let Some(&prefix) = begin.first_chunk::<8>() else {
             return Err(match (kind, file_len) {
                 (_, 0) => Error::Empty(path),
@@ -194,10 +196,7 @@ impl Checkpoint {
             });
         }
         if header_len > file_len - 8 {
-            if let Some(is) = kind {
-                return Err(format(is.to_owned()));
-            }
-            return Err(format(format!(
+            return Err(wrong(format!(
                 "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
                 file_len - 8
             )));
@@ -211,9 +210,7 @@ impl Checkpoint {
         let mut json = vec![0; header_len as usize];
         read_exact_at(&file, &mut json, 8).map_err(|e| Error::unreadable(&path, e))?;
         let data = 8 + header_len;
-        // A file of another kind may begin with a small number, too.
-        let Header { entries, metadata } = header::parse(&json, file_len - data)
-            .map_err(|reason| format(kind.map_or(reason, str::to_owned)))?;
+        let Header { entries, metadata } = header::parse(&json, file_len - data).map_err(wrong)?;
         let tensors = entries.into_iter().map(|e| {
             let place = Place::InFile {
                 file: 0,
