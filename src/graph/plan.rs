@@ -6,7 +6,7 @@ use super::model::{Graph, NodeId, Op};
 use super::region::{Dialect, Region, Regions};
 use super::sink::regions;
 use crate::plan::select::Select;
-use crate::plan::{Block, Options, PlannedConv, stored_type};
+use crate::plan::{Block, Options, PlannedConv, WeightOrBias, stored_type};
 use crate::recipe;
 use crate::tensor::Tensor;
 
@@ -147,6 +147,15 @@ fn block(
         consumed,
         assumes_identity: false,
     })
+}
+
+/// The name and the shape of a fused tensor.
+pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usize>) {
+    let g = fused.geometry();
+    match is_bias {
+        false => (fused.weight_name(), g.weight_shape()),
+        true => (fused.name_of(WeightOrBias::Bias), vec![g.out()]),
+    }
 }
 
 /// What is written for a block of this name: tensors, and values between its nodes.

@@ -234,22 +234,13 @@ impl Regions {
     }
 }
 
-/// The longest path above the tensors of a block and all modules that its rule knows.
+/// The longest path above the tensors of a block and all modules that its rule knows, as far as the captures of the block tell them.
 pub(super) fn path_of<'n>(
     tensors: impl Iterator<Item = &'n str>,
     rule: &BlockRule,
     captures: &Captures,
 ) -> &'n str {
-    above_all_known(region_of(tensors), rule, captures)
-}
-
-/// The path of what is the own of a block that has these tensors; empty for the whole file.
-pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
-    tensors.map(above).reduce(common).unwrap_or("")
-}
-
-/// The longest path above a path and all modules that a rule knows, as far as the captures of a block tell them.
-fn above_all_known<'n>(mut path: &'n str, rule: &BlockRule, captures: &Captures) -> &'n str {
+    let mut path = region_of(tensors);
     for (_, template) in &rule.fuse {
         template.visit_tensors(&mut |pattern| {
             if pattern.prefix().is_none_or(|prefix| captures.has(prefix)) {
@@ -263,6 +254,11 @@ fn above_all_known<'n>(mut path: &'n str, rule: &BlockRule, captures: &Captures)
         });
     }
     path
+}
+
+/// The path of what is the own of a block that has these tensors; empty for the whole file.
+pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
+    tensors.map(above).reduce(common).unwrap_or("")
 }
 
 /// The module that a tensor is a parameter of.

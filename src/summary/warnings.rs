@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::units;
 use crate::fuse::diagnose::EpsSensitivity;
-use crate::plan::{Applied, Block, EpsSource, Plan, built_with};
+use crate::plan::{Applied, Block, EpsSource, Plan, PlannedConv, built_with};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{Tensor, quoted};
 
@@ -38,19 +38,19 @@ pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
 /// What fused convs are built with that is unlike the recipe's.
 fn about_arguments(plan: &Plan, family: &Applied) -> Vec<Warning> {
     let convs = plan.blocks_of(family).iter().flat_map(|block| &block.fused);
-    let mut of: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut of: BTreeMap<String, Vec<&PlannedConv>> = BTreeMap::new();
     for conv in convs {
         for argument in built_with(conv) {
-            of.entry(argument).or_default().push(conv.module.clone());
+            of.entry(argument).or_default().push(conv);
         }
     }
-    let warning = |(argument, modules): (String, Vec<String>)| {
-        let which = match &modules[..] {
-            [one] => format!("the fused conv {} is", quoted(one)),
+    let warning = |(argument, convs): (String, Vec<&PlannedConv>)| {
+        let which = match convs[..] {
+            [one] => format!("the fused conv {} is", quoted(&one.module)),
             [first, ..] => format!(
                 "{} fused convs, {} and others, are",
-                modules.len(),
-                quoted(first)
+                convs.len(),
+                quoted(&first.module)
             ),
             [] => return None,
         };
@@ -59,10 +59,7 @@ fn about_arguments(plan: &Plan, family: &Applied) -> Vec<Warning> {
                 "{which} to be built with {}, as the file says of what is folded; tensors do not tell it",
                 quoted(&argument)
             ),
-            tensors: modules
-                .iter()
-                .map(|module| format!("{module}.weight"))
-                .collect(),
+            tensors: convs.iter().map(|conv| conv.weight_name()).collect(),
             other_eps: None,
         })
     };

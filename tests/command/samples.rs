@@ -407,13 +407,8 @@ fn half_types_are_allowed_what_they_are_off_by() {
     }
 }
 
-#[test]
-fn a_factor_on_a_branch_is_named() {
-    let (place, _) = recorded(&Net {
-        activation: |x| x.max(0.0),
-        ..Net::default()
-    });
-    // The file's 1×1 branch counts half of what ran.
+/// Doubles the 1×1 branch of the file: what ran counts half of it.
+pub(super) fn double_the_point(place: &Place) {
     let mut train = File::read(&place.path("train.safetensors"));
     for end in ["weight", "bias"] {
         train
@@ -421,6 +416,15 @@ fn a_factor_on_a_branch_is_named() {
             .edit(|values| values.iter_mut().for_each(|x| *x *= 2.0));
     }
     train.write(&place.path("train.safetensors"));
+}
+
+#[test]
+fn a_factor_on_a_branch_is_named() {
+    let (place, _) = recorded(&Net {
+        activation: |x| x.max(0.0),
+        ..Net::default()
+    });
+    double_the_point(&place);
     let json = json_of(&place, "");
     let said = json["error"].as_str().expect("a reason");
     assert!(

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::samples::{Net, fixture, json_of, recorded};
+use super::samples::{Net, double_the_point, fixture, json_of, recorded};
 use crate::support::Random;
 use crate::support::file::{Place, norm, ones, recipe, tensor};
 use crate::support::forge::{File, Held};
@@ -75,13 +75,7 @@ fn other_norms_and_other_factors_explain_it() {
     fits(&place, "--bn-eps 0.03");
     let (place, _) = recorded(&Net::default());
     fits(&place, "");
-    let mut train = File::read(&place.path("train.safetensors"));
-    for end in ["weight", "bias"] {
-        train
-            .at(&format!("stage1.0.rbr_1x1.bn.{end}"))
-            .edit(|values| values.iter_mut().for_each(|x| *x *= 2.0));
-    }
-    train.write(&place.path("train.safetensors"));
+    double_the_point(&place);
     let expected = "0.5000 times the branch bn(1×1) explains it: a factor such as `alpha`";
     says(&place, "", expected);
 }

@@ -13,6 +13,7 @@ use super::wire::Wire;
 use super::write::rewired;
 use crate::fuse::diagnose;
 use crate::graph::fits::beyond;
+use crate::graph::plan::tensor_of;
 use crate::tensor::{Error as TensorError, open::read_exact_at, quoted};
 use crate::verify::{
     Deployed, Failure as Wrong, Options, Verdict, allowance_of, fits, verify_blocks,
@@ -225,7 +226,7 @@ impl<'a> Compare<'a> {
                 Piece::Fused { block, is_bias } => {
                     let fused = &self.edit.plan.blocks[*block].fused[0];
                     // Compared as a block, where it is there.
-                    after.remove(&super::edit::tensor_of(fused, *is_bias).0);
+                    after.remove(&tensor_of(fused, *is_bias).0);
                     continue;
                 }
                 Piece::Kept(range) if *number == 5 => by_start.get(&range.start),

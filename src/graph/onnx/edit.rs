@@ -7,9 +7,9 @@ use super::encode::{Message, conv_attributes, int, ints, kind, list, node};
 use super::open::Onnx;
 use super::proto::{Data, Name, Part};
 use crate::graph::model::ValueId;
-use crate::graph::plan::{self, Folding, Left};
+use crate::graph::plan::{self, Folding, Left, tensor_of};
 use crate::graph::region::{Behind, Dialect, Regions, Walk};
-use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned, stored_type};
+use crate::plan::{EpsSource, Options, Plan, PlannedConv, copy, stored_type};
 use crate::tensor::Float;
 
 /// A plan for an ONNX file, and the file that it makes.
@@ -85,20 +85,7 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         .map(|tensor| copy(tensor, tensor.name().to_owned()))
         .collect();
     for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
-        let (weight, shape) = (
-            format!("{}.weight", fused.module),
-            fused.geometry().weight_shape(),
-        );
-        outputs.push(planned(weight, fused.dtype, shape, Source::Weight(b, 0)));
-        if fused.bias {
-            let bias = format!("{}.bias", fused.module);
-            outputs.push(planned(
-                bias,
-                fused.dtype,
-                vec![fused.geometry().out()],
-                Source::Bias(b, 0),
-            ));
-        }
+        outputs.extend(fused.outputs([b, 0]));
     }
     let left = plan::left(&onnx.graph, &regions);
     let plan = Plan {
@@ -311,20 +298,6 @@ fn input_of(fused: &PlannedConv, is_bias: bool) -> Message {
     value.text(1, &name);
     value.message(2, &of_type);
     value
-}
-
-/// The name and the shape of a fused tensor.
-pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usize>) {
-    match is_bias {
-        false => (
-            format!("{}.weight", fused.module),
-            fused.geometry().weight_shape(),
-        ),
-        true => (
-            format!("{}.bias", fused.module),
-            vec![fused.geometry().out()],
-        ),
-    }
 }
 
 /// The nodes that a region becomes.

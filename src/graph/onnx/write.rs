@@ -5,13 +5,14 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::edit::{Edit, Piece, tensor_of};
+use super::edit::{Edit, Piece};
 use super::encode::{Message, kind};
 use super::error::Error;
 use super::open::Onnx;
 use super::proto::Data;
 use super::wire::Wire;
 use crate::fuse::{self, Contents, Options, Unfinished, archive, diagnose};
+use crate::graph::plan::tensor_of;
 use crate::plan::{Planned, PlannedConv, Source, planned};
 use crate::tensor::write::Layout;
 use crate::tensor::{Checkpoint, Destinations, Error as TensorError, Place};

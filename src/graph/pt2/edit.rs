@@ -14,7 +14,7 @@ use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
-use crate::plan::{EpsSource, Options, Plan, PlannedConv, Source, copy, planned};
+use crate::plan::{EpsSource, Options, Plan, copy};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::{Dtype, Tensor, quoted};
 
@@ -107,15 +107,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         .map(|tensor| copy(tensor, tensor.name().to_owned()))
         .collect();
     for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
-        for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
-            let (name, shape) = tensor_of(fused, is_bias);
-            let source = if is_bias {
-                Source::Bias(b, 0)
-            } else {
-                Source::Weight(b, 0)
-            };
-            outputs.push(planned(name, fused.dtype, shape, source));
-        }
+        outputs.extend(fused.outputs([b, 0]));
     }
     let plan = Plan {
         recipe: "graph".to_owned(),
@@ -148,20 +140,6 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         agreement,
         texts,
     })
-}
-
-/// The name and the shape of a fused tensor.
-pub(super) fn tensor_of(fused: &PlannedConv, is_bias: bool) -> (String, Vec<usize>) {
-    match is_bias {
-        false => (
-            format!("{}.weight", fused.module),
-            fused.geometry().weight_shape(),
-        ),
-        true => (
-            format!("{}.bias", fused.module),
-            vec![fused.geometry().out()],
-        ),
-    }
 }
 
 /// The text of the graph, taken apart.

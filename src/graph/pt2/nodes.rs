@@ -4,10 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::edit::{Parameter, Text, described, tensor_of};
+use super::edit::{Parameter, Text, described};
 use super::json::{Members, Raw, read};
 use super::read::Pt2;
 use crate::graph::plan::Error;
+use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::PlannedConv;
 use crate::tensor::Dtype;

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::edit::{Edit, tensor_of};
+use super::edit::Edit;
 use super::read::Pt2;
 use crate::fuse::archive::{self, Entry, bytes, text};
 use crate::fuse::{self, Options, Unfinished};
 use crate::graph::file::Error;
+use crate::graph::plan::tensor_of;
 use crate::plan::{Planned, Source, planned};
 use crate::tensor::{Dtype, Place};
 
@@ -36,6 +37,7 @@ pub fn fuse(
     check_types(pt2, edit)?;
     let place = fuse::place_for(pt2.constants(), destination, options.replace)?;
     let (constants, blocks) = (pt2.constants(), &edit.plan.blocks);
+    fuse::diagnose::check_variances(constants, blocks)?;
     let entries = entries(pt2, edit);
     Ok(archive::write(
         constants, blocks, entries, place, options, progress,

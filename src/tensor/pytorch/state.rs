@@ -415,7 +415,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn below(prefix: &str, key: &str) -> String {
+/// The name of a key below a path; the path may be empty.
+pub(super) fn below(prefix: &str, key: &str) -> String {
     match prefix {
         "" => key.to_owned(),
         _ => format!("{prefix}.{key}"),

@@ -1,7 +1,7 @@
 //! Which value of a file is its state dict, and what plain data stands around it.
 
 use super::module::{is_any_module, is_module, is_scripted};
-use super::state::Source;
+use super::state::{Source, below};
 use super::value::{Node, Pickle, Value};
 use crate::tensor::plain::{Plain, Wrapping};
 
@@ -209,14 +209,15 @@ fn beside(source: &Source<'_>, path: &[String], others: &[String]) -> Vec<String
     let pickle = source.pickle;
     let mut named = Vec::new();
     let mut value = pickle.root;
-    for (depth, key) in path.iter().enumerate() {
+    let mut above = String::new();
+    for key in path {
         let items = match is_any_module(pickle, value) {
             true => None,
             false => pickle.items(value),
         };
         for (k, v) in items.unwrap_or_default() {
             let name = pickle.key(k).filter(|name| name != key);
-            let Some(name) = name.map(|name| below(&path[..depth], name)) else {
+            let Some(name) = name.map(|name| below(&above, &name)) else {
                 continue;
             };
             if !others.contains(&name) {
@@ -227,14 +228,9 @@ fn beside(source: &Source<'_>, path: &[String], others: &[String]) -> Vec<String
             Some(inside) => value = inside,
             None => break,
         }
+        above = below(&above, key);
     }
     source.holding_weights(named.into_iter())
-}
-
-/// A key below others.
-fn below(path: &[String], key: String) -> String {
-    let keys: Vec<&str> = path.iter().map(String::as_str).chain([&*key]).collect();
-    keys.join(".")
 }
 
 struct Keeper<'a> {
