@@ -4,7 +4,7 @@
 //! whether the groups of a conv are known.
 
 use super::expr::{Bn, Channels, Conv, Expr, Factor, Operand, Vector};
-use super::extent::Extent;
+use super::extent::{Extent, POINT};
 use super::shape::Geometry;
 
 /// A part of a tree whose shapes fit.
@@ -175,6 +175,11 @@ impl<T> Part<T> {
             Op::Conv(_) | Op::Stack(_) | Op::Select(_) => false,
             _ => self.parts().iter().all(Part::is_channelwise),
         }
+    }
+
+    /// Whether every output pixel depends on the input pixel of the same channel and place and on no other.
+    pub fn is_pixelwise(&self) -> bool {
+        self.is_channelwise() && self.geometry.extent() == POINT
     }
 }
 

@@ -153,7 +153,7 @@ impl Check<'_> {
             amplitude,
         };
         let area = g.taps();
-        // Every impulse through some rows, or, where each run begins with an inner conv, through all of them, some at a time.
+        // Every impulse through some rows, or, where each run begins with whole maps, through all of them, some at a time.
         let (part, step) = if inner_cost(self.fused.expr.root()) > 0.0 {
             let step = SLAB_VALUES / (rows.len() * area).max(1);
             (rows.len(), step.clamp(1, channels.max(1)))
@@ -347,14 +347,14 @@ impl Compare<'_> {
     }
 }
 
-/// The multiply-adds per position and map of convs that run on what another conv has made.
+/// The multiply-adds per position and map of convs that run on whole maps, as what another conv or a pool has made.
 fn inner_cost<T>(part: &Part<T>) -> f64 {
     match part.op() {
         Op::Sum(parts) | Op::Stack(parts) => parts.iter().map(inner_cost).sum(),
         Op::Seq(parts) => {
             let (head, tail) = split(parts);
             let inner: f64 = head.iter().map(inner_cost).sum();
-            let behind = head.iter().any(Part::has_conv);
+            let behind = !head.iter().all(Part::is_pixelwise);
             let outer = tail.iter().filter(|_| behind).flat_map(Part::convs);
             let cost = |(kernel, g): (&Kernel<T>, &Geometry)| {
                 (g.out() * g.in_per_group() * volume(kernel.taps)) as f64

@@ -7,6 +7,7 @@
 mod maps;
 mod weights;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
@@ -149,7 +150,15 @@ pub fn forward<T: Operand, V: Values<T>>(
 ) -> Result<Maps, Error<V::Error>> {
     check(root.geometry(), input, &rows, want)?;
     let mut run = Run { reading, values };
-    run.run(root, input, rows, want).map_err(Error::Values)
+    let fed = match input {
+        Input::Dense(maps) => Fed::Dense(Cow::Borrowed(maps)),
+        Input::Spikes(spikes) => Fed::Impulses(Impulses {
+            per_group: spikes.per_group,
+            channels: spikes.channels.clone(),
+            levels: vec![[0.0, spikes.amplitude]; root.geometry().inputs()],
+        }),
+    };
+    run.run(root, &fed, rows, want).map_err(Error::Values)
 }
 
 fn check(g: &Geometry, input: &Input, rows: &Range<usize>, want: Extent) -> Result<(), Misfit> {
@@ -192,6 +201,21 @@ fn check(g: &Geometry, input: &Input, rows: &Range<usize>, want: Extent) -> Resu
     Ok(())
 }
 
+/// What a part is applied to.
+enum Fed<'a> {
+    Dense(Cow<'a, Maps>),
+    Impulses(Impulses),
+}
+
+/// What [`Spikes`] become where every pixel is changed by itself: each channel has one number everywhere, and another one at the
+/// centre of its own map.
+struct Impulses {
+    per_group: usize,
+    channels: Range<usize>,
+    /// Of each channel, the number beside its spike and that of the spike.
+    levels: Vec<[f64; 2]>,
+}
+
 struct Run<'a, V> {
     reading: Reading,
     values: &'a mut V,
@@ -218,7 +242,7 @@ impl<V> Run<'_, V> {
     fn run<T: Operand>(
         &mut self,
         part: &Part<T>,
-        input: &Input,
+        input: &Fed<'_>,
         rows: Range<usize>,
         want: Extent,
     ) -> Result<Maps, V::Error>
@@ -248,10 +272,9 @@ impl<V> Run<'_, V> {
                 let maps = match first {
                     [first] if head.is_empty() => self.run(first, input, channels.clone(), size)?,
                     [first] => {
-                        let width = 0..first.geometry().inputs();
                         let head = Part::seq(head.to_vec(), part.geometry().inputs());
                         let inner = grown(size, first.geometry().extent());
-                        let inner = Input::Dense(self.run(&head, input, width, inner)?);
+                        let inner = self.inner(&head, input, inner)?;
                         self.run(first, &inner, channels.clone(), size)?
                     }
                     _ => input.centre(channels.clone(), size),
@@ -265,6 +288,42 @@ impl<V> Run<'_, V> {
                 self.apply_all(part, Held { maps, channels }, rows, want)
             }
         }
+    }
+
+    /// What a part makes of its input for the conv behind it. Impulses stay what they are where every pixel is changed by itself: maps
+    /// of all channels for each of them would be as large as the square of their number.
+    fn inner<T: Operand>(
+        &mut self,
+        head: &Part<T>,
+        input: &Fed<'_>,
+        want: Extent,
+    ) -> Result<Fed<'static>, V::Error>
+    where
+        V: Values<T>,
+    {
+        let width = head.geometry().out();
+        let impulses = match input {
+            Fed::Impulses(impulses) if head.is_pixelwise() => impulses,
+            _ => {
+                return Ok(Fed::Dense(Cow::Owned(self.run(
+                    head,
+                    input,
+                    0..width,
+                    want,
+                )?)));
+            }
+        };
+        let mut levels = Maps::zeros(width, 2, POINT);
+        levels
+            .data_mut()
+            .copy_from_slice(impulses.levels.as_flattened());
+        let levels = self.run(head, &Fed::Dense(Cow::Owned(levels)), 0..width, POINT)?;
+        let (levels, _) = levels.data().as_chunks::<2>();
+        Ok(Fed::Impulses(Impulses {
+            per_group: impulses.per_group,
+            channels: impulses.channels.clone(),
+            levels: levels.to_vec(),
+        }))
     }
 
     /// Applies parts without a conv, one after the other.
@@ -383,7 +442,7 @@ impl<V> Run<'_, V> {
         &mut self,
         kernel: &Kernel<T>,
         geometry: &Geometry,
-        input: &Input,
+        input: &Fed<'_>,
         rows: Range<usize>,
         want: Extent,
     ) -> Result<Maps, V::Error>
@@ -393,8 +452,8 @@ impl<V> Run<'_, V> {
         let reading = self.reading;
         let weights = Weights::read(kernel, *geometry, rows.clone(), reading, self.values)?;
         let mut out = match input {
-            Input::Dense(maps) => weights.over(&maps.centre(grown(want, geometry.extent())), want),
-            Input::Spikes(spikes) => weights.over_spikes(spikes, want),
+            Fed::Dense(maps) => weights.over(&maps.centre(grown(want, geometry.extent())), want),
+            Fed::Impulses(impulses) => weights.over_impulses(impulses, want),
         };
         if let Some(bias) = &kernel.bias {
             let bias = self.vector(bias, &rows)?;
@@ -493,35 +552,37 @@ pub(crate) fn gate<T: Operand, V: Values<T>>(
     Ok(factors)
 }
 
-impl Input {
+impl Fed<'_> {
     /// How many maps each channel has.
     fn maps(&self) -> usize {
         match self {
-            Input::Dense(maps) => maps.maps(),
-            Input::Spikes(spikes) => spikes.channels.len(),
+            Fed::Dense(maps) => maps.maps(),
+            Fed::Impulses(impulses) => impulses.channels.len(),
         }
     }
 
     /// The centre of the maps of channels `rows`.
     fn centre(&self, rows: Range<usize>, want: Extent) -> Maps {
-        let Spikes {
+        let Impulses {
             per_group,
             channels,
-            amplitude,
+            levels,
         } = match self {
-            Input::Dense(maps) => return maps.part(rows).cropped(want),
-            Input::Spikes(spikes) => spikes,
+            Fed::Dense(maps) => return maps.part(rows).cropped(want),
+            Fed::Impulses(impulses) => impulses,
         };
         let mut maps = Maps::zeros(rows.len(), channels.len(), want);
-        let area = volume(want);
-        let centre = flat(want.map(|n| n / 2), want);
-        for (local, channel) in rows.enumerate() {
-            let channel = channel % per_group;
-            if channels.contains(&channel) {
-                let map = local * channels.len() + channel - channels.start;
-                maps.data_mut()[map * area + centre] = *amplitude;
+        let (area, centre) = (volume(want), flat(want.map(|n| n / 2), want));
+        maps.each_channel(|local, map| {
+            let [beside, spike] = levels[rows.start + local];
+            if beside != 0.0 {
+                map.fill(beside);
             }
-        }
+            let channel = (rows.start + local) % per_group;
+            if channels.contains(&channel) {
+                map[(channel - channels.start) * area + centre] = spike;
+            }
+        });
         maps
     }
 }

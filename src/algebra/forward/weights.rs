@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, linalg::general_mat_mul};
 
 use super::maps::Maps;
-use super::{Reading, Spikes};
+use super::{Impulses, Reading};
 use crate::algebra::expr::{Operand, Values};
 use crate::algebra::extent::{Extent, POINT, flat, position, volume};
 use crate::algebra::part::{Kernel, Layout};
@@ -161,37 +161,56 @@ impl Weights {
         [0, 1, 2].map(|axis| at[axis] * self.dilation[axis])
     }
 
-    /// The same over spikes, where every product but one per tap is zero.
+    /// The same over impulses, where every product but one per tap is zero, or one of what lies beside the spikes.
     ///
     /// With the spike at the centre, a tap answers at the mirrored place of the output.
-    pub(super) fn over_spikes(&self, spikes: &Spikes, want: Extent) -> Maps {
-        let Spikes {
+    pub(super) fn over_impulses(&self, impulses: &Impulses, want: Extent) -> Maps {
+        let Impulses {
             per_group,
             channels,
-            amplitude,
-        } = spikes;
+            levels,
+        } = impulses;
         let mut out = Maps::zeros(self.rows.len(), channels.len(), want);
         let extent = self.geometry.extent();
         let (area, taps) = (volume(want), volume(self.taps));
         let places: Vec<Option<usize>> = (0..taps).map(|tap| self.answer(tap, want)).collect();
+        let plain = extent == want && self.dilation == POINT;
+        let is_dark = levels.iter().all(|[beside, _]| *beside == 0.0);
         for (local, o) in self.rows.clone().enumerate() {
             let maps = &mut out.data_mut()[local * channels.len() * area..];
+            let maps = &mut maps[..channels.len() * area];
+            let first = self.geometry.first_input(o);
+            let levels = &levels[first..][..self.geometry.in_per_group()];
+            let beside = match is_dark {
+                true => 0.0,
+                false => {
+                    let kernels = self.row(local).chunks_exact(taps);
+                    let sums = kernels.map(|kernel| kernel.iter().sum::<f64>());
+                    sums.zip(levels)
+                        .map(|(sum, [beside, _])| sum * beside)
+                        .sum()
+                }
+            };
+            if !is_dark {
+                maps.fill(beside);
+            }
             // This conv sees a part of the group in whose channels the spikes lie.
-            let skipped = self.geometry.first_input(o) % per_group;
+            let skipped = first % per_group;
             for (map, channel) in maps.chunks_exact_mut(area).zip(channels.clone()) {
                 let seen = channel.checked_sub(skipped);
-                let Some(input) = seen.filter(|i| *i < self.geometry.in_per_group()) else {
+                let Some(input) = seen.filter(|i| *i < levels.len()) else {
                     continue;
                 };
                 let kernel = &self.row(local)[input * taps..][..taps];
-                if extent == want && self.dilation == POINT {
+                let height = levels[input][1] - levels[input][0];
+                if plain {
                     let mirrored = map.iter_mut().rev().zip(kernel);
-                    mirrored.for_each(|(y, w)| *y = amplitude * w);
+                    mirrored.for_each(|(y, w)| *y = beside + height * w);
                     continue;
                 }
                 for (place, w) in places.iter().zip(kernel) {
                     if let Some(place) = place {
-                        map[*place] = amplitude * w;
+                        map[*place] = beside + height * w;
                     }
                 }
             }
