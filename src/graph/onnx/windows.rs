@@ -1,8 +1,8 @@
 //! Operators that slide a window over spatial axes, or put zeros around them.
 
-use super::ops::{Reading, Trouble, because, opaque};
+use super::dims::on_axes;
 use super::proto::{Attribute, Node};
-use super::shapes;
+use super::reading::{Reading, Trouble, because, opaque};
 use crate::graph::model::{Conv, Dim, Pads, Window};
 use crate::tensor::{Place, Tensor};
 
@@ -255,7 +255,7 @@ pub(super) fn pad(reading: &Reading<'_>, node: &Node) -> Result<Pads, Trouble> {
         let (Some(axes), Some(rank)) = (reading.ints(name), rank.map(Vec::len)) else {
             return because("which axes it pads is not known");
         };
-        let Some(spread) = shapes::on_axes(&all, &axes, rank) else {
+        let Some(spread) = on_axes(&all, &axes, rank) else {
             return because("its axes do not fit what it pads");
         };
         all = spread;
