@@ -335,14 +335,6 @@ fn long_functions_say_why() {
 
 /// Files of one room that import each other. No other file may come to them.
 const CIRCLES: &[&[&str]] = &[
-    // A tree of operators costs what its regions do, and a region is cut where it costs more.
-    &["graph/cost", "graph/region", "graph/tree"],
-    &[
-        "graph/pt2/edit",
-        "graph/pt2/nodes",
-        "graph/pt2/read",
-        "graph/pt2/write",
-    ],
     // A shard is a checkpoint, and a checkpoint may have shards.
     &["tensor/checkpoint", "tensor/shards"],
     // A computed tensor has tensors that it is computed from.

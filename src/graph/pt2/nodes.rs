@@ -4,14 +4,15 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::edit::{Parameter, Text, described};
 use super::json::{Members, Raw, read};
 use super::read::Pt2;
+use super::text::Text;
+use super::weights;
 use crate::graph::plan::Error;
 use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::PlannedConv;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, quoted};
 
 /// What a region becomes.
 #[derive(Debug)]
@@ -20,6 +21,17 @@ pub(super) struct New {
     pub(super) parameters: Vec<Parameter>,
     /// The values that are new, and what is known of them.
     pub(super) values: Vec<(String, Value)>,
+}
+
+/// A parameter of the new program.
+#[derive(Debug)]
+pub(super) struct Parameter {
+    /// Its name in the state dict.
+    pub(super) name: String,
+    /// The value that stands for it in the graph.
+    pub(super) placeholder: String,
+    /// What the graph and the configuration of the weights say of it.
+    pub(super) meta: Value,
 }
 
 /// The nodes and parameters that a region becomes. `taken` are the names that the graph has.
@@ -123,6 +135,26 @@ pub(super) fn new_nodes(
         .map_err(fail)?;
     new.nodes = maker.nodes;
     Ok(new)
+}
+
+/// A tensor's description in the manner of an old one.
+fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, String> {
+    let number = weights::number(dtype).ok_or_else(|| format!("{dtype} is no type of PyTorch"))?;
+    let mut meta = like
+        .as_object()
+        .cloned()
+        .ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
+    let list =
+        |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    meta.insert("dtype".to_owned(), number.into());
+    meta.insert("sizes".to_owned(), list(shape.to_vec()));
+    meta.insert("strides".to_owned(), list(strides));
+    meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
+    Ok(Value::Object(meta))
 }
 
 /// The operator of a region whose weight has this many dimensions.

@@ -11,7 +11,6 @@ use super::error::Error;
 use super::json::{Members, Raw, Tagged, read};
 use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
 use super::weights::{self, Stored};
-use super::write::VERSION;
 use super::{computed, ops, views};
 use crate::fuse::METADATA_PREFIX;
 use crate::graph::constants::Budget;
@@ -22,6 +21,9 @@ use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
 
 /// The longest text of a graph or a configuration that is read. (A network of ten thousand nodes has 10 MB.)
 const LONGEST_TEXT: u64 = 1 << 28;
+
+/// The entry in which the version of repfuse stands. PyTorch gives what is below `extra/` to whoever asks for it.
+pub(super) const VERSION: &str = "extra/repfuse.version";
 
 /// A version has no more letters.
 const LONGEST_VERSION: u64 = 64;
