@@ -26,6 +26,35 @@ pub struct Agreement {
 /// The weights of a graph as a recipe sees them: those of the state dict, by name.
 pub(super) type Index = std::collections::BTreeMap<String, Tensor>;
 
+/// Names for a module that is not the author's.
+fn beside(module: &str) -> impl Iterator<Item = String> {
+    (1..).map(move |n| match n {
+        1 => format!("{module}.fused"),
+        n => format!("{module}.fused{n}"),
+    })
+}
+
+/// What the plan of a recipe folds to, without what agrees.
+fn missed<'p>(plan: &'p Plan, agreed: &HashSet<String>) -> Vec<&'p str> {
+    plan.blocks
+        .iter()
+        .flat_map(|block| &block.fused)
+        .filter(|conv| !agreed.contains(&conv.module))
+        .map(|conv| &*conv.module)
+        .collect()
+}
+
+fn also_folds(recipe: &str, first: &str, others: usize) -> String {
+    let more = match others {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    format!(
+        "recipe {recipe} also folds to {}{more}, of which the graph folds more, less or nothing",
+        quoted(first)
+    )
+}
+
 /// Compares blocks with those that a built-in recipe finds, and gives them its names. `taken` are the names of tensors that are left.
 pub(super) fn agree(
     checkpoint: &Checkpoint,
@@ -69,12 +98,7 @@ pub(super) fn agree(
         structure |= matches!(difference, Some(Difference::Structure(_)));
         let module = match difference {
             // What computes something else than the author's deploy form must not be loaded into it.
-            Some(Difference::Structure(_)) => (1..)
-                .map(|n| match n {
-                    1 => format!("{}.fused", by_recipe.module),
-                    n => format!("{}.fused{n}", by_recipe.module),
-                })
-                .find(is_free),
+            Some(Difference::Structure(_)) => beside(&by_recipe.module).find(is_free),
             _ => Some(by_recipe.module.clone()).filter(is_free),
         };
         if let Some(Difference::Eps(said) | Difference::Structure(said)) = difference {
@@ -87,27 +111,14 @@ pub(super) fn agree(
             block.fused[0].module = module;
         }
     }
-    let missed: Vec<&str> = plan
-        .blocks
-        .iter()
-        .flat_map(|block| &block.fused)
-        .filter(|conv| !agreed.contains(&conv.module))
-        .map(|conv| &*conv.module)
-        .collect();
+    let missed = missed(&plan, &agreed);
     // The author's deploy form loads what it has, all of it and nothing else.
     if structure || !missed.is_empty() || found.blocks < blocks.len() {
         found.load = None;
     }
     if let ([first, others @ ..], 1..) = (&missed[..], found.blocks) {
-        let more = match others.len() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        found.differences.push(format!(
-            "recipe {} also folds to {}{more}, of which the graph folds more, less or nothing",
-            plan.recipe,
-            quoted(first)
-        ));
+        let said = also_folds(&plan.recipe, first, others.len());
+        found.differences.push(said);
     }
     if found.blocks == 0 {
         return Agreement::default();

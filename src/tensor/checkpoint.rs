@@ -172,8 +172,6 @@ impl Checkpoint {
         let begin = &mut begin[..file_len.min(foreign::TELLING as u64) as usize];
         read_exact_at(&file, begin, 0).map_err(|e| Error::unreadable(&path, e))?;
         let kind = foreign::kind(begin, &path);
-        // A file of another kind may begin with a small number, too.
-        let wrong = |reason: String| format(kind.map_or(reason, str::to_owned));
         let Some(&prefix) = begin.first_chunk::<8>() else {
             return Err(match (kind, file_len) {
                 (_, 0) => Error::Empty(path),
@@ -195,6 +193,23 @@ impl Checkpoint {
                 key: key.to_owned(),
             });
         }
+        Checkpoint::of_safetensors(path, file, file_len, header_len, kind)
+    }
+
+    /// A file whose first 8 bytes promise a header of this length. `kind` is what it is instead, if its bytes tell of another format.
+    fn of_safetensors(
+        path: PathBuf,
+        file: File,
+        file_len: u64,
+        header_len: u64,
+        kind: Option<&str>,
+    ) -> Result<Checkpoint, Error> {
+        let format = |reason: String| Error::Format {
+            path: path.clone(),
+            reason,
+        };
+        // A file of another kind may begin with a small number, too.
+        let wrong = |reason: String| format(kind.map_or(reason, str::to_owned));
         if header_len > file_len - 8 {
             return Err(wrong(format!(
                 "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",

@@ -24,8 +24,8 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads one node, and names what it computes.
-    pub fn node(&mut self, node: &Node) -> Result<model::Node, Error> {
+    /// Whether a node reads what is there, and gives names that nothing has.
+    fn check_names(&self, node: &Node) -> Result<(), Error> {
         for name in node.inputs.iter().flatten() {
             if !self.values.numbers.contains_key(name)
                 && !self.constants.contains_key(name)
@@ -48,6 +48,12 @@ impl Reading<'_> {
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// Reads one node, and names what it computes.
+    pub fn node(&mut self, node: &Node) -> Result<model::Node, Error> {
+        self.check_names(node)?;
         let constant = match self.constant_node(node) {
             Some(tensor) => Some((tensor, Vec::new())),
             None if self.is_known(node) => {

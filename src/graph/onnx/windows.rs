@@ -217,33 +217,7 @@ pub(super) fn pad(reading: &Reading<'_>, node: &Node) -> Result<Pads, Trouble> {
     ) {
         return because("it pads with what is at the border");
     }
-    let (ints, value) = if reading.opset() >= 11 {
-        let Some(ints) = node
-            .inputs
-            .get(1)
-            .copied()
-            .flatten()
-            .and_then(|n| reading.ints(n))
-        else {
-            return because("how much it pads is no constant");
-        };
-        let value = match node.inputs.get(2).copied().flatten() {
-            None => Some(0.0),
-            Some(name) => reading
-                .constants
-                .get(&name)
-                .and_then(|tensor| reading.number(tensor)),
-        };
-        (ints, value)
-    } else {
-        let Some(Attribute::Ints(ints)) = node.attributes.get("pads") else {
-            return opaque();
-        };
-        (
-            ints.clone(),
-            Some(f64::from(reading.attribute_float(node, "value", 0.0))),
-        )
-    };
+    let (ints, value) = told_pads(reading, node)?;
     if value != Some(0.0) {
         return because("it pads with something else than zeros");
     }
@@ -260,6 +234,40 @@ pub(super) fn pad(reading: &Reading<'_>, node: &Node) -> Result<Pads, Trouble> {
         };
         all = spread;
     }
+    around(&all)
+}
+
+/// How much a node pads before and behind each axis, and with what, where that is known.
+fn told_pads(reading: &Reading<'_>, node: &Node) -> Result<(Vec<i64>, Option<f64>), Trouble> {
+    if reading.opset() >= 11 {
+        let Some(ints) = node
+            .inputs
+            .get(1)
+            .copied()
+            .flatten()
+            .and_then(|n| reading.ints(n))
+        else {
+            return because("how much it pads is no constant");
+        };
+        let value = match node.inputs.get(2).copied().flatten() {
+            None => Some(0.0),
+            Some(name) => reading
+                .constants
+                .get(&name)
+                .and_then(|tensor| reading.number(tensor)),
+        };
+        Ok((ints, value))
+    } else {
+        let Some(Attribute::Ints(ints)) = node.attributes.get("pads") else {
+            return opaque();
+        };
+        let value = f64::from(reading.attribute_float(node, "value", 0.0));
+        Ok((ints.clone(), Some(value)))
+    }
+}
+
+/// The paddings of the spatial axes; of the others there must be none.
+fn around(all: &[i64]) -> Result<Pads, Trouble> {
     let numbers: Result<Vec<usize>, _> = all.iter().map(|i| usize::try_from(*i)).collect();
     let rank = all.len() / 2;
     match numbers {

@@ -145,6 +145,12 @@ impl Compare<'_> {
                 ));
             }
         }
+        self.described(&expected, &found);
+        Ok(())
+    }
+
+    /// What is said of each value.
+    fn described(&mut self, expected: &Parts<'_>, found: &Parts<'_>) {
         let mut values: HashMap<&str, Raw<'_>> = found
             .values
             .0
@@ -168,7 +174,6 @@ impl Compare<'_> {
             left.iter()
                 .map(|name| format!("value {} is left over", quoted(name))),
         );
-        Ok(())
     }
 
     /// Each region's value, as the graph that was made has it: read, not written.

@@ -14,7 +14,7 @@ use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
-use crate::plan::{EpsSource, Options, Plan, copy};
+use crate::plan::{Block, EpsSource, Options, Plan, copy};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::Tensor;
 
@@ -55,11 +55,11 @@ const DIALECT: Dialect = Dialect {
 /// # Errors
 /// When nothing is left to fold, a glob is none, or the text of the graph cannot be edited.
 pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, Error> {
-    let invalid = |e: serde_json::Error| Error::Block {
+    let fail = |message: String| Error::Block {
         block: pt2.path().display().to_string(),
-        message: e.to_string(),
+        message,
     };
-    let text = Text::new(pt2).map_err(invalid)?;
+    let text = Text::new(pt2).map_err(|e| fail(e.to_string()))?;
     let mut kept = None;
     let Folding {
         regions,
@@ -71,34 +71,19 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         options,
         even_if_dearer,
         &mut |regions| {
-            let found = Kept::new(pt2, &text, regions);
-            let names = found.tensors.clone();
-            kept = Some(found);
-            names
+            let found = kept.insert(Kept::new(pt2, &text, regions));
+            found.tensors.clone()
         },
     )?;
     let kept = kept.unwrap_or_else(|| Kept::new(pt2, &text, &regions));
-    let config = weights::config(&pt2.texts.weights).map_err(|message| Error::Block {
-        block: pt2.path().display().to_string(),
-        message,
-    })?;
+    let config = weights::config(&pt2.texts.weights).map_err(fail)?;
     let state: Index = config
         .iter()
         .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
         .collect();
     plan::of_parts(&mut blocks, &pt2.computed);
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
-    // Weights whose results nobody reads. (The counters of norms go with these.)
-    let consumed: HashSet<&str> = blocks
-        .iter()
-        .flat_map(|block| &block.consumed)
-        .map(Tensor::name)
-        .collect();
-    let is_unread = |tensor: &&Tensor| {
-        let name = tensor.name();
-        !kept.tensors.contains(name) && !consumed.contains(name) && !name.ends_with(BATCH_COUNT)
-    };
-    let dropped = state.values().filter(is_unread).cloned().collect();
+    let dropped = dropped(&state, &kept, &blocks);
     let remaining = config
         .iter()
         .filter(|(name, _)| kept.tensors.contains(&**name));
@@ -153,6 +138,20 @@ fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -
         Some((place(node.get(), input.arg.value), new))
     });
     splice(node.get(), edits.collect())
+}
+
+/// Weights whose results nobody reads. (The counters of norms go with these.)
+fn dropped(state: &Index, kept: &Kept, blocks: &[Block]) -> Vec<Tensor> {
+    let consumed: HashSet<&str> = blocks
+        .iter()
+        .flat_map(|block| &block.consumed)
+        .map(Tensor::name)
+        .collect();
+    let is_unread = |tensor: &&Tensor| {
+        let name = tensor.name();
+        !kept.tensors.contains(name) && !consumed.contains(name) && !name.ends_with(BATCH_COUNT)
+    };
+    state.values().filter(is_unread).cloned().collect()
 }
 
 /// What puts the new texts together.
@@ -318,16 +317,9 @@ impl Writer<'_> {
             let mut paths = [None, None];
             for (parameter, path) in new.parameters.iter().zip(&mut paths) {
                 let name = free.next().unwrap_or_default();
-                let payload = json!({
-                    "path_name": name,
-                    "is_param": true,
-                    "use_pickle": false,
-                    "tensor_meta": parameter.meta,
-                });
-                let member = format!("{}: {payload}", Value::from(&*parameter.name));
                 at.entry(first.unwrap_or(config.len()))
                     .or_default()
-                    .push(member);
+                    .push(member(parameter, &name));
                 *path = Some(name);
             }
             fused.push(paths);
@@ -351,4 +343,15 @@ impl Writer<'_> {
         let new = format!("{{{}}}", members.join(", "));
         Ok((splice(text, vec![(place(text, whole), new)]), gone, fused))
     }
+}
+
+/// What the configuration of the weights says of a new one, which is in this entry.
+fn member(parameter: &Parameter, path: &str) -> String {
+    let payload = json!({
+        "path_name": path,
+        "is_param": true,
+        "use_pickle": false,
+        "tensor_meta": parameter.meta,
+    });
+    format!("{}: {payload}", Value::from(&*parameter.name))
 }

@@ -26,18 +26,17 @@ impl Kept {
         let outputs: HashSet<String> = text.graph.outputs.iter().flat_map(names).collect();
         let bypassed = bypassed(pt2, regions);
         let reads = |node: &NodeText<'_>| -> Vec<String> {
-            let names = node.inputs.iter().flat_map(|input| names(&input.arg));
             let instead = |name: String| match bypassed.get(&*name) {
                 Some(instead) => (*instead).to_owned(),
                 None => name,
             };
-            names.map(instead).collect()
+            inputs_of(node).map(instead).collect()
         };
         // What nothing read from the start stays, whatever it is for.
         let read_before: HashSet<String> = text
             .read
             .iter()
-            .flat_map(|node| node.inputs.iter().flat_map(|input| names(&input.arg)))
+            .flat_map(inputs_of)
             .chain(outputs.iter().cloned())
             .collect();
         let mut read: HashSet<String> = outputs;
@@ -115,6 +114,11 @@ impl Kept {
             }
         }
     }
+}
+
+/// The names of all values that a node reads.
+fn inputs_of(node: &NodeText<'_>) -> impl Iterator<Item = String> {
+    node.inputs.iter().flat_map(|input| names(&input.arg))
 }
 
 /// Names that nothing computes any more, and what nodes that stay read instead.

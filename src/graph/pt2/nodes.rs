@@ -74,17 +74,7 @@ pub(super) fn new_nodes(
         parameters: Vec::new(),
         values: Vec::new(),
     };
-    for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
-        let (name, shape) = tensor_of(fused, is_bias);
-        let placeholder = free(&format!("p_{}", identifier(&name)), taken);
-        let meta = described(&like, &Dtype::from(fused.dtype), &shape).map_err(fail)?;
-        new.values.push((placeholder.clone(), meta.clone()));
-        new.parameters.push(Parameter {
-            name,
-            placeholder,
-            meta,
-        });
-    }
+    new.parameters(fused, &like, taken).map_err(fail)?;
     let mut maker = Maker {
         pt2,
         text,
@@ -101,38 +91,30 @@ pub(super) fn new_nodes(
                 )
             })?;
             new.values.push((padded.clone(), meta));
+            let arguments = vec![
+                argument("self", tensor(source)),
+                argument("pad", json!({"as_ints": pads})),
+            ];
             maker
-                .call(
-                    "torch.ops.aten.pad.default",
-                    &padded,
-                    vec![
-                        argument("self", json!({"as_tensor": {"name": source}})),
-                        argument("pad", json!({"as_ints": pads})),
-                    ],
-                )
+                .call("torch.ops.aten.pad.default", &padded, arguments)
                 .map_err(fail)?;
             padded
         }
         None => source.to_owned(),
     };
-    let tensor = |parameter: Option<&Parameter>| match parameter {
-        Some(parameter) => json!({"as_tensor": {"name": parameter.placeholder}}),
+    let parameter = |i: usize| match new.parameters.get(i) {
+        Some(parameter) => tensor(&parameter.placeholder),
         None => json!({"as_none": true}),
     };
     let mut arguments = vec![
-        argument("input", json!({"as_tensor": {"name": input}})),
-        argument("weight", tensor(new.parameters.first())),
-        argument("bias", tensor(new.parameters.get(1))),
+        argument("input", tensor(&input)),
+        argument("weight", parameter(0)),
+        argument("bias", parameter(1)),
     ];
     arguments.extend(walk(&region.walk, fused.geometry().groups()));
     let target = operator(&region.walk, fused.geometry().weight_shape().len());
-    maker
-        .call(
-            &target.ok_or_else(|| fail("it has no operator".to_owned()))?,
-            value,
-            arguments,
-        )
-        .map_err(fail)?;
+    let target = target.ok_or_else(|| fail("it has no operator".to_owned()))?;
+    maker.call(&target, value, arguments).map_err(fail)?;
     new.nodes = maker.nodes;
     Ok(new)
 }
@@ -155,6 +137,29 @@ fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, Stri
     meta.insert("strides".to_owned(), list(strides));
     meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
     Ok(Value::Object(meta))
+}
+
+impl New {
+    /// Adds a weight and, where there is one, a bias, each described like `like`.
+    fn parameters(
+        &mut self,
+        fused: &PlannedConv,
+        like: &Value,
+        taken: &mut HashSet<String>,
+    ) -> Result<(), String> {
+        for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
+            let (name, shape) = tensor_of(fused, is_bias);
+            let placeholder = free(&format!("p_{}", identifier(&name)), taken);
+            let meta = described(like, &Dtype::from(fused.dtype), &shape)?;
+            self.values.push((placeholder.clone(), meta.clone()));
+            self.parameters.push(Parameter {
+                name,
+                placeholder,
+                meta,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// The operator of a region whose weight has this many dimensions.
@@ -246,6 +251,10 @@ fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
     meta.insert("strides".to_owned(), strides.into());
     meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
     Some(Value::Object(meta))
+}
+
+fn tensor(name: &str) -> Value {
+    json!({"as_tensor": {"name": name}})
 }
 
 fn argument(name: &str, arg: Value) -> Value {

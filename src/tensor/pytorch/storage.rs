@@ -244,6 +244,11 @@ fn rebuilt(
         },
         false => stored,
     };
+    said_of(pickle, stored, metadata)
+}
+
+/// A tensor, with what its metadata says of it.
+fn said_of(pickle: &Pickle, stored: Stored, metadata: Option<Value>) -> Meaning {
     let (dtype, shape) = (stored.dtype.clone(), stored.shape.clone());
     let read = match metadata {
         Some(metadata) => with_bits(pickle, stored, metadata),
