@@ -307,21 +307,19 @@ fn fuse_it(
     }
     // A dry run says it, too.
     let bytes = output.bytes(args)?;
-    let written = if args.dry_run {
-        if let To::Graph(_) = output {
+    let written = match (args.dry_run, output) {
+        (true, To::Weights(_)) => None,
+        (true, To::Graph(_)) => {
             diagnose::check_norms(checkpoint, plan)?;
+            None
         }
-        None
-    } else {
-        match write(args, input)? {
+        (false, _) => match write(args, input)? {
             Some(written) => Some(written),
             None => return rejected(args),
-        }
+        },
     };
     if plan.blocks().is_empty() && !args.quiet {
-        output::note(
-            "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
-        );
+        output::note(NOTHING);
     }
     let norms = norms(checkpoint, plan);
     let made = Made {
@@ -350,6 +348,9 @@ fn fuse_it(
     }
     Ok(Answer::Yes)
 }
+
+const NOTHING: &str =
+    "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy";
 
 /// Says in JSON that a file was not kept. (What is wrong with it has been said; a script reads it here.)
 fn rejected(args: &Args) -> anyhow::Result<Answer> {

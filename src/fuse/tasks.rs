@@ -126,25 +126,25 @@ fn of_run<'a>(
                 numbers,
             }))
         }
-        Source::Weight(b, f) => {
-            let fused = &blocks[*b].fused[*f];
-            let job = Arc::new(Job {
-                fused,
-                weight_at: to,
-                bias_at: bias_at.get(&(*b, *f)).copied(),
-                folded: Mutex::new(None),
-            });
-            let (rows, row_len) = job.stored_rows();
-            let step = SLAB_BYTES / (row_len * fused.dtype.size()).max(1);
-            Box::new(
-                slabs(rows as u64, step.max(1) as u64).map(move |rows| Task::Rows {
-                    job: job.clone(),
-                    rows: rows.start as usize..rows.end as usize,
-                }),
-            )
-        }
+        Source::Weight(b, f) => Box::new(rows_of(Job {
+            fused: &blocks[*b].fused[*f],
+            weight_at: to,
+            bias_at: bias_at.get(&(*b, *f)).copied(),
+            folded: Mutex::new(None),
+        })),
         Source::Bias(..) => Box::new(std::iter::empty()),
     }
+}
+
+/// The rows of a conv, as many at a time as a slab has bytes for.
+fn rows_of(job: Job<'_>) -> impl Iterator<Item = Task<'_>> + Send {
+    let job = Arc::new(job);
+    let (rows, row_len) = job.stored_rows();
+    let step = SLAB_BYTES / (row_len * job.fused.dtype.size()).max(1);
+    slabs(rows as u64, step.max(1) as u64).map(move |rows| Task::Rows {
+        job: job.clone(),
+        rows: rows.start as usize..rows.end as usize,
+    })
 }
 
 /// Cuts the outputs, in the order of the file, into runs that one task writes: small copies together, all else alone.

@@ -74,10 +74,8 @@ pub(super) fn agree(
         load: plan.load.clone(),
         ..Agreement::default()
     };
-    let mut modules: HashSet<String> = blocks
-        .iter()
-        .map(|block| block.fused[0].module.clone())
-        .collect();
+    let modules = blocks.iter().map(|block| block.fused[0].module.clone());
+    let mut modules: HashSet<String> = modules.collect();
     let mut agreed: HashSet<String> = HashSet::new();
     let mut structure = false;
     for block in blocks.iter_mut() {
@@ -90,10 +88,8 @@ pub(super) fn agree(
         agreed.insert(by_recipe.module.clone());
         let difference = difference(checkpoint, &plan.recipe, conv, by_recipe);
         let is_free = |module: &String| {
-            !modules.contains(module)
-                && !["weight", "bias"]
-                    .iter()
-                    .any(|end| taken.contains(&format!("{module}.{end}")))
+            let tensors = ["weight", "bias"].map(|end| format!("{module}.{end}"));
+            !modules.contains(module) && !tensors.iter().any(|name| taken.contains(name))
         };
         structure |= matches!(difference, Some(Difference::Structure(_)));
         let module = match difference {
@@ -102,27 +98,25 @@ pub(super) fn agree(
             _ => Some(by_recipe.module.clone()).filter(is_free),
         };
         if let Some(Difference::Eps(said) | Difference::Structure(said)) = difference {
-            found
-                .differences
-                .push(format!("block {}: {said}", quoted(&block.name)));
+            let said = format!("block {}: {said}", quoted(&block.name));
+            found.differences.push(said);
         }
         if let Some(module) = module {
             modules.insert(module.clone());
             block.fused[0].module = module;
         }
     }
+    if found.blocks == 0 {
+        return Agreement::default();
+    }
     let missed = missed(&plan, &agreed);
     // The author's deploy form loads what it has, all of it and nothing else.
     if structure || !missed.is_empty() || found.blocks < blocks.len() {
         found.load = None;
     }
-    if let ([first, others @ ..], 1..) = (&missed[..], found.blocks) {
-        let said = also_folds(&plan.recipe, first, others.len());
-        found.differences.push(said);
-    }
-    if found.blocks == 0 {
-        return Agreement::default();
-    }
+    let also = missed.split_first();
+    let also = also.map(|(first, others)| also_folds(&plan.recipe, first, others.len()));
+    found.differences.extend(also);
     found
 }
 

@@ -191,10 +191,15 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
             };
         }
     };
-    let mut attempt = Attempt {
+    Attempt {
         recipe: recipe.clone(),
-        ..Attempt::default()
-    };
+        ..compared(&plan, expected, rules)
+    }
+}
+
+/// What a plan has of the blocks that are expected, and which rules are to blame for the rest.
+fn compared(plan: &Plan, expected: &HashMap<String, &Block>, rules: &[Rule]) -> Attempt {
+    let mut attempt = Attempt::default();
     let mut found: HashSet<&str> = HashSet::new();
     for block in &plan.blocks {
         for conv in &block.fused {

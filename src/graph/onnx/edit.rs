@@ -9,7 +9,7 @@ use super::proto::{self, Data, Name, Part};
 use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Folding, Left, tensor_of};
 use crate::graph::region::{Behind, Dialect, Regions, Walk};
-use crate::plan::{EpsSource, Options, Plan, PlannedConv, copy, stored_type};
+use crate::plan::{Options, Plan, PlannedConv, copy, stored_type};
 use crate::tensor::Float;
 
 /// A plan for an ONNX file, and the file that it makes.
@@ -89,19 +89,9 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
     }
     let left = plan::left(&onnx.graph, &regions);
     let plan = Plan {
-        recipe: "graph".to_owned(),
-        eps: None,
-        eps_source: EpsSource::Recipe,
-        eps_note: None,
-        families: Vec::new(),
-        load: None,
-        network: None,
-        blocks,
         skipped,
-        wrappers_removed: Vec::new(),
-        left: Vec::new(),
         outputs,
-        dropped: Vec::new(),
+        ..plan::of_blocks(blocks)
     };
     let graph = pieces(onnx, &plan, &regions, &kept);
     Ok(Edit {

@@ -14,7 +14,7 @@ use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
-use crate::plan::{Block, EpsSource, Options, Plan, copy};
+use crate::plan::{Block, Options, Plan, copy};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::Tensor;
 
@@ -95,19 +95,11 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         outputs.extend(fused.outputs([b, 0]));
     }
     let plan = Plan {
-        recipe: "graph".to_owned(),
-        eps: None,
-        eps_source: EpsSource::Recipe,
-        eps_note: None,
-        families: Vec::new(),
         load: agreement.load.clone(),
-        network: None,
-        blocks,
         skipped,
-        wrappers_removed: Vec::new(),
-        left: Vec::new(),
         outputs,
         dropped,
+        ..plan::of_blocks(blocks)
     };
     let texts = Writer {
         pt2,

@@ -39,10 +39,9 @@ impl Kept {
             .flat_map(inputs_of)
             .chain(outputs.iter().cloned())
             .collect();
+        let name_of = |value: ValueId| &pt2.graph.value(value).name;
         let mut read: HashSet<String> = outputs;
-        for region in &regions.folded {
-            read.insert(pt2.graph.value(region.source).name.clone());
-        }
+        read.extend(regions.folded.iter().map(|of| name_of(of.source).clone()));
         let stays: HashMap<usize, bool> = pt2
             .positions
             .iter()
@@ -72,7 +71,7 @@ impl Kept {
             }
         }
         for region in &regions.folded {
-            gone.remove(&pt2.graph.value(region.value).name);
+            gone.remove(name_of(region.value));
         }
         let mut kept = Kept {
             nodes,

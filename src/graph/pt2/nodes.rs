@@ -15,7 +15,7 @@ use crate::plan::PlannedConv;
 use crate::tensor::{Dtype, quoted};
 
 /// What a region becomes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct New {
     pub(super) nodes: Vec<Value>,
     pub(super) parameters: Vec<Parameter>,
@@ -61,19 +61,12 @@ pub(super) fn new_nodes(
         text.meta(name)
             .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
     };
-    let like = {
-        let mut like = meta(value)?;
-        // A parameter is described like the value, and can be trained.
-        if let Some(members) = like.as_object_mut() {
-            members.insert("requires_grad".to_owned(), true.into());
-        }
-        like
-    };
-    let mut new = New {
-        nodes: Vec::new(),
-        parameters: Vec::new(),
-        values: Vec::new(),
-    };
+    // A parameter is described like the value, and can be trained.
+    let mut like = meta(value)?;
+    if let Some(members) = like.as_object_mut() {
+        members.insert("requires_grad".to_owned(), true.into());
+    }
+    let mut new = New::default();
     new.parameters(fused, &like, taken).map_err(fail)?;
     let mut maker = Maker {
         pt2,
@@ -84,20 +77,9 @@ pub(super) fn new_nodes(
     let input = match pads(&region.walk) {
         Some(pads) => {
             let padded = free(&format!("{value}_padded"), taken);
-            let meta = padded_meta(&meta(source)?, &region.walk).ok_or_else(|| {
-                fail(
-                    "its paddings differ, and how large its input is is not known before it runs"
-                        .to_owned(),
-                )
-            })?;
+            let meta = padded_meta(&meta(source)?, &region.walk).map_err(fail)?;
             new.values.push((padded.clone(), meta));
-            let arguments = vec![
-                argument("self", tensor(source)),
-                argument("pad", json!({"as_ints": pads})),
-            ];
-            maker
-                .call("torch.ops.aten.pad.default", &padded, arguments)
-                .map_err(fail)?;
+            maker.pad([source, &padded], &pads).map_err(fail)?;
             padded
         }
         None => source.to_owned(),
@@ -226,7 +208,13 @@ fn pads(walk: &Walk) -> Option<Vec<usize>> {
 }
 
 /// What is known of a value once it is padded.
-fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
+fn padded_meta(meta: &Value, walk: &Walk) -> Result<Value, String> {
+    padded_sizes(meta, walk).ok_or_else(|| {
+        "its paddings differ, and how large its input is is not known before it runs".to_owned()
+    })
+}
+
+fn padded_sizes(meta: &Value, walk: &Walk) -> Option<Value> {
     let Walk::Conv(steps) = walk else {
         return None;
     };
@@ -270,6 +258,15 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// Zeros around a value, which become another one.
+    fn pad(&mut self, [source, padded]: [&str; 2], pads: &[usize]) -> Result<(), String> {
+        let arguments = vec![
+            argument("self", tensor(source)),
+            argument("pad", json!({"as_ints": pads})),
+        ];
+        self.call("torch.ops.aten.pad.default", padded, arguments)
+    }
+
     fn call(&mut self, target: &str, output: &str, inputs: Vec<Value>) -> Result<(), String> {
         let producer = self.pt2.graph.value(self.region.value).producer();
         let last = producer.map(|id| self.text.nodes[self.pt2.positions[id.0]]);

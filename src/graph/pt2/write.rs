@@ -39,7 +39,7 @@ pub fn fuse(
     let (constants, blocks) = (pt2.constants(), &edit.plan.blocks);
     fuse::diagnose::check_variances(constants, blocks)?;
     let entries = entries(pt2, edit);
-    Ok(archive::write(
+    Ok(archive::write_checked(
         constants, blocks, entries, place, options, progress,
     )?)
 }

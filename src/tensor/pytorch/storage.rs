@@ -235,11 +235,10 @@ fn rebuilt(
         Ok(found) => found,
         Err(why) => return Meaning::Unreadable(why),
     };
+    let parts = if is_complex(&stored.dtype) { 2 } else { 1 };
     let stored = match swapped {
         true => Stored {
-            view: stored
-                .view
-                .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
+            view: stored.view.big_endian(parts),
             ..stored
         },
         false => stored,
