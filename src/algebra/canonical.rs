@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use super::part::Kernel;
 use super::{Factor, Layout, Op, Part, Resolved};
 
 /// Whether two expressions say the same, as far as their leaves tell the groups of both.
@@ -35,30 +36,7 @@ fn canonical<T: Display>(part: &Part<T>, groups: bool) -> String {
                 _ => steps.join(" > "),
             }
         }
-        Op::Conv(conv) => {
-            let mut text = format!("conv {}", conv.weight);
-            if let Some(bias) = &conv.bias {
-                let _ = write!(text, " bias {bias}");
-            }
-            // A distance between taps of which there is one says nothing.
-            let distances = [0, 1, 2].map(|axis| match conv.taps[axis] {
-                1 => 1,
-                _ => conv.dilation[axis],
-            });
-            if distances != [1; 3] {
-                let _ = write!(text, " dilation {distances:?}");
-            }
-            if groups {
-                let _ = write!(text, " groups {}", part.geometry().groups());
-            }
-            if conv.layout != Layout::Plain {
-                let _ = write!(text, " {:?}", conv.layout);
-            }
-            if conv.flipped {
-                text += " flipped";
-            }
-            text
-        }
+        Op::Conv(conv) => of_conv(conv, groups.then(|| part.geometry().groups())),
         Op::Bn(bn) => {
             let affine: Vec<String> = bn
                 .affine
@@ -102,4 +80,30 @@ fn sequence<T: Display>(part: &Part<T>, groups: bool, out: &mut Vec<String>) {
         Op::Scale(Factor::Number(n)) if *n == 1.0 => {}
         _ => out.push(canonical(part, groups)),
     }
+}
+
+/// A conv; `groups` are said where they are given.
+fn of_conv<T: Display>(conv: &Kernel<T>, groups: Option<usize>) -> String {
+    let mut text = format!("conv {}", conv.weight);
+    if let Some(bias) = &conv.bias {
+        let _ = write!(text, " bias {bias}");
+    }
+    // A distance between taps of which there is one says nothing.
+    let distances = [0, 1, 2].map(|axis| match conv.taps[axis] {
+        1 => 1,
+        _ => conv.dilation[axis],
+    });
+    if distances != [1; 3] {
+        let _ = write!(text, " dilation {distances:?}");
+    }
+    if let Some(groups) = groups {
+        let _ = write!(text, " groups {groups}");
+    }
+    if conv.layout != Layout::Plain {
+        let _ = write!(text, " {:?}", conv.layout);
+    }
+    if conv.flipped {
+        text += " flipped";
+    }
+    text
 }

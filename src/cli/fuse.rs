@@ -1,18 +1,15 @@
 //! `repfuse fuse IN OUT`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use schemars::JsonSchema;
-use serde::Serialize;
-
 use super::Answer;
 use super::families;
+use super::fused::{Made, Written, summary, text};
 use super::graph;
-use super::load;
-use super::output::{self, bytes, count, plural};
+use super::output::{self, plural};
 use super::place;
 use super::planned;
 use super::progress;
@@ -20,14 +17,14 @@ use super::sample::{Evidence, Sampled};
 use super::select::{self, Key, Select};
 use super::signals;
 use super::workers::with_workers;
-use crate::fuse::diagnose::{self, EpsSensitivity, heaviest};
+use crate::fuse::diagnose::{self, EpsSensitivity};
 use crate::fuse::{self, Prepared};
-use crate::graph::{Agreement, Folded};
+use crate::graph::file;
+use crate::graph::{Agreement, Folded, GraphFile};
 use crate::plan::Plan;
-use crate::summary::cost;
 use crate::summary::leftover::branches_left;
-use crate::summary::norms::{Norms, norms};
-use crate::summary::warnings::{Warning, warnings};
+use crate::summary::norms::norms;
+use crate::summary::warnings::warnings;
 use crate::tensor::{self, Checkpoint, Float, Format, plain, quoted};
 use crate::verify;
 
@@ -138,150 +135,12 @@ fn shard_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "expected a size such as 5GB or 500MiB".to_owned())
 }
 
-/// What `fuse --json` prints.
-#[derive(Serialize, JsonSchema)]
-pub(super) struct Summary<'a> {
-    /// This schema and its version.
-    #[schemars(extend("const" = "repfuse.fuse/1"))]
-    schema: &'static str,
-    /// The checkpoint in training form.
-    input: String,
-    /// The file that was written, or would be; of shards, the index.
-    output: String,
-    /// The shards, with `--shard-size`.
-    shards: Vec<String>,
-    /// Whether nothing was written because that was the wish.
-    dry_run: bool,
-    recipe: &'a str,
-    /// The eps of the batch norms; null if there are none, or if the file says several.
-    bn_eps: Option<f64>,
-    /// `recipe`, `file`, `user`, `sample` or `host`; see `families` where they are several.
-    bn_eps_source: &'static str,
-    /// Who else uses these names with another eps.
-    bn_eps_note: Option<&'a str>,
-    /// The largest relative change of a batch norm's scale if `bn_eps_other` were the eps.
-    bn_eps_weight: Option<f64>,
-    bn_eps_other: Option<f64>,
-    blocks_fused: usize,
-    /// The names of the blocks that `--only` and `--skip` left as they are.
-    blocks_skipped: &'a [String],
-    tensors_before: usize,
-    tensors_after: usize,
-    /// Learned numbers: floating-point elements, running statistics left out.
-    parameters_before: u64,
-    parameters_after: u64,
-    bytes_before: u64,
-    bytes_after: u64,
-    seconds: f64,
-    /// Null without `--verify`; a file that fails is not kept.
-    verified: Option<bool>,
-    /// What the maps of `--sample` said.
-    sample: Option<Evidence>,
-    /// PlannedConv numbers that are not zero but too small for the type they are stored in; null if nothing was written.
-    became_zero: Option<u64>,
-    /// The recipes, each with its eps and its part of the file; none for a graph.
-    families: Vec<families::Document>,
-    /// What rests on names alone, with its size for this file.
-    warnings: Vec<families::Warned>,
-    /// What a built-in recipe that knows blocks of the graph says of them; null for a file of weights, and where none does.
-    agreement: Option<Agreed<'a>>,
-    /// The line of Python that loads what was written. Names in capitals are for the user to fill in.
-    load: String,
-    blocks: Vec<BlockSummary<'a>>,
-    /// Segments of wrappers, as `_orig_mod`, that stood inside of blocks, and that the names of the output are without.
-    wrappers_removed: &'a [String],
-    /// Tensors that are dropped by name, without a part in any fused tensor.
-    dropped: Vec<&'a str>,
-    /// The norms with running statistics, of the input.
-    norms: usize,
-    /// Those that the output still has.
-    norms_left: Vec<String>,
-}
-
-/// A built-in recipe beside a graph.
-#[derive(Serialize, JsonSchema)]
-struct Agreed<'a> {
-    recipe: &'a str,
-    /// How many of the blocks it knows.
-    blocks: usize,
-    /// What the two say differently, a sentence each. The graph is believed.
-    differences: &'a [String],
-}
-
-/// One block.
-#[derive(Serialize, JsonSchema)]
-struct BlockSummary<'a> {
-    name: &'a str,
-    /// Whether it holds a bare identity, which no file shows.
-    assumes_identity: bool,
-    /// The convs it becomes.
-    outputs: Vec<OutputSummary<'a>>,
-    /// The tensors that went into it, or that it makes superfluous.
-    consumed: Vec<&'a str>,
-}
-
-/// A conv that a block becomes.
-#[derive(Serialize, JsonSchema)]
-struct OutputSummary<'a> {
-    /// Its tensors are `<module>.weight` and `<module>.bias`.
-    module: &'a str,
-    dtype: String,
-    weight_shape: Vec<usize>,
-    /// Null where any number of groups gives the same kernel.
-    groups: Option<usize>,
-    /// What it is fused from, in a line.
-    expression: String,
-}
-
 pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     // What cannot be written to is said before anything is read.
     place::of(&args.output)?;
     if let Some(file) = graph::open(&args.input)? {
-        args.key.refuse_for_a_graph()?;
-        args.sampled.refuse_for_a_graph()?;
-        anyhow::ensure!(
-            args.dtype_all.is_none(),
-            "--dtype-all is about files of weights; leave it out for a graph"
-        );
-        for (flag, given) in [("--strip", &args.strip), ("--prefix", &args.prefix)] {
-            anyhow::ensure!(
-                given.is_none(),
-                "{flag} is about files of weights; leave it out for a graph"
-            );
-        }
-        let weights_alone = graph::holds(&file, &args.output)? == graph::Holds::Weights;
-        anyhow::ensure!(
-            args.shard_size.is_none() || weights_alone,
-            "--shard-size is about files of weights; leave it out for a graph"
-        );
-        fuse::place_for(file.constants(), &args.output, args.force)?;
-        if weights_alone {
-            graph::plain(file.has_plain_weights())?;
-        }
-        let folded = args.select.fold(&file, args.dtype.float())?;
-        if !args.quiet {
-            graph::differences(&folded);
-        }
-        let (constants, plan) = (file.constants(), folded.plan());
-        // Its weights alone can be written, too.
-        let prepared = match weights_alone {
-            true => Some(Prepared::new(
-                constants,
-                plan,
-                &args.output,
-                &options(args),
-            )?),
-            false => None,
-        };
-        let input = Input {
-            checkpoint: constants,
-            plan,
-            weights: &[],
-            agreement: folded.agreement(),
-            output: prepared.as_ref().map_or(To::Graph(&folded), To::Weights),
-        };
-        return fuse_it(args, &input, None, begin);
+        return run_graph(args, &file, begin);
     }
     let checkpoint = args.key.open(&args.input, args.quiet || args.json)?;
     // Before the plan, which may take a while.
@@ -317,6 +176,53 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     fuse_it(args, &input, sample, begin)
 }
 
+fn run_graph(args: &Args, file: &GraphFile, begin: Instant) -> anyhow::Result<Answer> {
+    args.key.refuse_for_a_graph()?;
+    args.sampled.refuse_for_a_graph()?;
+    anyhow::ensure!(
+        args.dtype_all.is_none(),
+        "--dtype-all is about files of weights; leave it out for a graph"
+    );
+    for (flag, given) in [("--strip", &args.strip), ("--prefix", &args.prefix)] {
+        anyhow::ensure!(
+            given.is_none(),
+            "{flag} is about files of weights; leave it out for a graph"
+        );
+    }
+    let weights_alone = graph::holds(file, &args.output)? == graph::Holds::Weights;
+    anyhow::ensure!(
+        args.shard_size.is_none() || weights_alone,
+        "--shard-size is about files of weights; leave it out for a graph"
+    );
+    fuse::place_for(file.constants(), &args.output, args.force)?;
+    if weights_alone {
+        graph::plain(file.has_plain_weights())?;
+    }
+    let folded = args.select.fold(file, args.dtype.float())?;
+    if !args.quiet {
+        graph::differences(&folded);
+    }
+    let (constants, plan) = (file.constants(), folded.plan());
+    // Its weights alone can be written, too.
+    let prepared = match weights_alone {
+        true => Some(Prepared::new(
+            constants,
+            plan,
+            &args.output,
+            &options(args),
+        )?),
+        false => None,
+    };
+    let input = Input {
+        checkpoint: constants,
+        plan,
+        weights: &[],
+        agreement: folded.agreement(),
+        output: prepared.as_ref().map_or(To::Graph(&folded), To::Weights),
+    };
+    fuse_it(args, &input, None, begin)
+}
+
 fn options(args: &Args) -> fuse::Options {
     fuse::Options {
         replace: args.force,
@@ -347,11 +253,16 @@ enum To<'a> {
 }
 
 impl To<'_> {
-    /// The paths of the files.
-    fn paths(self, args: &Args) -> Vec<PathBuf> {
+    /// With `--shard-size` the paths of the shards, and that of their index.
+    fn shards(self, args: &Args) -> Option<(Vec<PathBuf>, PathBuf)> {
+        args.shard_size?;
         match self {
-            To::Weights(prepared) => prepared.paths(),
-            To::Graph(_) => vec![args.output.clone()],
+            To::Weights(prepared) => {
+                let mut paths = prepared.paths();
+                let index = paths.pop()?;
+                Some((paths, index))
+            }
+            To::Graph(_) => None,
         }
     }
 
@@ -382,8 +293,8 @@ fn fuse_it(
         checkpoint,
         plan,
         weights,
+        agreement,
         output,
-        ..
     } = *input;
     let warnings = match sample {
         Some(_) => Vec::new(),
@@ -396,48 +307,61 @@ fn fuse_it(
     }
     // A dry run says it, too.
     let bytes = output.bytes(args)?;
-    let written = if args.dry_run {
-        if let To::Graph(_) = output {
+    let written = match (args.dry_run, output) {
+        (true, To::Weights(_)) => None,
+        (true, To::Graph(_)) => {
             diagnose::check_norms(checkpoint, plan)?;
+            None
         }
-        Written::default()
-    } else {
-        match write(args, input)? {
-            Some(written) => written,
-            // What is wrong with it has been said; a script reads it here.
-            None if args.json => {
-                let why = format!(
-                    "what was written is not equivalent to its input; {} was not kept",
-                    quoted(&args.output.display().to_string())
-                );
-                output::json(&super::schema::Failure::new(&[why], 1))?;
-                return Ok(Answer::No);
-            }
-            None => return Ok(Answer::No),
-        }
+        (false, _) => match write(args, input)? {
+            Some(written) => Some(written),
+            None => return rejected(args),
+        },
     };
     if plan.blocks().is_empty() && !args.quiet {
-        output::note(
-            "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy",
-        );
+        output::note(NOTHING);
     }
     let norms = norms(checkpoint, plan);
     let made = Made {
+        input: &args.input,
+        output: &args.output,
+        shards: output.shards(args),
+        is_graph: matches!(output, To::Graph(_)),
+        has_dtype: args.dtype.float().is_some(),
+        checkpoint,
+        plan,
+        weights,
+        agreement,
         written,
         bytes,
         norms: &norms,
         seconds: begin.elapsed().as_secs_f64(),
     };
-    let summary = summary(args, input, sample, &warnings, &made);
+    let summary = summary(&made, sample, &warnings);
     if args.json {
         output::json(&summary)?;
     } else if !args.quiet {
         if args.dry_run {
             output::result(&planned::table(checkpoint, plan, args.all))?;
         }
-        output::result(&text(args, &summary, plan, &norms, (weights, output)))?;
+        output::result(&text(&summary, &made))?;
     }
     Ok(Answer::Yes)
+}
+
+const NOTHING: &str =
+    "repfuse: nothing to fuse: no two operators of the graph can become one; the output is a copy";
+
+/// Says in JSON that a file was not kept. (What is wrong with it has been said; a script reads it here.)
+fn rejected(args: &Args) -> anyhow::Result<Answer> {
+    if args.json {
+        let why = format!(
+            "what was written is not equivalent to its input; {} was not kept",
+            quoted(&args.output.display().to_string())
+        );
+        output::json(&super::schema::Failure::new(&[why], 1))?;
+    }
+    Ok(Answer::No)
 }
 
 /// Says which segments of wrappers the names of the output are without.
@@ -467,30 +391,9 @@ fn not_supported(args: &Args, plan: &Plan, evidence: &Evidence) -> anyhow::Resul
     Ok(Answer::No)
 }
 
-/// What is known of a file once it is there; nothing of one that was not written.
-#[derive(Default)]
-struct Written {
-    verified: Option<bool>,
-    vanished: Option<u64>,
-}
-
-/// What a summary says besides the plan.
-struct Made<'a> {
-    written: Written,
-    /// The size of the file.
-    bytes: u64,
-    norms: &'a Norms,
-    seconds: f64,
-}
-
 /// Writes the file and, if asked to, verifies it; none if it was rejected and not kept.
 fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
-    let Input {
-        checkpoint,
-        plan,
-        output,
-        ..
-    } = *input;
+    let Input { plan, output, .. } = *input;
     signals::watch()?;
     let bytes = match output {
         To::Graph(_) => output.bytes(args)?,
@@ -509,37 +412,8 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
         To::Weights(prepared) => prepared.write(&progress)?.into(),
     };
     bar.finish_and_clear();
-    let mut verified = None;
-    if args.verify {
-        let (bar, progress) = progress::verifying(plan, args.quiet || args.json);
-        let options = verify::Options {
-            stop: Some(&signals::STOP),
-            progress: Some(progress),
-            ..Default::default()
-        };
-        let verdict = with_workers(|| -> anyhow::Result<_> {
-            Ok(match output {
-                To::Graph(folded) => graph::plain(folded.verify_written(&unfinished, &options))?,
-                To::Weights(_) => {
-                    let file = unfinished.open()?;
-                    let form = verify::Deployed::File(&file);
-                    verify::verify(checkpoint, plan, form, &options)?
-                }
-            })
-        })??;
-        bar.finish_and_clear();
-        if let Some(why) = verdict.why_not() {
-            output::note(&format!(
-                "repfuse: what was written is not equivalent to its input; {} was not kept\n  {}",
-                quoted(&args.output.display().to_string()),
-                plain(&why)
-            ));
-            return Ok(None);
-        }
-        if !args.quiet && !args.json {
-            super::verify::sampled(&verdict);
-        }
-        verified = Some(true);
+    if args.verify && !is_equivalent(args, input, &unfinished)? {
+        return Ok(None);
     }
     if signals::stopped() {
         return Err(tensor::Error::Interrupted.into());
@@ -559,9 +433,46 @@ fn write(args: &Args, input: &Input<'_>) -> anyhow::Result<Option<Written>> {
         output::note(&vanishing(plan, vanished));
     }
     Ok(Some(Written {
-        verified,
-        vanished: Some(vanished),
+        verified: args.verify,
+        vanished,
     }))
+}
+
+/// Verifies what was written, and says so where it is wrong.
+fn is_equivalent(
+    args: &Args,
+    input: &Input<'_>,
+    unfinished: &file::Written,
+) -> anyhow::Result<bool> {
+    let (bar, progress) = progress::verifying(input.plan, args.quiet || args.json);
+    let options = verify::Options {
+        stop: Some(&signals::STOP),
+        progress: Some(progress),
+        ..Default::default()
+    };
+    let verdict = with_workers(|| -> anyhow::Result<_> {
+        Ok(match input.output {
+            To::Graph(folded) => graph::plain(folded.verify_written(unfinished, &options))?,
+            To::Weights(_) => {
+                let file = unfinished.open()?;
+                let form = verify::Deployed::File(&file);
+                verify::verify(input.checkpoint, input.plan, form, &options)?
+            }
+        })
+    })??;
+    bar.finish_and_clear();
+    if let Some(why) = verdict.why_not() {
+        output::note(&format!(
+            "repfuse: what was written is not equivalent to its input; {} was not kept\n  {}",
+            quoted(&args.output.display().to_string()),
+            plain(&why)
+        ));
+        return Ok(false);
+    }
+    if !args.quiet && !args.json {
+        super::verify::sampled(&verdict);
+    }
+    Ok(true)
 }
 
 /// Says that numbers were too small for the type they are stored in.
@@ -574,237 +485,6 @@ fn vanishing(plan: &Plan, vanished: u64) -> String {
         "repfuse: warning: {vanished} of {all} fused numbers are not zero, but too small for {}, and became zero",
         types.join(" and ")
     )
-}
-
-fn summary<'a>(
-    args: &Args,
-    input: &Input<'a>,
-    sample: Option<Evidence>,
-    warnings: &[Warning],
-    made: &Made<'_>,
-) -> Summary<'a> {
-    let Input {
-        checkpoint,
-        plan,
-        weights,
-        agreement,
-        output: to,
-    } = *input;
-    let Made { written, norms, .. } = made;
-    let weight = heaviest(weights);
-    let agreed = agreement.and_then(|of| {
-        Some(Agreed {
-            recipe: of.recipe.as_deref()?,
-            blocks: of.blocks,
-            differences: &of.differences,
-        })
-    });
-    let shown = |path: &PathBuf| path.display().to_string();
-    let (output, shards) = match (to.paths(args).split_last(), args.shard_size) {
-        (Some((index, shards)), Some(_)) => (shown(index), shards.iter().map(shown).collect()),
-        _ => (shown(&args.output), Vec::new()),
-    };
-    Summary {
-        schema: "repfuse.fuse/1",
-        families: families::documents(plan, weights),
-        warnings: families::warned(warnings),
-        input: args.input.display().to_string(),
-        output: output.clone(),
-        shards,
-        dry_run: args.dry_run,
-        recipe: plan.recipe(),
-        bn_eps: weight.and(plan.eps()),
-        bn_eps_source: plan.eps_source().name(),
-        bn_eps_note: plan.eps_note(),
-        bn_eps_weight: weight.map(|w| w.largest),
-        bn_eps_other: weight.map(|w| w.other),
-        blocks_fused: plan.blocks().len(),
-        blocks_skipped: plan.skipped(),
-        tensors_before: checkpoint.tensors().len(),
-        tensors_after: plan.outputs().len(),
-        parameters_before: cost::parameters(checkpoint.tensors().values()),
-        parameters_after: cost::planned_parameters(plan),
-        bytes_before: checkpoint.file_len(),
-        bytes_after: made.bytes,
-        seconds: made.seconds,
-        verified: written.verified,
-        sample,
-        became_zero: written.vanished,
-        agreement: agreed,
-        load: load::load(
-            plan,
-            &output,
-            checkpoint.unwrapped(),
-            matches!(to, To::Graph(_)),
-        ),
-        blocks: plan.blocks().iter().map(block_summary).collect(),
-        wrappers_removed: plan.wrappers_removed(),
-        dropped: plan.dropped().iter().map(|t| t.name()).collect(),
-        norms: norms.all,
-        norms_left: norms.left.iter().map(|(norm, _)| norm.clone()).collect(),
-    }
-}
-
-fn block_summary(block: &crate::plan::Block) -> BlockSummary<'_> {
-    BlockSummary {
-        name: block.name(),
-        assumes_identity: block.assumes_identity(),
-        outputs: block
-            .fused()
-            .iter()
-            .map(|fused| OutputSummary {
-                module: fused.module(),
-                dtype: fused.dtype().to_string(),
-                weight_shape: fused.stored_shape(),
-                groups: fused
-                    .geometry()
-                    .groups_known()
-                    .then_some(fused.geometry().groups()),
-                expression: crate::algebra::describe::expression(fused.expr().root()),
-            })
-            .collect(),
-        consumed: block.consumed().iter().map(|t| t.name()).collect(),
-    }
-}
-
-fn text(
-    args: &Args,
-    s: &Summary<'_>,
-    plan: &Plan,
-    norms: &Norms,
-    (weights, to): (&[EpsSensitivity], To<'_>),
-) -> String {
-    let did = if s.dry_run { "would fuse" } else { "fused" };
-    let mut head = format!(
-        "{did} {} in {:.2} s",
-        plural(s.blocks_fused, "block"),
-        s.seconds
-    );
-    if !s.blocks_skipped.is_empty() {
-        head += &format!(
-            ", left {} as they are",
-            plural(s.blocks_skipped.len(), "block")
-        );
-    }
-    if s.verified == Some(true) {
-        head += &format!(", {}", output::good("verified"));
-    }
-    let mut rows = vec![
-        vec![
-            "tensors".to_owned(),
-            s.tensors_before.to_string(),
-            "→".to_owned(),
-            s.tensors_after.to_string(),
-        ],
-        vec![
-            "parameters".to_owned(),
-            count(s.parameters_before),
-            "→".to_owned(),
-            count(s.parameters_after),
-        ],
-    ];
-    rows.push(vec![
-        "bytes".to_owned(),
-        bytes(s.bytes_before),
-        "→".to_owned(),
-        bytes(s.bytes_after),
-    ]);
-    let mut lines = format!("{head}\n");
-    for row in output::table(&rows, &[1, 3], &[], output::width()).lines() {
-        lines += &format!("  {row}\n");
-    }
-    if !s.shards.is_empty() {
-        let index = quoted(&s.output);
-        let shards = format!("{}, joined by {index}", plural(s.shards.len(), "file"));
-        lines += &output::line("shards", &shards);
-    }
-    let knows = |of: &Agreed<'_>| {
-        let says = match of.differences {
-            [] => "agrees",
-            _ => "differs",
-        };
-        format!(
-            "{}; {} knows {} of the blocks and {says}",
-            s.recipe, of.recipe, of.blocks
-        )
-    };
-    lines += &match &s.agreement {
-        Some(agreed) => output::line("recipe", &knows(agreed)),
-        None => families::lines(plan),
-    };
-    lines += &computed_line(plan).unwrap_or_default();
-    lines += &left_line(norms).unwrap_or_default();
-    lines += &families::eps_lines(plan, weights);
-    let sample = s.sample.as_ref().map(|evidence| evidence.line(plan));
-    lines += &sample.unwrap_or_default();
-    lines += &half_types(args, plan, to).unwrap_or_default();
-    lines + &load::line(&s.load)
-}
-
-/// Says that fused weights are rounded to a half type because the file's are of that type.
-fn half_types(args: &Args, plan: &Plan, to: To<'_>) -> Option<String> {
-    if args.dtype.float().is_some() {
-        return None;
-    }
-    // A graph computes in the type of its values, whatever its weights are stored in.
-    let remedy = match to {
-        To::Weights(_) => "; --dtype f32 keeps more digits",
-        To::Graph(_) => ", in which the network computes",
-    };
-    let fused = plan.blocks().iter().flat_map(|block| block.fused());
-    let half: BTreeSet<String> = fused
-        .filter(|f| matches!(f.dtype(), Float::F16 | Float::Bf16))
-        .map(|f| f.dtype().to_string())
-        .collect();
-    let half: Vec<String> = half.into_iter().collect();
-    (!half.is_empty()).then(|| {
-        let said = format!(
-            "fused weights are rounded to {}{remedy}",
-            half.join(" and ")
-        );
-        output::line("rounding", &said)
-    })
-}
-
-/// Which weights were computed from parts before they were folded.
-fn computed_line(plan: &Plan) -> Option<String> {
-    let convs = plan.blocks().iter().flat_map(|block| block.fused());
-    let leaves = convs.flat_map(|fused| fused.expr().root().leaves());
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for computed in leaves.filter_map(|leaf| leaf.computed()) {
-        *counts.entry(computed.name()).or_default() += 1;
-    }
-    let counts: Vec<String> = counts
-        .iter()
-        .map(|(from, n)| format!("{} from {from}", plural(*n, "weight")))
-        .collect();
-    (!counts.is_empty()).then(|| output::line("computed", &counts.join(", ")))
-}
-
-/// As many norms as a summary names.
-const NORMS_NAMED: usize = 4;
-
-/// How many norms are left, and which; nothing where all are folded.
-fn left_line(norms: &Norms) -> Option<String> {
-    let left = norms.left.len();
-    if left == 0 {
-        return None;
-    }
-    let named = norms.left.iter().take(NORMS_NAMED).map(|(norm, why)| {
-        let why = why.as_ref().map(|why| format!(" ({why})"));
-        format!("{}{}", plain(norm), why.unwrap_or_default())
-    });
-    let mut named: Vec<String> = named.collect();
-    if left > NORMS_NAMED {
-        named.push(format!("{} more", left - NORMS_NAMED));
-    }
-    let line = format!(
-        "{} of {} folded; as they were: {}",
-        norms.all - left,
-        plural(norms.all, "norm"),
-        named.join(", ")
-    );
-    Some(output::line("left", &line))
 }
 
 #[cfg(test)]

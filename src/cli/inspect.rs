@@ -303,22 +303,7 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     }
     out += &line("form", form(found.form));
     if let Some(plan) = &found.plan {
-        let eps = plan
-            .eps()
-            .map(|e| format!(", bn eps {}", units::small(e)))
-            .unwrap_or_default();
-        out += &line(
-            "recipe",
-            &format!(
-                "{}{eps}: {} to fuse",
-                plan.recipe(),
-                plural(plan.blocks().len(), "block")
-            ),
-        );
-        let note = plan.eps_note();
-        if let Some(note) = note.filter(|_| plan.eps_source() == EpsSource::Recipe) {
-            out += &line("", &plain(note));
-        }
+        out += &recipe_lines(plan);
     }
     let assumed = found.plan.as_ref().is_some_and(Plan::assumes_identities);
     let blocks = found.plan.iter().flat_map(|plan| plan.blocks());
@@ -329,14 +314,7 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
     texts.extend(found.convs.iter().map(|(_, of)| kind(*of).to_owned()));
     out += &output::legend(&texts, assumed);
     if let Some(trouble) = &found.trouble {
-        // Near misses stand on lines of their own.
-        for part in trouble.to_string().split('\n') {
-            out += &line("", &plain(part.trim_start()));
-        }
-        if matches!(trouble, recipe::Error::NoBlock { .. }) {
-            out += super::WAYS_ON;
-            out.push('\n');
-        }
+        out += &trouble_lines(trouble);
     }
     out += &line(
         "tensors",
@@ -348,21 +326,7 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
         ),
     );
     if let Some(macs) = macs(args, checkpoint, found) {
-        let size = macs.input_size;
-        out += &line(
-            "macs",
-            &match macs.total {
-                Some(total) => format!(
-                    "{} → {} in the blocks at {size}×{size}",
-                    count(total.before),
-                    count(total.after)
-                ),
-                None => {
-                    "not known: neither the file nor the recipe says which strides this network has"
-                        .to_owned()
-                }
-            },
-        );
+        out += &macs_line(&macs);
     }
     let dtypes: Vec<_> = found
         .dtypes
@@ -376,6 +340,56 @@ fn text(args: &Args, checkpoint: &Checkpoint, found: &Inspection) -> String {
         out += &line("metadata", &format!("{key} = {value}"));
     }
     out
+}
+
+/// The recipe of a plan with its eps, and who else uses these names with another one.
+fn recipe_lines(plan: &Plan) -> String {
+    let eps = plan
+        .eps()
+        .map(|e| format!(", bn eps {}", units::small(e)))
+        .unwrap_or_default();
+    let mut out = line(
+        "recipe",
+        &format!(
+            "{}{eps}: {} to fuse",
+            plan.recipe(),
+            plural(plan.blocks().len(), "block")
+        ),
+    );
+    let note = plan.eps_note();
+    if let Some(note) = note.filter(|_| plan.eps_source() == EpsSource::Recipe) {
+        out += &line("", &plain(note));
+    }
+    out
+}
+
+/// Why nothing is folded, and what to do about it.
+fn trouble_lines(trouble: &recipe::Error) -> String {
+    let mut out = String::new();
+    // Near misses stand on lines of their own.
+    for part in trouble.to_string().split('\n') {
+        out += &line("", &plain(part.trim_start()));
+    }
+    if matches!(trouble, recipe::Error::NoBlock { .. }) {
+        out += super::WAYS_ON;
+        out.push('\n');
+    }
+    out
+}
+
+/// Multiply-adds of the blocks before and after.
+fn macs_line(macs: &Macs) -> String {
+    let size = macs.input_size;
+    let said = match macs.total {
+        Some(total) => format!(
+            "{} → {} in the blocks at {size}×{size}",
+            count(total.before),
+            count(total.after)
+        ),
+        None => "not known: neither the file nor the recipe says which strides this network has"
+            .to_owned(),
+    };
+    line("macs", &said)
 }
 
 /// Some projects keep whole configurations in the metadata. `--json` has them in full.

@@ -3,6 +3,7 @@
 mod advice;
 mod families;
 mod fuse;
+mod fused;
 mod graph;
 mod inspect;
 mod int8;

@@ -228,6 +228,29 @@ impl Evidence {
 
     /// What was compared and what it decided, in lines for the end of a text.
     pub(super) fn line(&self, plan: &Plan) -> String {
+        let mut lines = output::line("sample", &self.compared());
+        let mut chosen = Vec::new();
+        if self.recipe_decided {
+            chosen.push(format!("recipe {}", plain(plan.recipe())));
+        }
+        if let Some(eps) = plan.eps().filter(|_| self.bn_eps_decided) {
+            chosen.push(format!("bn eps {}", small(eps)));
+        }
+        if !chosen.is_empty() && self.accepted {
+            lines += &output::line("", &format!("it decided: {}", chosen.join(", ")));
+        }
+        if !self.bn_eps_also.is_empty() {
+            let also: Vec<String> = self.bn_eps_also.iter().map(|eps| small(*eps)).collect();
+            lines += &output::line(
+                "",
+                &format!("it does not rule out bn eps {}", also.join(", ")),
+            );
+        }
+        lines
+    }
+
+    /// Which blocks were compared, and how well they fit.
+    fn compared(&self) -> String {
         let fit = self.records.iter().filter(|r| r.accepted).count();
         let blocks = plural(self.records.len(), "recorded block");
         let mut activations: Vec<&str> =
@@ -269,24 +292,6 @@ impl Evidence {
             let names: Vec<String> = self.ignored.iter().map(|i| plain(&i.name)).collect();
             text += &format!("; not compared: {}", names.join(", "));
         }
-        let mut lines = output::line("sample", &text);
-        let mut chosen = Vec::new();
-        if self.recipe_decided {
-            chosen.push(format!("recipe {}", plain(plan.recipe())));
-        }
-        if let Some(eps) = plan.eps().filter(|_| self.bn_eps_decided) {
-            chosen.push(format!("bn eps {}", small(eps)));
-        }
-        if !chosen.is_empty() && self.accepted {
-            lines += &output::line("", &format!("it decided: {}", chosen.join(", ")));
-        }
-        if !self.bn_eps_also.is_empty() {
-            let also: Vec<String> = self.bn_eps_also.iter().map(|eps| small(*eps)).collect();
-            lines += &output::line(
-                "",
-                &format!("it does not rule out bn eps {}", also.join(", ")),
-            );
-        }
-        lines
+        text
     }
 }

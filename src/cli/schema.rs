@@ -6,7 +6,7 @@
 use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 
-use super::{Answer, fuse, inspect, output, recipes, report, verify};
+use super::{Answer, fused, inspect, output, recipes, report, verify};
 
 /// Print the JSON Schema of what a command prints with --json, or of a recipe
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
             output::result(crate::recipe::SCHEMA)?;
             return Ok(Answer::Yes);
         }
-        Of::Fuse => schema_for!(fuse::Summary<'static>),
+        Of::Fuse => schema_for!(fused::Summary<'static>),
         Of::Verify => schema_for!(verify::Report<'static>),
         Of::Inspect => schema_for!(inspect::Document<'static>),
         Of::Report => schema_for!(report::Document<'static>),

@@ -231,15 +231,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         )?;
         Ok((verdict, findings))
     })??;
-    let training_too = deployed
-        .as_ref()
-        .zip(args.output.as_ref())
-        .filter(|(file, _)| {
-            !verdict.accepted()
-                && verdict.blocks.iter().all(|b| b.failure.is_some())
-                && args.select.plan(file, None).is_ok()
-        });
-    let no_deploy_form = training_too.map(|(_, path)| unfolded(path));
+    let no_deploy_form = no_deploy_form(args, &verdict, deployed.as_ref());
     let told = Told {
         plan: &plan,
         weights: &weights,
@@ -298,6 +290,15 @@ fn accepts(
     let form = Deployed::File(deployed);
     let options = options(args, None);
     Ok(with_workers(|| verify::verify(checkpoint, &plan, form, &options))??.accepted())
+}
+
+/// What there is to say where no block is found in a file because it is in training form itself.
+fn no_deploy_form(args: &Args, verdict: &Verdict, deployed: Option<&Checkpoint>) -> Option<String> {
+    let (file, path) = deployed.zip(args.output.as_ref())?;
+    let is_so = !verdict.accepted()
+        && verdict.blocks.iter().all(|b| b.failure.is_some())
+        && args.select.plan(file, None).is_ok();
+    is_so.then(|| unfolded(path))
 }
 
 /// Says that a file is no deploy form.

@@ -11,7 +11,7 @@ use super::output::{self, Cut, plural};
 use crate::conv2d::PaddingMode;
 use crate::network::divergence::{bidirectional_kl, dropout_kl};
 use crate::network::maps::{self, MapVerdict, Padding, verify_maps};
-use crate::network::{Outputs, sequential};
+use crate::network::{Outputs, Sequential, sequential};
 use crate::plan::Plan;
 use crate::summary::units;
 use crate::tensor::{Checkpoint, arrays::read_arrays, plain};
@@ -269,20 +269,11 @@ fn finding(v: &MapVerdict) -> MapFinding {
     }
 }
 
-fn end_to_end(
-    args: &Whole,
-    seed: u64,
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    deployed: Deployed<'_>,
-    images: Option<Array4<f64>>,
-) -> anyhow::Result<EndToEnd> {
-    let network = sequential(checkpoint, plan)?;
-    let mut random = SplitMix64::new(seed);
-    let (count, size) = match &images {
-        Some(images) => (images.dim().0, images.dim().2.max(images.dim().3)),
-        None => (usize::from(args.images), usize::from(args.size)),
-    };
+/// What an image takes in a network, in bytes.
+///
+/// # Errors
+/// When that is more than what is free.
+fn bytes_of_one(args: &Whole, network: &Sequential<'_>, size: usize) -> anyhow::Result<u64> {
     let of_number = match args.precision {
         Precision::F64 => 8,
         Precision::F32 => 4,
@@ -300,6 +291,37 @@ fn end_to_end(
             ""
         }
     );
+    Ok(each)
+}
+
+/// How many images are of the same class by both forms.
+fn agreed(outputs: &Outputs) -> usize {
+    let best = |logits: ndarray::ArrayView1<'_, f64>| {
+        let ranked = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        ranked.map(|(class, _)| class)
+    };
+    let trained = outputs.trained.axis_iter(Axis(0));
+    let pairs = trained.zip(outputs.deployed.axis_iter(Axis(0)));
+    pairs
+        .filter(|(a, b)| best(a.view()) == best(b.view()))
+        .count()
+}
+
+fn end_to_end(
+    args: &Whole,
+    seed: u64,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    images: Option<Array4<f64>>,
+) -> anyhow::Result<EndToEnd> {
+    let network = sequential(checkpoint, plan)?;
+    let mut random = SplitMix64::new(seed);
+    let (count, size) = match &images {
+        Some(images) => (images.dim().0, images.dim().2.max(images.dim().3)),
+        None => (usize::from(args.images), usize::from(args.size)),
+    };
+    let each = bytes_of_one(args, &network, size)?;
     let at_once =
         usize::try_from(AT_ONCE / each.max(1)).map_or(count, |n| n.clamp(1, count.max(1)));
     let mut outputs: Option<Outputs> = None;
@@ -324,19 +346,7 @@ fn end_to_end(
         }
     }
     let outputs = outputs.context("there are no images; expected one at the least")?;
-    let best = |logits: ndarray::ArrayView1<'_, f64>| {
-        let ranked = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        ranked.map(|(class, _)| class)
-    };
-    let pairs = || {
-        outputs
-            .trained
-            .axis_iter(Axis(0))
-            .zip(outputs.deployed.axis_iter(Axis(0)))
-    };
-    let agreed = pairs()
-        .filter(|(a, b)| best(a.view()) == best(b.view()))
-        .count();
+    let agreed = agreed(&outputs);
     let differences = outputs
         .trained
         .iter()

@@ -234,35 +234,42 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 let picked = x.select(Axis(1), &channels.picked);
                 Ok(strided(picked.view(), stride))
             }
-            Op::Seq(parts) => {
-                let (head, tail) = split(parts);
-                let Some((first, rest)) = tail.split_first() else {
-                    return Ok(x.to_owned());
-                };
-                let mut y = x.to_owned();
-                for step in head {
-                    y = self.step(step, y.view(), [1, 1])?;
-                }
-                // A sequence without a conv runs at stride 1; its result is strided at the end.
-                let has_conv = first.has_conv();
-                y = self.step(first, y.view(), if has_conv { stride } else { [1, 1] })?;
-                for step in rest {
-                    if has_conv && stride != [1, 1] && plane(step.geometry())? != [1, 1] {
-                        return Err(Error::StridedMean);
-                    }
-                    y = self.step(step, y.view(), [1, 1])?;
-                }
-                Ok(match has_conv {
-                    true => y,
-                    false => strided(y.view(), stride),
-                })
-            }
+            Op::Seq(parts) => self.sequence(parts, x, stride),
             Op::AvgPool([_, height, width]) => {
                 let weight = F::rounded(self.reading.of(1.0 / (height * width) as f64));
                 Ok(strided(pool(x, [*height, *width], weight).view(), stride))
             }
             diagonal => self.diagonal(diagonal, strided(x, stride)),
         }
+    }
+
+    /// Runs one step after the other. A sequence without a conv runs at stride 1; its result is strided at the end.
+    fn sequence<F: Element>(
+        &mut self,
+        parts: &[Part<Tensor>],
+        x: ArrayView4<'_, F>,
+        stride: [usize; 2],
+    ) -> Result<Array4<F>, Error> {
+        let (head, tail) = split(parts);
+        let Some((first, rest)) = tail.split_first() else {
+            return Ok(x.to_owned());
+        };
+        let mut y = x.to_owned();
+        for step in head {
+            y = self.step(step, y.view(), [1, 1])?;
+        }
+        let has_conv = first.has_conv();
+        y = self.step(first, y.view(), if has_conv { stride } else { [1, 1] })?;
+        for step in rest {
+            if has_conv && stride != [1, 1] && plane(step.geometry())? != [1, 1] {
+                return Err(Error::StridedMean);
+            }
+            y = self.step(step, y.view(), [1, 1])?;
+        }
+        Ok(match has_conv {
+            true => y,
+            false => strided(y.view(), stride),
+        })
     }
 
     /// Runs a part by itself.
@@ -319,7 +326,29 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
         op: &Op<Tensor>,
         mut x: Array4<F>,
     ) -> Result<Array4<F>, Error> {
-        let channels = x.dim().1;
+        let reading = self.reading;
+        let Some([mean, factor, shift]) = self.channelwise(op, x.dim().1)? else {
+            return Ok(x);
+        };
+        // Sizes grow by the mean instead of losing it; everything else is positive already.
+        let mean: Vec<F> = match reading {
+            Reading::Value => mean,
+            Reading::Magnitude | Reading::Energy | Reading::Coarse { .. } => {
+                mean.into_iter().map(|m| -m).collect()
+            }
+        };
+        for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
+            maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);
+        }
+        Ok(x)
+    }
+
+    /// What an operator subtracts from each channel, multiplies it with and adds to it, in this order; none where it does nothing.
+    fn channelwise<F: Element>(
+        &mut self,
+        op: &Op<Tensor>,
+        channels: usize,
+    ) -> Result<Option<[Vec<F>; 3]>, Error> {
         let reading = self.reading;
         let mut as_read = |leaf: &Tensor, reading| -> Result<Vec<F>, Error> {
             let values = self.vector_as(leaf, reading)?;
@@ -337,7 +366,7 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
         let mut per_channel = |leaf| as_read(leaf, reading);
         let (ones, zeros) = (vec![F::one(); channels], vec![F::zero(); channels]);
         // As training did: subtract the mean, divide by the root, scale, shift.
-        let (mean, factor, shift) = match op {
+        Ok(Some(match op {
             Op::Bn(Bn {
                 mean, affine, eps, ..
             }) => {
@@ -351,36 +380,25 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                     Some([weight, bias]) => (per_channel(weight)?, per_channel(bias)?),
                     None => (ones, zeros),
                 };
-                (
+                [
                     per_channel(mean)?,
                     weight.iter().zip(root).map(|(w, root)| *w / root).collect(),
                     bias,
-                )
+                ]
             }
-            Op::Scale(Factor::Number(n)) => (
+            Op::Scale(Factor::Number(n)) => [
                 zeros.clone(),
                 vec![F::rounded(reading.of(*n)); channels],
                 zeros,
-            ),
+            ],
             Op::Scale(Factor::Tensor(v)) => {
                 let factors = gate(v, &(0..channels), self.values)?.into_iter();
                 let factors = factors.map(|x| F::rounded(reading.of(x))).collect();
-                (zeros.clone(), factors, zeros)
+                [zeros.clone(), factors, zeros]
             }
-            Op::Shift(t) => (zeros, ones, per_channel(t)?),
-            _ => return Ok(x),
-        };
-        // Sizes grow by the mean instead of losing it; everything else is positive already.
-        let mean: Vec<F> = match reading {
-            Reading::Value => mean,
-            Reading::Magnitude | Reading::Energy | Reading::Coarse { .. } => {
-                mean.into_iter().map(|m| -m).collect()
-            }
-        };
-        for (c, mut maps) in x.axis_iter_mut(Axis(1)).enumerate() {
-            maps.mapv_inplace(|x| (x - mean[c]) * factor[c] + shift[c]);
-        }
-        Ok(x)
+            Op::Shift(t) => [zeros, ones, per_channel(t)?],
+            _ => return Ok(None),
+        }))
     }
 
     fn vector<F: Element>(&mut self, leaf: &Tensor) -> Result<Vec<F>, Error> {

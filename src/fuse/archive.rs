@@ -22,7 +22,7 @@ pub(crate) struct Entry {
 ///
 /// # Errors
 /// As for [`write`](super::write).
-pub(crate) fn write(
+pub(crate) fn write_checked(
     checkpoint: &Checkpoint,
     blocks: &[Block],
     entries: Vec<Entry>,

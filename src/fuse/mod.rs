@@ -143,6 +143,15 @@ pub fn write(
     write_checked(checkpoint, contents, places, options, None, progress)
 }
 
+/// As many threads as are worth their start, and as there are cores.
+fn threads_for(layout: &Layout) -> usize {
+    let worth = 1 + (layout.len() / BYTES_PER_THREAD) as usize;
+    match worth {
+        1 => 1,
+        _ => std::thread::available_parallelism().map_or(1, |cores| worth.min(cores.get())),
+    }
+}
+
 /// Writes them where every variance has been checked.
 fn write_checked(
     checkpoint: &Checkpoint,
@@ -160,13 +169,7 @@ fn write_checked(
     let order = layout.order();
     let tasks = Mutex::new(tasks(*contents, &order));
     let failure: Mutex<Option<diagnose::Error>> = Mutex::new(None);
-    let threads = options.threads.unwrap_or_else(|| {
-        let worth = 1 + (layout.len() / BYTES_PER_THREAD) as usize;
-        match worth {
-            1 => 1,
-            _ => std::thread::available_parallelism().map_or(1, |cores| worth.min(cores.get())),
-        }
-    });
+    let threads = options.threads.unwrap_or_else(|| threads_for(layout));
     let work = || {
         let mut worker = Worker::new(checkpoint, &writes, sums, &vanished);
         loop {

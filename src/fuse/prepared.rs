@@ -116,7 +116,7 @@ impl<'a> Prepared<'a> {
             }
             Form::Pytorch(entries) => {
                 let entries = entries.clone();
-                archive::write(checkpoint, &plan.blocks, entries, places, options, progress)
+                archive::write_checked(checkpoint, &plan.blocks, entries, places, options, progress)
             }
         }
     }

@@ -67,9 +67,7 @@ pub(super) fn tasks<'a>(
     order: &'a [usize],
 ) -> impl Iterator<Item = Task<'a>> + Send {
     let Contents {
-        blocks,
-        outputs,
-        layout,
+        outputs, layout, ..
     } = contents;
     let bias_at: HashMap<(usize, usize), u64> = outputs
         .iter()
@@ -79,65 +77,74 @@ pub(super) fn tasks<'a>(
             _ => None,
         })
         .collect();
-    runs(outputs, layout, order).flat_map(
-        move |run| -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
-            let planned = &outputs[run[0]];
-            let to = layout.offset(run[0]);
-            match &planned.what {
-                Source::Copy(tensor) if run.len() == 1 => Box::new(
-                    slabs(tensor.byte_len(), SLAB_BYTES as u64).map(move |bytes| Task::Copy {
-                        to: to + bytes.start,
-                        from: vec![(tensor, bytes)],
-                    }),
-                ),
-                Source::Copy(_) => Box::new(std::iter::once(Task::Copy {
-                    from: run
-                        .iter()
-                        .filter_map(|&i| copied(&outputs[i]))
-                        .map(|tensor| (tensor, 0..tensor.byte_len()))
-                        .collect(),
-                    to,
-                })),
-                &Source::Fill(value, float) => {
-                    let slabs = slabs(planned.output.byte_len, SLAB_BYTES as u64);
-                    Box::new(slabs.map(move |bytes| Task::Fill {
-                        value,
-                        float,
-                        count: (bytes.end - bytes.start) as usize / float.size(),
-                        to: to + bytes.start,
-                    }))
-                }
-                &Source::Round(ref tensor, float) => {
-                    let size = float.size() as u64;
-                    let slabs = slabs(tensor.len() as u64, SLAB_BYTES as u64 / 8);
-                    Box::new(slabs.map(move |numbers| Task::Round {
-                        tensor,
-                        float,
-                        to: to + numbers.start * size,
-                        numbers,
-                    }))
-                }
-                Source::Weight(b, f) => {
-                    let fused = &blocks[*b].fused[*f];
-                    let job = Arc::new(Job {
-                        fused,
-                        weight_at: to,
-                        bias_at: bias_at.get(&(*b, *f)).copied(),
-                        folded: Mutex::new(None),
-                    });
-                    let (rows, row_len) = job.stored_rows();
-                    let step = SLAB_BYTES / (row_len * fused.dtype.size()).max(1);
-                    Box::new(
-                        slabs(rows as u64, step.max(1) as u64).map(move |rows| Task::Rows {
-                            job: job.clone(),
-                            rows: rows.start as usize..rows.end as usize,
-                        }),
-                    )
-                }
-                Source::Bias(..) => Box::new(std::iter::empty()),
-            }
-        },
-    )
+    runs(outputs, layout, order).flat_map(move |run| of_run(contents, &bias_at, &run))
+}
+
+/// The tasks of one run.
+fn of_run<'a>(
+    Contents {
+        blocks,
+        outputs,
+        layout,
+    }: Contents<'a>,
+    bias_at: &HashMap<(usize, usize), u64>,
+    run: &[usize],
+) -> Box<dyn Iterator<Item = Task<'a>> + Send + 'a> {
+    let planned = &outputs[run[0]];
+    let to = layout.offset(run[0]);
+    match &planned.what {
+        Source::Copy(tensor) if run.len() == 1 => Box::new(
+            slabs(tensor.byte_len(), SLAB_BYTES as u64).map(move |bytes| Task::Copy {
+                to: to + bytes.start,
+                from: vec![(tensor, bytes)],
+            }),
+        ),
+        Source::Copy(_) => Box::new(std::iter::once(Task::Copy {
+            from: run
+                .iter()
+                .filter_map(|&i| copied(&outputs[i]))
+                .map(|tensor| (tensor, 0..tensor.byte_len()))
+                .collect(),
+            to,
+        })),
+        &Source::Fill(value, float) => {
+            let slabs = slabs(planned.output.byte_len, SLAB_BYTES as u64);
+            Box::new(slabs.map(move |bytes| Task::Fill {
+                value,
+                float,
+                count: (bytes.end - bytes.start) as usize / float.size(),
+                to: to + bytes.start,
+            }))
+        }
+        &Source::Round(ref tensor, float) => {
+            let size = float.size() as u64;
+            let slabs = slabs(tensor.len() as u64, SLAB_BYTES as u64 / 8);
+            Box::new(slabs.map(move |numbers| Task::Round {
+                tensor,
+                float,
+                to: to + numbers.start * size,
+                numbers,
+            }))
+        }
+        Source::Weight(b, f) => Box::new(rows_of(Job {
+            fused: &blocks[*b].fused[*f],
+            weight_at: to,
+            bias_at: bias_at.get(&(*b, *f)).copied(),
+            folded: Mutex::new(None),
+        })),
+        Source::Bias(..) => Box::new(std::iter::empty()),
+    }
+}
+
+/// The rows of a conv, as many at a time as a slab has bytes for.
+fn rows_of(job: Job<'_>) -> impl Iterator<Item = Task<'_>> + Send {
+    let job = Arc::new(job);
+    let (rows, row_len) = job.stored_rows();
+    let step = SLAB_BYTES / (row_len * job.fused.dtype.size()).max(1);
+    slabs(rows as u64, step.max(1) as u64).map(move |rows| Task::Rows {
+        job: job.clone(),
+        rows: rows.start as usize..rows.end as usize,
+    })
 }
 
 /// Cuts the outputs, in the order of the file, into runs that one task writes: small copies together, all else alone.

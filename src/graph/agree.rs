@@ -26,6 +26,35 @@ pub struct Agreement {
 /// The weights of a graph as a recipe sees them: those of the state dict, by name.
 pub(super) type Index = std::collections::BTreeMap<String, Tensor>;
 
+/// Names for a module that is not the author's.
+fn beside(module: &str) -> impl Iterator<Item = String> {
+    (1..).map(move |n| match n {
+        1 => format!("{module}.fused"),
+        n => format!("{module}.fused{n}"),
+    })
+}
+
+/// What the plan of a recipe folds to, without what agrees.
+fn missed<'p>(plan: &'p Plan, agreed: &HashSet<String>) -> Vec<&'p str> {
+    plan.blocks
+        .iter()
+        .flat_map(|block| &block.fused)
+        .filter(|conv| !agreed.contains(&conv.module))
+        .map(|conv| &*conv.module)
+        .collect()
+}
+
+fn also_folds(recipe: &str, first: &str, others: usize) -> String {
+    let more = match others {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    format!(
+        "recipe {recipe} also folds to {}{more}, of which the graph folds more, less or nothing",
+        quoted(first)
+    )
+}
+
 /// Compares blocks with those that a built-in recipe finds, and gives them its names. `taken` are the names of tensors that are left.
 pub(super) fn agree(
     checkpoint: &Checkpoint,
@@ -45,10 +74,8 @@ pub(super) fn agree(
         load: plan.load.clone(),
         ..Agreement::default()
     };
-    let mut modules: HashSet<String> = blocks
-        .iter()
-        .map(|block| block.fused[0].module.clone())
-        .collect();
+    let modules = blocks.iter().map(|block| block.fused[0].module.clone());
+    let mut modules: HashSet<String> = modules.collect();
     let mut agreed: HashSet<String> = HashSet::new();
     let mut structure = false;
     for block in blocks.iter_mut() {
@@ -61,57 +88,35 @@ pub(super) fn agree(
         agreed.insert(by_recipe.module.clone());
         let difference = difference(checkpoint, &plan.recipe, conv, by_recipe);
         let is_free = |module: &String| {
-            !modules.contains(module)
-                && !["weight", "bias"]
-                    .iter()
-                    .any(|end| taken.contains(&format!("{module}.{end}")))
+            let tensors = ["weight", "bias"].map(|end| format!("{module}.{end}"));
+            !modules.contains(module) && !tensors.iter().any(|name| taken.contains(name))
         };
         structure |= matches!(difference, Some(Difference::Structure(_)));
         let module = match difference {
             // What computes something else than the author's deploy form must not be loaded into it.
-            Some(Difference::Structure(_)) => (1..)
-                .map(|n| match n {
-                    1 => format!("{}.fused", by_recipe.module),
-                    n => format!("{}.fused{n}", by_recipe.module),
-                })
-                .find(is_free),
+            Some(Difference::Structure(_)) => beside(&by_recipe.module).find(is_free),
             _ => Some(by_recipe.module.clone()).filter(is_free),
         };
         if let Some(Difference::Eps(said) | Difference::Structure(said)) = difference {
-            found
-                .differences
-                .push(format!("block {}: {said}", quoted(&block.name)));
+            let said = format!("block {}: {said}", quoted(&block.name));
+            found.differences.push(said);
         }
         if let Some(module) = module {
             modules.insert(module.clone());
             block.fused[0].module = module;
         }
     }
-    let missed: Vec<&str> = plan
-        .blocks
-        .iter()
-        .flat_map(|block| &block.fused)
-        .filter(|conv| !agreed.contains(&conv.module))
-        .map(|conv| &*conv.module)
-        .collect();
+    if found.blocks == 0 {
+        return Agreement::default();
+    }
+    let missed = missed(&plan, &agreed);
     // The author's deploy form loads what it has, all of it and nothing else.
     if structure || !missed.is_empty() || found.blocks < blocks.len() {
         found.load = None;
     }
-    if let ([first, others @ ..], 1..) = (&missed[..], found.blocks) {
-        let more = match others.len() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        found.differences.push(format!(
-            "recipe {} also folds to {}{more}, of which the graph folds more, less or nothing",
-            plan.recipe,
-            quoted(first)
-        ));
-    }
-    if found.blocks == 0 {
-        return Agreement::default();
-    }
+    let also = missed.split_first();
+    let also = also.map(|(first, others)| also_folds(&plan.recipe, first, others.len()));
+    found.differences.extend(also);
     found
 }
 

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::form::{Form, Lanes};
+use super::form::{Form, Forms, Lanes};
 use super::model::{Arithmetic, Graph, NodeId, Op, ValueId};
-use super::region::Forms;
 use crate::algebra::{Operand, Resolved};
 use crate::tensor::Tensor;
 

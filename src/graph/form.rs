@@ -1,6 +1,6 @@
 //! How a value depends on another one: the shape of the linear map, worked out operator by operator without a number of it.
 
-use super::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Value, Window};
+use super::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Value, ValueId, Window};
 use crate::tensor::Tensor;
 
 /// A value as a linear map of a source, plus a constant for each channel.
@@ -21,6 +21,9 @@ pub(super) struct Form {
     /// Where the axes lie otherwise than `lanes` says: axis `i` is the one that would be `turned[i]`.
     pub turned: Option<Vec<usize>>,
 }
+
+/// The forms of each value by their sources, the nearest first.
+pub(super) type Forms = Vec<Vec<(ValueId, Form)>>;
 
 /// Where the channels are.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,7 @@ pub mod pt2;
 pub mod region;
 mod sink;
 mod tree;
+mod walk;
 
 pub use agree::Agreement;
 pub use file::{Folded, GraphFile};

@@ -6,7 +6,7 @@ use super::model::{Graph, NodeId, Op};
 use super::region::{Dialect, Region, Regions};
 use super::sink::regions;
 use crate::plan::select::Select;
-use crate::plan::{Block, Options, PlannedConv, WeightOrBias, stored_type};
+use crate::plan::{Block, EpsSource, Options, Plan, PlannedConv, WeightOrBias, stored_type};
 use crate::recipe;
 use crate::tensor::Tensor;
 
@@ -147,6 +147,25 @@ fn block(
         consumed,
         assumes_identity: false,
     })
+}
+
+/// The plan of a graph that is folded to these blocks, without its outputs. No recipe has a say in it.
+pub(super) fn of_blocks(blocks: Vec<Block>) -> Plan {
+    Plan {
+        recipe: "graph".to_owned(),
+        eps: None,
+        eps_source: EpsSource::Recipe,
+        eps_note: None,
+        families: Vec::new(),
+        load: None,
+        network: None,
+        blocks,
+        skipped: Vec::new(),
+        wrappers_removed: Vec::new(),
+        left: Vec::new(),
+        outputs: Vec::new(),
+        dropped: Vec::new(),
+    }
 }
 
 /// The name and the shape of a fused tensor.

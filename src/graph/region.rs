@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
-use super::form::{Form, Lanes, rank};
+use super::form::{Form, Forms, Lanes, rank};
 use super::model::{Dim, Graph, NodeId, Op, Value, ValueId};
 use super::tree::tree;
+pub use super::walk::{Step, Walk};
 use crate::algebra::shape::{resolve, resolve_over};
 use crate::algebra::{Expr, Resolved};
 use crate::tensor::Tensor;
@@ -37,30 +38,6 @@ pub enum Behind {
     Reshape(Vec<i64>),
     /// Axis `i` of the value is axis `order[i]` of the output.
     Transpose(Vec<usize>),
-}
-
-/// How an operator walks over the axes of its input.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Walk {
-    /// A conv, with what belongs to each spatial axis.
-    Conv(Vec<Step>),
-    /// A transposed conv, with what it adds at the end of each spatial axis.
-    Transposed(Vec<Step>, Vec<usize>),
-    /// A linear layer over the last axis; of a matrix if there are two axes.
-    Linear,
-}
-
-/// How a conv walks along one axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The distance of windows.
-    pub stride: usize,
-    /// Zeros before the first element.
-    pub before: usize,
-    /// Zeros behind the last one.
-    pub after: usize,
-    /// The distance of taps.
-    pub dilation: usize,
 }
 
 /// What is folded, and what stays although it nearly could be.
@@ -139,9 +116,6 @@ impl Reads {
         }
     }
 }
-
-/// The forms of each value by their sources, the nearest first.
-pub(super) type Forms = Vec<Vec<(ValueId, Form)>>;
 
 struct Search<'a> {
     graph: &'a Graph,

@@ -1,7 +1,7 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
 use super::model::{Arithmetic, Conv, Dim, Graph, Linear, NodeId, Op, ValueId, Window};
-use super::region::Walk;
+use super::walk::Walk;
 use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Through, Vector};
 use crate::tensor::Tensor;
 

@@ -5,6 +5,7 @@
 
 use ndarray::{Array4, ArrayView4};
 
+use crate::algebra::Geometry;
 use crate::algebra::forward::Reading;
 use crate::conv2d::PaddingMode;
 use crate::conv2d::block::{self, Placement, pad, run_part};
@@ -150,16 +151,7 @@ fn one(
     options: &Options,
 ) -> Result<MapVerdict, Error> {
     let g = fused.geometry();
-    let padding = match options.padding {
-        Padding::Valid => [[0, 0]; 2],
-        Padding::Same => Placement::same(g, 1).padding,
-        Padding::Of([rows, columns]) => [[rows; 2], [columns; 2]],
-    };
-    let placement = Placement {
-        stride: options.stride,
-        padding,
-        mode: options.mode,
-    };
+    let placement = placement(g, options);
     let failed = |source: block::Error| Error::Run {
         block: fused.module.clone(),
         source,
@@ -230,4 +222,17 @@ fn one(
     }
     verdict.accepted = verdict.ratio <= options.tolerance;
     Ok(verdict)
+}
+
+/// How a conv is put on the maps.
+fn placement(g: &Geometry, options: &Options) -> Placement {
+    Placement {
+        stride: options.stride,
+        padding: match options.padding {
+            Padding::Valid => [[0, 0]; 2],
+            Padding::Same => Placement::same(g, 1).padding,
+            Padding::Of([rows, columns]) => [[rows; 2], [columns; 2]],
+        },
+        mode: options.mode,
+    }
 }

@@ -72,6 +72,27 @@ pub enum Error {
     Tensor(#[from] crate::tensor::Error),
 }
 
+/// A block that keeps the size of its maps has an identity branch, or one tap.
+fn stride_of(fused: &PlannedConv) -> usize {
+    let larger = fused.geometry().extent() != POINT;
+    if larger && !has_identity(fused.expr.root()) {
+        2
+    } else {
+        1
+    }
+}
+
+fn weight_and_bias(checkpoint: &Checkpoint, module: &str) -> Result<[Tensor; 2], Error> {
+    let find = |end: &str| {
+        let name = format!("{module}.{end}");
+        checkpoint
+            .get(&name)
+            .cloned()
+            .ok_or_else(|| Error::Missing(quoted(&name)))
+    };
+    Ok([find("weight")?, find("bias")?])
+}
+
 /// Puts the blocks of a plan in order and finds what lies between them.
 ///
 /// # Errors
@@ -87,25 +108,17 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
     };
     let mut placed = Vec::new();
     for block in &plan.blocks {
-        let place = network
-            .place(&block.name)
-            .ok_or_else(|| outside(format!("block {}", quoted(&block.name))))?;
+        let of_block = || outside(format!("block {}", quoted(&block.name)));
+        let place = network.place(&block.name).ok_or_else(of_block)?;
         let [fused] = &block.fused[..] else {
-            return Err(outside(format!("block {}", quoted(&block.name))));
+            return Err(of_block());
         };
         placed.push((place, block, fused));
     }
     placed.sort_by(|a, b| a.0.cmp(&b.0));
     let mut used = Vec::new();
     let mut pair = |module: &str| -> Result<[Tensor; 2], Error> {
-        let find = |end: &str| {
-            let name = format!("{module}.{end}");
-            checkpoint
-                .get(&name)
-                .cloned()
-                .ok_or_else(|| Error::Missing(quoted(&name)))
-        };
-        let tensors = [find("weight")?, find("bias")?];
+        let tensors = weight_and_bias(checkpoint, module)?;
         used.extend(tensors.iter().map(|t| t.name().to_owned()));
         Ok(tensors)
     };
@@ -121,15 +134,9 @@ pub fn sequential<'a>(checkpoint: &Checkpoint, plan: &'a Plan) -> Result<Sequent
             }
             _ => None,
         };
-        let larger = fused.geometry().extent() != POINT;
-        let stride = if larger && !has_identity(fused.expr.root()) {
-            2
-        } else {
-            1
-        };
         steps.push(Step {
             fused,
-            stride,
+            stride: stride_of(fused),
             squeeze,
         });
     }

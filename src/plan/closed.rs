@@ -5,6 +5,7 @@ use foldhash::{HashMap, HashMapExt, HashSet};
 use globset::GlobSet;
 
 use super::Block;
+use super::path::{is_below, modules_above, parent};
 use super::select::compile;
 use crate::recipe::Error;
 use crate::recipe::expand::Index;
@@ -261,16 +262,6 @@ pub(crate) fn region_of<'n>(tensors: impl Iterator<Item = &'n str>) -> &'n str {
     tensors.map(above).reduce(common).unwrap_or("")
 }
 
-/// The module that a tensor is a parameter of.
-pub(crate) fn parent(name: &str) -> &str {
-    name.rsplit_once('.').map_or("", |(module, _)| module)
-}
-
-/// The same, as an error names it: a tensor that is in no module is named itself.
-pub(super) fn module_or_own(name: &str) -> &str {
-    name.rsplit_once('.').map_or(name, |(module, _)| module)
-}
-
 /// The path above the module of a tensor; a parameter that is no part of a conv or norm is its own module.
 fn above(name: &str) -> &str {
     let (module, end) = name.rsplit_once('.').unwrap_or(("", name));
@@ -288,15 +279,4 @@ fn common<'n>(a: &'n str, b: &str) -> &'n str {
         path = parent(path);
     }
     path
-}
-
-/// Whether a name stands below a module.
-pub(crate) fn is_below(name: &str, module: &str) -> bool {
-    name.strip_prefix(module)
-        .is_some_and(|rest| rest.starts_with('.'))
-}
-
-/// Every module above a tensor, the outermost first.
-pub(crate) fn modules_above(name: &str) -> impl Iterator<Item = &str> {
-    name.match_indices('.').map(|(at, _)| &name[..at])
 }

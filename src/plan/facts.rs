@@ -2,8 +2,8 @@
 //! contradicts the recipe or the user is an error.
 
 use super::Block;
-use super::closed::module_or_own;
 use super::padding::{self, all_convs};
+use super::path::module_or_own;
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
 use crate::algebra::{Bn, Conv, Expr};

@@ -7,8 +7,9 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
-use super::closed::{Beside, Region, Regions, is_below, module_or_own, modules_above};
+use super::closed::{Beside, Region, Regions};
 use super::leftover::{Half, Lack, Operators};
+use super::path::{is_below, module_or_own, modules_above};
 use super::select::Select;
 use super::{
     Applied, Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source, copies, copy,

@@ -248,6 +248,23 @@ struct Pair<'t> {
     var: Option<&'t Pattern>,
 }
 
+impl<'t> Pair<'t> {
+    fn of(steps: &'t [Template]) -> Pair<'t> {
+        let weights = steps.iter().filter_map(|x| match x {
+            Template::Conv(conv) => Some(&conv.weight),
+            _ => None,
+        });
+        let vars = steps.iter().filter_map(|x| match x {
+            Template::Bn { norm, .. } => Some(&norm.tensors[3]),
+            _ => None,
+        });
+        Pair {
+            weight: only(weights),
+            var: only(vars),
+        }
+    }
+}
+
 /// The only one of its kind; none where there are several.
 fn only<'t>(mut of: impl Iterator<Item = &'t Pattern>) -> Option<&'t Pattern> {
     of.next().filter(|_| of.next().is_none())
@@ -263,18 +280,7 @@ fn collect<'r>(
 ) {
     let (norm, tensors): (bool, Vec<Pattern>) = match template {
         Template::Seq(xs) => {
-            let weights = xs.iter().filter_map(|x| match x {
-                Template::Conv(conv) => Some(&conv.weight),
-                _ => None,
-            });
-            let vars = xs.iter().filter_map(|x| match x {
-                Template::Bn { norm, .. } => Some(&norm.tensors[3]),
-                _ => None,
-            });
-            let pair = Pair {
-                weight: only(weights),
-                var: only(vars),
-            };
+            let pair = Pair::of(xs);
             return xs
                 .iter()
                 .for_each(|x| collect(rule, x, (optional, pair), out));

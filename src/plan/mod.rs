@@ -17,6 +17,7 @@ mod leftover;
 mod model;
 mod padding;
 mod parts;
+pub(crate) mod path;
 mod prefix;
 pub(crate) mod select;
 mod structure;

@@ -1,7 +1,7 @@
 //! What a file says of padding, in the expression of a block: kernels that are added up must lie over each other, so each conv
 //! has the padding that its kernel asks for, all of one kind.
 
-use super::closed::module_or_own;
+use super::path::module_or_own;
 use crate::algebra::extent::POINT;
 use crate::algebra::shape::weight_axes;
 use crate::algebra::{Conv, Expr};

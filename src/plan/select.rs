@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
+use super::path::modules_above;
 use crate::recipe::{Error, without_wrappers};
 
 /// Compiles a glob.
@@ -55,14 +56,15 @@ impl Select {
 
     /// The outermost path above a module, or itself, that is skipped by name.
     pub(crate) fn skips<'n>(&self, module: &'n str) -> Option<&'n str> {
-        let above = module.match_indices('.').map(|(at, _)| &module[..at]);
-        above.chain([module]).find(|name| self.matches(name)[1])
+        modules_above(module)
+            .chain([module])
+            .find(|name| self.matches(name)[1])
     }
 
     /// Whether what is left of a half block is to be left as it is: it, or a module above it, is skipped by name, or others are chosen.
     pub(crate) fn leaves(&self, tensor: &str) -> bool {
-        let above = tensor.match_indices('.').map(|(at, _)| &tensor[..at]);
-        let chosen = above.chain([tensor]).any(|name| self.matches(name)[0]);
+        let mut named = modules_above(tensor).chain([tensor]);
+        let chosen = named.any(|name| self.matches(name)[0]);
         self.skips(tensor).is_some() || !(self.only.is_empty() || chosen)
     }
 

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use super::closed::{is_below, modules_above, parent, region_of};
+use super::closed::region_of;
 use super::known::{Kind, kind};
+use super::path::{is_below, modules_above, parent};
 use crate::algebra::{Expr, Factor};
 use crate::recipe::model::Template;
 use crate::recipe::pattern::Captures;

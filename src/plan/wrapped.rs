@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use super::closed::{is_below, region_of};
+use super::closed::region_of;
+use super::path::is_below;
 use super::{Plan, Source};
 use crate::recipe::wrappers_of;
 use crate::tensor::Tensor;

@@ -435,6 +435,32 @@ impl Expander<'_> {
         });
     }
 
+    /// What to say of a norm that is not there whole.
+    fn incomplete(&self, name: &str, missing: &[&str]) -> String {
+        let module = quoted(name);
+        match missing {
+            [_, _, _, _] => match self.other_norm(name) {
+                Some(other) => format!(
+                    "the batch norm {module} is missing; did you mean {}?",
+                    quoted(other)
+                ),
+                None => format!("the batch norm {module} is missing"),
+            },
+            ["running_mean", "running_var"] => format!(
+                "the norm {module} keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded"
+            ),
+            _ => {
+                let n = missing.len();
+                let are = if n == 1 { "is" } else { "are" };
+                format!(
+                    "{module} has {} of the 4 batch-norm tensors; `{}` {are} missing",
+                    4 - n,
+                    missing.join("`, `")
+                )
+            }
+        }
+    }
+
     fn bn(
         &mut self,
         norm: &Norm,
@@ -455,28 +481,7 @@ impl Expander<'_> {
             [None, None, Some(mean), Some(var)] => (None, mean, var),
             _ => {
                 let name = module.fill(captures).unwrap_or_default();
-                let module = quoted(&name);
-                return Err(match missing[..] {
-                    [_, _, _, _] => match self.other_norm(&name) {
-                        Some(other) => format!(
-                            "the batch norm {module} is missing; did you mean {}?",
-                            quoted(other)
-                        ),
-                        None => format!("the batch norm {module} is missing"),
-                    },
-                    ["running_mean", "running_var"] => format!(
-                        "the norm {module} keeps no running statistics (GroupNorm, InstanceNorm or track_running_stats=False): it cannot be folded"
-                    ),
-                    _ => {
-                        let n = missing.len();
-                        let are = if n == 1 { "is" } else { "are" };
-                        format!(
-                            "{module} has {} of the 4 batch-norm tensors; `{}` {are} missing",
-                            4 - n,
-                            missing.join("`, `")
-                        )
-                    }
-                });
+                return Err(self.incomplete(&name, &missing));
             }
         };
         let eps = (self.eps)(own_eps).ok_or_else(|| {

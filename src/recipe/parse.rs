@@ -134,6 +134,13 @@ fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {
         .collect()
 }
 
+fn numbers(at: &At<'_>) -> Parsed<Vec<(Pattern, f64)>> {
+    at.few(at.entries("an object: tensor to number")?)?
+        .into_iter()
+        .map(|(name, at)| Ok((name, at.number()?)))
+        .collect()
+}
+
 /// An array of patterns, or of arrays of which one pattern is enough.
 fn parse_evidence(at: &At<'_>) -> Parsed<Vec<Vec<Pattern>>> {
     let any_of = |at: &At<'_>| match at.value {
@@ -198,12 +205,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         drop: at.list("drop", At::patterns)?,
         rename: at.list("rename", renames)?,
         keep: at.list("keep", At::patterns)?,
-        set: at.list("set", |at| {
-            at.few(at.entries("an object: tensor to number")?)?
-                .into_iter()
-                .map(|(name, at)| Ok((name, at.number()?)))
-                .collect()
-        })?,
+        set: at.list("set", numbers)?,
         beside: at.list("beside", At::patterns)?,
         classes: at.list("classes", parse_classes)?,
     };

@@ -172,8 +172,6 @@ impl Checkpoint {
         let begin = &mut begin[..file_len.min(foreign::TELLING as u64) as usize];
         read_exact_at(&file, begin, 0).map_err(|e| Error::unreadable(&path, e))?;
         let kind = foreign::kind(begin, &path);
-        // A file of another kind may begin with a small number, too.
-        let wrong = |reason: String| format(kind.map_or(reason, str::to_owned));
         let Some(&prefix) = begin.first_chunk::<8>() else {
             return Err(match (kind, file_len) {
                 (_, 0) => Error::Empty(path),
@@ -184,7 +182,6 @@ impl Checkpoint {
                 )),
             });
         };
-        let header_len = u64::from_le_bytes(prefix);
         if let Some(form) = pytorch::form(&file, prefix, file_len) {
             let contents = pytorch::open(&path, &file, file_len, form, key)?;
             return Checkpoint::of_pytorch(path, file, file_len, contents);
@@ -195,6 +192,24 @@ impl Checkpoint {
                 key: key.to_owned(),
             });
         }
+        Checkpoint::of_safetensors(path, file, file_len, prefix, kind)
+    }
+
+    /// A file whose first 8 bytes are the length of its header. `kind` is what it is instead, if its bytes tell of another format.
+    fn of_safetensors(
+        path: PathBuf,
+        file: File,
+        file_len: u64,
+        prefix: [u8; 8],
+        kind: Option<&str>,
+    ) -> Result<Checkpoint, Error> {
+        let format = |reason: String| Error::Format {
+            path: path.clone(),
+            reason,
+        };
+        // A file of another kind may begin with a small number, too.
+        let wrong = |reason: String| format(kind.map_or(reason, str::to_owned));
+        let header_len = u64::from_le_bytes(prefix);
         if header_len > header::MAX_HEADER {
             return Err(wrong(format!(
                 "it begins with `{}`, and not with the length of a header, which is at most {} bytes; it is damaged, or a file of another kind",

@@ -108,16 +108,7 @@ impl Check<'_> {
         verdict.ratio = total.ratio;
         verdict.absolute = total.absolute;
         verdict.relative = total.relative;
-        verdict.at = total.at.map(|at| Place {
-            tensor: fused.name_of(at.which),
-            index: match fused.is_channels_last() {
-                true => channels_last(&at.index),
-                false => at.index,
-            },
-            found: at.found,
-            expected: at.expected,
-            whole_channel: at.whole_channel,
-        });
+        verdict.at = total.at.map(|at| shown(fused, at));
         verdict.accepted = total.ratio <= self.options.tolerance;
         Ok(verdict)
     }
@@ -152,36 +143,7 @@ impl Check<'_> {
             rows: rows.clone(),
             amplitude,
         };
-        let area = g.taps();
-        // Every impulse through some rows, or, where each run begins with whole maps, through all of them, some at a time.
-        let (part, step) = if inner_cost(self.fused.expr.root()) > 0.0 {
-            let step = SLAB_VALUES / (rows.len() * area).max(1);
-            (rows.len(), step.clamp(1, channels.max(1)))
-        } else {
-            let part = MAP_VALUES / (channels * area).max(1);
-            (part.max(1), channels.max(1))
-        };
-        // A sample of channels starts where the seed says.
-        let offset = if channels < g.in_per_group() {
-            self.options.seed as usize % (g.in_per_group() - channels + 1)
-        } else {
-            0
-        };
-        for start in rows.clone().step_by(part) {
-            let compare = Compare {
-                rows: start..(start + part).min(rows.end),
-                ..compare
-            };
-            for first in (0..channels).step_by(step) {
-                let last = (first + step).min(channels);
-                let input = Input::Spikes(Spikes {
-                    per_group: g.in_per_group(),
-                    channels: first + offset..last + offset,
-                    amplitude,
-                });
-                compare.over(&input, g.extent(), &mut reader, &mut tally)?;
-            }
-        }
+        compare.impulses(channels, &mut reader, &mut tally)?;
         if tally.ratio.is_nan() {
             // The deploy form is finite, so this comes of the training form; folding it says where from.
             fold_rows(self.checkpoint, self.fused, rows, &mut reader)?;
@@ -209,6 +171,47 @@ pub(super) struct Compare<'a> {
 }
 
 impl Compare<'_> {
+    /// Impulses on some channels of every group: each through some rows, or, where each run begins with whole maps, through all of
+    /// them, some at a time.
+    fn impulses(
+        &self,
+        channels: usize,
+        reader: &mut Reader<'_>,
+        tally: &mut Tally,
+    ) -> Result<(), diagnose::Error> {
+        let (g, rows) = (self.check.fused.geometry(), &self.rows);
+        let area = g.taps();
+        let (part, step) = if inner_cost(self.check.fused.expr.root()) > 0.0 {
+            let step = SLAB_VALUES / (rows.len() * area).max(1);
+            (rows.len(), step.clamp(1, channels.max(1)))
+        } else {
+            let part = MAP_VALUES / (channels * area).max(1);
+            (part.max(1), channels.max(1))
+        };
+        // A sample of channels starts where the seed says.
+        let offset = if channels < g.in_per_group() {
+            self.check.options.seed as usize % (g.in_per_group() - channels + 1)
+        } else {
+            0
+        };
+        for start in rows.clone().step_by(part) {
+            let compare = Compare {
+                rows: start..(start + part).min(rows.end),
+                ..*self
+            };
+            for first in (0..channels).step_by(step) {
+                let last = (first + step).min(channels);
+                let input = Input::Spikes(Spikes {
+                    per_group: g.in_per_group(),
+                    channels: first + offset..last + offset,
+                    amplitude: self.amplitude,
+                });
+                compare.over(&input, g.extent(), reader, tally)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn over(
         &self,
         input: &Input,
@@ -344,6 +347,20 @@ impl Compare<'_> {
             expected: Some(expected),
             whole_channel,
         }
+    }
+}
+
+/// Where a conv differs, as its file counts.
+fn shown(fused: &PlannedConv, at: At) -> Place {
+    Place {
+        tensor: fused.name_of(at.which),
+        index: match fused.is_channels_last() {
+            true => channels_last(&at.index),
+            false => at.index,
+        },
+        found: at.found,
+        expected: at.expected,
+        whole_channel: at.whole_channel,
     }
 }
 

@@ -76,30 +76,45 @@ pub(super) fn compare_copies(
                 )))
             }
             Source::Fill(value, _) => {
-                let mut reader = Reader::new(file, 1 << 16);
-                let values = reader.vector(found, 0, found.len())?;
-                let value = found.dtype().float().map_or(*value, |f| f.round(*value));
-                if let Some(i) = values.iter().position(|x| *x != value) {
-                    let said = number(found, i, values[i], value);
-                    let said = format!("{said}, to which the recipe sets it");
-                    copies.failures.push(Failure::Differs(said));
-                }
+                let difference = not_filled(file, found, *value)?;
+                copies.failures.extend(difference.map(Failure::Differs));
             }
             // Compared as blocks.
             Source::Weight(..) | Source::Bias(..) => {}
         }
     }
-    let of_plan = |name: &str| planned.contains_key(name);
-    let leftovers = file.tensors().iter().filter(|(name, tensor)| {
+    copies
+        .failures
+        .extend(left_over(file, |name| planned.contains_key(name)));
+    copies.fits = Some([fit, planned.len()]);
+    copies.failures.sort_by(in_order);
+    Ok(copies)
+}
+
+/// Tensors of a file that a plan does not have.
+fn left_over(file: &Checkpoint, of_plan: impl Fn(&str) -> bool) -> impl Iterator<Item = Failure> {
+    let tensors = file.tensors().iter().filter(move |(name, tensor)| {
         let parts = tensor.parts();
         let in_parts = !parts.is_empty() && parts.iter().all(|part| of_plan(part.name()));
         !of_plan(name) && !in_parts
     });
-    let leftovers = leftovers.map(|(name, _)| Failure::LeftOver(name.clone()));
-    copies.failures.extend(leftovers);
-    copies.fits = Some([fit, planned.len()]);
-    copies.failures.sort_by(in_order);
-    Ok(copies)
+    tensors.map(|(name, _)| Failure::LeftOver(name.clone()))
+}
+
+/// The first number of a tensor that is not what the recipe sets it to.
+fn not_filled(
+    file: &Checkpoint,
+    found: &Tensor,
+    value: f64,
+) -> Result<Option<String>, TensorError> {
+    let mut reader = Reader::new(file, 1 << 16);
+    let values = reader.vector(found, 0, found.len())?;
+    let value = found.dtype().float().map_or(value, |f| f.round(value));
+    let differs = values.iter().position(|x| *x != value);
+    Ok(differs.map(|i| {
+        let said = number(found, i, values[i], value);
+        format!("{said}, to which the recipe sets it")
+    }))
 }
 
 /// Missing ones first, then what differs, then what is left over; each by name, numbers as numbers.

@@ -116,39 +116,11 @@ pub fn deployed_rows(
                 types: [of_weight, of_bias],
             })
         }
-        _ if !g.transposed() || rows == (0..g.out()) => {
-            let mut reader = Reader::new(checkpoint, 1 << 18);
-            let written = match g.transposed() {
-                true => 0..g.inputs(),
-                false => rows.clone(),
-            };
-            let bytes = stored_bytes(checkpoint, fused, written, &mut reader)?;
-            let [stored, bias] = bytes.map(|bytes| {
-                let mut numbers = vec![0.0; bytes.len() / fused.dtype.size()];
-                fused.dtype.decode(&bytes, &mut numbers);
-                numbers
-            });
-            let kernel = match g.transposed() {
-                true => turned_rows(g, rows, |first, taps| {
-                    taps.copy_from_slice(&stored[first..][..taps.len()]);
-                    Ok(())
-                })?,
-                false => stored,
-            };
-            Ok(DeployedRows {
-                kernel,
-                bias,
-                types: [fused.dtype; 2],
-            })
-        }
         _ => {
-            // A row of a transposed conv lies all over its weight; nothing beside it is wanted.
-            let mut reader = Reader::new(checkpoint, 0);
-            let (mut kernel, mut bias) = fold_rows(checkpoint, fused, rows, &mut reader)?;
-            kernel
-                .iter_mut()
-                .chain(&mut bias)
-                .for_each(|x| *x = fused.dtype.round(*x));
+            let [kernel, bias] = match !g.transposed() || rows == (0..g.out()) {
+                true => rows_as_written(checkpoint, fused, rows)?,
+                false => rows_alone(checkpoint, fused, rows)?,
+            };
             Ok(DeployedRows {
                 kernel,
                 bias,
@@ -156,6 +128,49 @@ pub fn deployed_rows(
             })
         }
     }
+}
+
+/// The kernel and the bias of some rows, of a transposed conv of all of them, read from the bytes that `fuse` would write.
+fn rows_as_written(
+    checkpoint: &Checkpoint,
+    fused: &PlannedConv,
+    rows: Range<usize>,
+) -> Result<[Vec<f64>; 2], diagnose::Error> {
+    let g = fused.geometry();
+    let mut reader = Reader::new(checkpoint, 1 << 18);
+    let written = match g.transposed() {
+        true => 0..g.inputs(),
+        false => rows.clone(),
+    };
+    let bytes = stored_bytes(checkpoint, fused, written, &mut reader)?;
+    let [stored, bias] = bytes.map(|bytes| {
+        let mut numbers = vec![0.0; bytes.len() / fused.dtype.size()];
+        fused.dtype.decode(&bytes, &mut numbers);
+        numbers
+    });
+    let kernel = match g.transposed() {
+        true => turned_rows(g, rows, |first, taps| {
+            taps.copy_from_slice(&stored[first..][..taps.len()]);
+            Ok(())
+        })?,
+        false => stored,
+    };
+    Ok([kernel, bias])
+}
+
+/// The kernel and the bias of some rows of a transposed conv. Each lies all over its weight, of which nothing else is wanted.
+fn rows_alone(
+    checkpoint: &Checkpoint,
+    fused: &PlannedConv,
+    rows: Range<usize>,
+) -> Result<[Vec<f64>; 2], diagnose::Error> {
+    let mut reader = Reader::new(checkpoint, 0);
+    let (mut kernel, mut bias) = fold_rows(checkpoint, fused, rows, &mut reader)?;
+    kernel
+        .iter_mut()
+        .chain(&mut bias)
+        .for_each(|x| *x = fused.dtype.round(*x));
+    Ok([kernel, bias])
 }
 
 /// Output channels of a transposed conv's weight, which is stored as `[in, out/groups, …]`, as those of the plain conv that does the

@@ -43,21 +43,7 @@ fn annotated<T: Operand>(
         Expr::Sum(xs) => return sum(xs, all(xs)?),
         Expr::Stack(xs) => return stack(all(xs)?),
         Expr::Select(channels) => return select(channels, inputs),
-        Expr::Seq(xs) => {
-            let (mut width, mut parts) = (inputs, Vec::with_capacity(xs.len()));
-            let mut known = known;
-            for x in xs {
-                let part = annotated(x, width, known)?;
-                width = part.geometry().out();
-                // A conv says how many channels it gives.
-                known |= part.has_conv();
-                parts.push(part);
-            }
-            return match parts.is_empty() {
-                true => Err(E::Empty),
-                false => Ok(Part::seq(parts, inputs)),
-            };
-        }
+        Expr::Seq(xs) => return sequence(xs, inputs, known),
         Expr::Bn(norm) => {
             let Bn {
                 mean, var, affine, ..
@@ -87,6 +73,26 @@ fn annotated<T: Operand>(
         Expr::Identity => Op::Identity,
     };
     Ok(Part::new(Geometry::channelwise(inputs, &op), op))
+}
+
+/// Each step over the channels that the one before it gives.
+fn sequence<T: Operand>(
+    xs: &[Expr<T>],
+    inputs: usize,
+    mut known: bool,
+) -> Result<Part<T>, GeometryError> {
+    let (mut width, mut parts) = (inputs, Vec::with_capacity(xs.len()));
+    for x in xs {
+        let part = annotated(x, width, known)?;
+        width = part.geometry().out();
+        // A conv says how many channels it gives.
+        known |= part.has_conv();
+        parts.push(part);
+    }
+    match parts.is_empty() {
+        true => Err(E::Empty),
+        false => Ok(Part::seq(parts, inputs)),
+    }
 }
 
 fn conv<T: Operand>(conv: &Conv<T>, inputs: usize, known: bool) -> Result<Part<T>, GeometryError> {

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::words::Words;
 use crate::graph::agree::Index;
-use crate::plan::closed::{is_below, modules_above, parent, region_of};
+use crate::plan::closed::region_of;
+use crate::plan::path::{is_below, modules_above, parent};
 use crate::recipe::model::BATCH_COUNT;
 
 /// Says of each block what stands beside it.

@@ -9,7 +9,7 @@ mod rules;
 mod words;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -161,13 +161,7 @@ struct Attempt {
 }
 
 fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
-    let Known {
-        checkpoint,
-        state,
-        name,
-        expected,
-        ..
-    } = known;
+    let Known { state, name, .. } = known;
     let everything = |failure: String| Attempt {
         recipe: recipe.clone(),
         right: 0,
@@ -182,38 +176,32 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
     let plan: Plan = match plan::plan(state, &parsed, &Options::default()) {
         Ok(plan) => plan,
         Err(error) => {
-            let stray = match &error {
-                recipe::Error::Orphan { name, .. } => Some(with_captures(
-                    name.rsplit_once('.').map_or(&**name, |(module, _)| module),
-                )),
-                recipe::Error::Stranger { name, .. } => Some(name.clone()),
-                _ => None,
-            };
             return Attempt {
-                stray,
+                stray: stray(&error),
                 ..everything(error.to_string())
             };
         }
     };
-    let mut attempt = Attempt {
+    Attempt {
         recipe: recipe.clone(),
-        ..Attempt::default()
-    };
-    let rule_of = |tensors: &[String]| {
-        let has = |rule: &Rule| {
-            rule.blocks
-                .iter()
-                .any(|block| block.consumed.iter().any(|t| tensors.contains(t)))
-        };
-        rules.iter().position(has)
-    };
-    let mut found: HashMap<&str, bool> = HashMap::new();
+        ..compared(&plan, known, rules)
+    }
+}
+
+/// What a plan has of the blocks that are expected, and which rules are to blame for the rest.
+fn compared(plan: &Plan, known: &Known<'_>, rules: &[Rule]) -> Attempt {
+    let Known {
+        checkpoint,
+        expected,
+        ..
+    } = known;
+    let mut attempt = Attempt::default();
+    let mut found: HashSet<&str> = HashSet::new();
     for block in &plan.blocks {
         for conv in &block.fused {
             let by_graph = expected.get(&conv.module).map(|block| &block.fused[0]);
-            let reproduced = by_graph.is_some_and(|of| is_same(checkpoint, of, conv));
-            found.insert(&conv.module, reproduced);
-            if reproduced {
+            found.insert(&conv.module);
+            if by_graph.is_some_and(|of| is_same(checkpoint, of, conv)) {
                 attempt.right += 1;
                 continue;
             }
@@ -222,10 +210,7 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
                 .iter()
                 .map(|tensor| tensor.name().to_owned())
                 .collect();
-            // A rule that finds what the graph does not fold is too wide; which one is told by its anchor.
-            let rule =
-                rule_of(&tensors).or_else(|| rules.iter().position(|rule| matches(rule, &tensors)));
-            attempt.wrong.extend(rule);
+            attempt.wrong.extend(rule_of(rules, &tensors));
             attempt.failures.push(match by_graph {
                 Some(_) => format!(
                     "block {}: names alone say something else than the graph",
@@ -244,7 +229,7 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
                 .values()
                 .find(|of| of.name == block.block)
                 .map(|of| &*of.fused[0].module);
-            if module.is_some_and(|module| !found.contains_key(module)) {
+            if module.is_some_and(|module| !found.contains(module)) {
                 attempt.wrong.push(i);
                 attempt.failures.push(format!(
                     "block {} is not found by its names",
@@ -254,6 +239,31 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
         }
     }
     attempt
+}
+
+/// What of a file a recipe stumbled over.
+fn stray(error: &recipe::Error) -> Option<String> {
+    match error {
+        recipe::Error::Orphan { name, .. } => Some(with_captures(
+            name.rsplit_once('.').map_or(&**name, |(module, _)| module),
+        )),
+        recipe::Error::Stranger { name, .. } => Some(name.clone()),
+        _ => None,
+    }
+}
+
+/// The rule that finds a block of these tensors. One that finds what the graph does not fold is too wide; which one is told by its
+/// anchor.
+fn rule_of(rules: &[Rule], tensors: &[String]) -> Option<usize> {
+    let has = |rule: &Rule| {
+        rule.blocks
+            .iter()
+            .any(|block| block.consumed.iter().any(|t| tensors.contains(t)))
+    };
+    rules
+        .iter()
+        .position(has)
+        .or_else(|| rules.iter().position(|rule| matches(rule, tensors)))
 }
 
 fn is_same(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {

@@ -300,6 +300,29 @@ impl Rule {
             .collect()
     }
 
+    /// What a block is fused from: the sum of the branches, and what follows it.
+    fn expression(&self) -> Value {
+        let mut terms: Vec<Value> = self
+            .branches
+            .iter()
+            .map(|branch| self.term(branch))
+            .collect();
+        let sum = match (terms.len(), terms.pop()) {
+            // Lists and what need not be there are terms of a sum.
+            (1, Some(only)) if only.get("each").or(only.get("optional")).is_none() => only,
+            (_, last) => {
+                terms.extend(last);
+                json!({"sum": terms})
+            }
+        };
+        let behind = &self.blocks[0].behind;
+        if behind.is_empty() {
+            return sum;
+        }
+        let steps: Vec<Value> = std::iter::once(sum).chain(behind.iter().cloned()).collect();
+        json!({"seq": steps})
+    }
+
     fn at(
         &self,
         path: &str,
@@ -312,26 +335,7 @@ impl Rule {
             (None, _) => name.to_owned(),
         };
         let first = &self.blocks[0];
-        let mut terms: Vec<Value> = self
-            .branches
-            .iter()
-            .map(|branch| self.term(branch))
-            .collect();
-        let mut expr = match (terms.len(), terms.pop()) {
-            // Lists and what need not be there are terms of a sum.
-            (1, Some(only)) if only.get("each").or(only.get("optional")).is_none() => only,
-            (_, last) => {
-                terms.extend(last);
-                json!({"sum": terms})
-            }
-        };
-        if !first.behind.is_empty() {
-            let steps: Vec<Value> = std::iter::once(expr)
-                .chain(first.behind.iter().cloned())
-                .collect();
-            expr = json!({"seq": steps});
-        }
-        let expr = without_eps(&renamed(&expr, &below), eps);
+        let expr = without_eps(&renamed(&self.expression(), &below), eps);
         let module = match &*first.module {
             "" => "{p}".to_owned(),
             module => format!("{{p}}.{module}"),

@@ -2,10 +2,10 @@
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::open::dtype;
-use super::ops::Reading;
+use super::constants::dtype;
+use super::dims::axis_of;
 use super::proto::{Attribute, Data, Node};
-use super::shapes::axis_of;
+use super::reading::Reading;
 use crate::graph::constants::{Budget, Constant, Make, Reduction, make};
 use crate::graph::contract::Equation;
 use crate::tensor::{Float, Tensor};

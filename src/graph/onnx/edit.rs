@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::encode::{Message, conv_attributes, int, ints, kind, list, node};
 use super::open::Onnx;
-use super::proto::{Data, Name, Part};
+use super::proto::{self, Data, Name, Part};
 use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Folding, Left, tensor_of};
 use crate::graph::region::{Behind, Dialect, Regions, Walk};
-use crate::plan::{EpsSource, Options, Plan, PlannedConv, copy, stored_type};
+use crate::plan::{Options, Plan, PlannedConv, copy, stored_type};
 use crate::tensor::Float;
 
 /// A plan for an ONNX file, and the file that it makes.
@@ -89,19 +89,9 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
     }
     let left = plan::left(&onnx.graph, &regions);
     let plan = Plan {
-        recipe: "graph".to_owned(),
-        eps: None,
-        eps_source: EpsSource::Recipe,
-        eps_note: None,
-        families: Vec::new(),
-        load: None,
-        network: None,
-        blocks,
         skipped,
-        wrappers_removed: Vec::new(),
-        left: Vec::new(),
         outputs,
-        dropped: Vec::new(),
+        ..plan::of_blocks(blocks)
     };
     let graph = pieces(onnx, &plan, &regions, &kept);
     Ok(Edit {
@@ -110,6 +100,22 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         regions,
         graph,
     })
+}
+
+/// What a graph gives.
+fn outputs(graph: &proto::Graph) -> HashSet<Name> {
+    let mut outputs = HashSet::new();
+    for (part, _) in &graph.fields {
+        if let Part::Output(at) = part {
+            outputs.insert(graph.values[*at].name);
+        }
+    }
+    outputs
+}
+
+/// Everything that a node reads, subgraphs included.
+fn everything_read(node: &proto::Node) -> impl Iterator<Item = Name> {
+    node.inputs.iter().flatten().chain(&node.captured).copied()
 }
 
 /// What of the old graph is still there.
@@ -123,21 +129,8 @@ struct Kept {
 impl Kept {
     fn new(onnx: &Onnx, regions: &Regions) -> Kept {
         let graph = &onnx.model.graph;
-        let mut outputs: HashSet<Name> = HashSet::new();
-        for (part, _) in &graph.fields {
-            if let Part::Output(at) = part {
-                outputs.insert(graph.values[*at].name);
-            }
-        }
+        let outputs = outputs(graph);
         let bypassed = bypassed(onnx, regions);
-        let everything_read = |node: &super::proto::Node| -> Vec<Name> {
-            node.inputs
-                .iter()
-                .flatten()
-                .chain(&node.captured)
-                .copied()
-                .collect()
-        };
         // What nothing read from the start stays, whatever it is for.
         let read_before: HashSet<Name> = graph
             .nodes
@@ -175,7 +168,7 @@ impl Kept {
             match nodes[i] {
                 true => {
                     let instead = |name: Name| bypassed.get(&name).copied().unwrap_or(name);
-                    read.extend(everything_read(node).into_iter().map(instead));
+                    read.extend(everything_read(node).map(instead));
                 }
                 false => gone.extend(node.outputs.iter().flatten()),
             }
@@ -265,11 +258,7 @@ fn pieces(onnx: &Onnx, plan: &Plan, regions: &Regions, kept: &Kept) -> Vec<(u32,
 }
 
 /// The inputs of a node that stays, where they are others than before.
-fn rewired(
-    onnx: &Onnx,
-    node: &super::proto::Node,
-    bypassed: &HashMap<Name, Name>,
-) -> Option<Vec<String>> {
+fn rewired(onnx: &Onnx, node: &proto::Node, bypassed: &HashMap<Name, Name>) -> Option<Vec<String>> {
     let mut read = node.inputs.iter().flatten();
     if !read.any(|name| bypassed.contains_key(name)) {
         return None;
@@ -356,20 +345,31 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
             layer.push(&before, &mut nodes);
         }
     }
-    match &region.behind {
-        None => {}
-        Some(Behind::Reshape(shape)) => {
-            let [to, name] = [SHAPE, "Reshape"].map(|end| format!("{module}.{end}"));
-            nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
-            nodes.push(node(&name, "Reshape", &[&before, &to], value, &[]));
-        }
-        Some(Behind::Transpose(order)) => {
-            let name = format!("{module}.Transpose");
-            let order = ints("perm", order.iter().copied());
-            nodes.push(node(&name, "Transpose", &[&before], value, &[order]));
-        }
+    if let Some(behind) = &region.behind {
+        push_behind(behind, module, [&before, value], &mut nodes);
     }
     nodes
+}
+
+/// The nodes that give the output of an operator the axes of the value.
+fn push_behind(
+    behind: &Behind,
+    module: &str,
+    [output, value]: [&str; 2],
+    nodes: &mut Vec<Message>,
+) {
+    match behind {
+        Behind::Reshape(shape) => {
+            let [to, name] = [SHAPE, "Reshape"].map(|end| format!("{module}.{end}"));
+            nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
+            nodes.push(node(&name, "Reshape", &[output, &to], value, &[]));
+        }
+        Behind::Transpose(order) => {
+            let name = format!("{module}.Transpose");
+            let order = ints("perm", order.iter().copied());
+            nodes.push(node(&name, "Transpose", &[output], value, &[order]));
+        }
+    }
 }
 
 /// A linear layer that is to be written.

@@ -1,18 +1,8 @@
 //! Whole numbers that a graph computes of constants alone: paddings, sizes and bounds, as exporters write them.
 
-use super::ops::Reading;
+use super::dims::{axis_of, first_axes, known, squeezed, taken, unsqueezed};
 use super::proto::{Attribute, Data, Node};
-use super::shapes::{axis_of, known};
-
-/// A few whole numbers with a shape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ints {
-    pub shape: Vec<usize>,
-    pub numbers: Vec<i64>,
-}
-
-/// More numbers than this are in no shape, and in no list of axes.
-pub(super) const MOST_INTS: usize = 64;
+use super::reading::{Ints, MOST_INTS, Reading};
 
 /// What a node computes, if it is a few whole numbers that follow from constants.
 pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
@@ -76,12 +66,12 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
         "Reshape" => reshaped(of(0)?, &of(1)?.numbers)?,
         "Unsqueeze" => {
             let ints = of(0)?;
-            let shape = super::shapes::unsqueezed(&ints.shape, &list(1, "axes")?)?;
+            let shape = unsqueezed(&ints.shape, &list(1, "axes")?)?;
             Ints { shape, ..ints }
         }
         "Squeeze" => {
             let ints = of(0)?;
-            let shape = super::shapes::squeezed(&ints.shape, &list(1, "axes")?)?;
+            let shape = squeezed(&ints.shape, &list(1, "axes")?)?;
             Ints { shape, ..ints }
         }
         "Transpose" => turned(&of(0)?, node.attributes.get("perm"))?,
@@ -259,31 +249,6 @@ fn gathered(ints: &Ints, at: &Ints) -> Option<Ints> {
     })
 }
 
-/// The axes that a slice cuts if it does not say which.
-pub(super) fn first_axes(count: usize) -> Vec<i64> {
-    (0..).take(count).collect()
-}
-
-/// The indices of an axis that a slice takes.
-pub(super) fn taken(len: usize, start: i64, end: i64, step: i64) -> Option<Vec<usize>> {
-    let size = i64::try_from(len).ok()?;
-    let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
-    let (mut at, end) = match step {
-        1.. => (from_end(start).clamp(0, size), from_end(end).clamp(0, size)),
-        ..=-1 => (
-            from_end(start).clamp(-1, size - 1),
-            from_end(end).clamp(-1, size - 1),
-        ),
-        0 => return None,
-    };
-    let mut taken = Vec::new();
-    while if step > 0 { at < end } else { at > end } {
-        taken.push(usize::try_from(at).ok()?);
-        at = at.checked_add(step)?;
-    }
-    Some(taken)
-}
-
 fn cut(ints: Ints, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> Option<Ints> {
     let (&[start], &[end], &[axis], &[step]) = (starts, ends, axes, steps) else {
         return None;
@@ -301,19 +266,4 @@ fn cut(ints: Ints, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) ->
         .copied()
         .collect();
     Some(Ints { shape, numbers })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::taken;
-
-    #[test]
-    fn slices_take_what_onnx_says() {
-        assert_eq!(taken(5, 1, -1, 2), Some(vec![1, 3]));
-        assert_eq!(taken(4, -1, i64::MIN + 1, -1), Some(vec![3, 2, 1, 0]));
-        assert_eq!(taken(4, 0, i64::MAX, 1), Some(vec![0, 1, 2, 3]));
-        assert_eq!(taken(0, 0, 3, 1), Some(vec![]));
-        assert_eq!(taken(0, -1, -9, -1), Some(vec![]));
-        assert_eq!(taken(3, 0, 1, 0), None);
-    }
 }

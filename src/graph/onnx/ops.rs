@@ -1,90 +1,13 @@
 //! The nodes of an ONNX graph as operators of ours.
 
-use std::collections::{HashMap, HashSet};
-
-use super::computed;
 use super::error::Error;
-use super::ints::{self, Ints, MOST_INTS};
-use super::open::Values;
-use super::proto::{Attribute, Model, Name, Node, is_onnx};
-use super::shapes;
-use super::{parts, products, windows};
-use crate::algebra::Values as _;
-use crate::graph::constants::Budget;
+use super::proto::{Attribute, Name, Node};
+use super::reading::{Reading, Trouble, because, opaque};
+use super::{computed, dims, ints, parts, products, shapes, windows};
 use crate::graph::model::{self, Dim, Norm, Op, ValueId};
-use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
+use crate::tensor::{Tensor, quoted};
 
-/// What is known while the nodes are read one after the other.
-pub(super) struct Reading<'a> {
-    model: &'a Model,
-    checkpoint: &'a Checkpoint,
-    /// Constants by name, also those that nodes make of others.
-    pub constants: HashMap<Name, Tensor>,
-    pub values: &'a mut Values,
-    /// Constants that nodes make.
-    made: HashSet<Name>,
-    /// Names that stand for something, but for nothing that is read here.
-    unread: HashSet<Name>,
-    /// What values that hold shapes hold.
-    pub shapes: HashMap<Name, Vec<Dim>>,
-    /// Whole numbers that nodes compute of constants alone.
-    computed: HashMap<Name, Ints>,
-    /// Of the constants that are computed here, the tensors of the file behind each.
-    parts: HashMap<String, Vec<Tensor>>,
-    budget: Budget,
-    /// Values that are constant matrices with their axes exchanged: the matrices.
-    pub turned: HashMap<Name, Tensor>,
-}
-
-/// Why a node is opaque, or what went wrong with the file.
-pub(super) enum Trouble {
-    Opaque(Option<String>),
-    File(Error),
-}
-
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Trouble {
-        Trouble::File(error)
-    }
-}
-
-pub(super) fn because<T>(why: &str) -> Result<T, Trouble> {
-    Err(Trouble::Opaque(Some(why.to_owned())))
-}
-
-pub(super) fn opaque<T>() -> Result<T, Trouble> {
-    Err(Trouble::Opaque(None))
-}
-
-impl<'a> Reading<'a> {
-    pub fn new(
-        model: &'a Model,
-        checkpoint: &'a Checkpoint,
-        constants: HashMap<Name, Tensor>,
-        values: &'a mut Values,
-    ) -> Reading<'a> {
-        let named = model.graph.tensors.iter().filter_map(|tensor| tensor.name);
-        let unread = named.chain(model.graph.sparse.iter().copied()).collect();
-        Reading {
-            model,
-            checkpoint,
-            constants,
-            values,
-            made: HashSet::new(),
-            unread,
-            shapes: HashMap::new(),
-            computed: HashMap::new(),
-            parts: HashMap::new(),
-            budget: Budget::default(),
-            turned: HashMap::new(),
-        }
-    }
-
-    /// What nodes make of constants alone: the names, and for what is computed the tensors of the file behind it.
-    pub fn made(self) -> (HashSet<Name>, HashMap<String, Vec<Tensor>>) {
-        (self.made, self.parts)
-    }
-
+impl Reading<'_> {
     /// The tensors of the file that some constants are computed of.
     fn stored(&self, of: &[Tensor]) -> Vec<Tensor> {
         let parts = of.iter().flat_map(|tensor| {
@@ -94,15 +17,6 @@ impl<'a> Reading<'a> {
         parts.collect()
     }
 
-    pub fn checkpoint(&self) -> &Checkpoint {
-        self.checkpoint
-    }
-
-    /// A name as the file has it.
-    pub fn name(&self, name: Name) -> &str {
-        self.model.names.get(name)
-    }
-
     fn wrong(&self, reason: String) -> Error {
         Error::Format {
             path: self.checkpoint.path().to_owned(),
@@ -110,8 +24,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reads one node, and names what it computes.
-    pub fn node(&mut self, node: &Node) -> Result<model::Node, Error> {
+    /// Whether a node reads what is there, and gives names that nothing has.
+    fn check_names(&self, node: &Node) -> Result<(), Error> {
         for name in node.inputs.iter().flatten() {
             if !self.values.numbers.contains_key(name)
                 && !self.constants.contains_key(name)
@@ -134,6 +48,12 @@ impl<'a> Reading<'a> {
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// Reads one node, and names what it computes.
+    pub fn node(&mut self, node: &Node) -> Result<model::Node, Error> {
+        self.check_names(node)?;
         let constant = match self.constant_node(node) {
             Some(tensor) => Some((tensor, Vec::new())),
             None if self.is_known(node) => {
@@ -217,14 +137,6 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Whether a node is one of ONNX's own, as they are read here.
-    fn is_known(&self, node: &Node) -> bool {
-        is_onnx(&node.domain)
-            && node.captured.is_empty()
-            && self.opset() >= 7
-            && !self.model.redefined.contains(&node.op)
-    }
-
     fn ours(
         &self,
         node: &Node,
@@ -288,124 +200,15 @@ impl<'a> Reading<'a> {
                 if self.attribute_int(node, "allowzero", 0) != 0 && wanted.contains(&0) {
                     return None;
                 }
-                let wanted: Vec<Dim> = wanted.iter().map(|i| shapes::dim_of(*i)).collect();
-                shapes::known(&shapes::reshaped(&shape, &wanted)?)?
+                let wanted: Vec<Dim> = wanted.iter().map(|i| dims::dim_of(*i)).collect();
+                dims::known(&dims::reshaped(&shape, &wanted)?)?
             }
-            "Unsqueeze" => shapes::unsqueezed(shape, &ints(1, "axes")?)?,
-            "Squeeze" => shapes::squeezed(shape, &ints(1, "axes")?)?,
+            "Unsqueeze" => dims::unsqueezed(shape, &ints(1, "axes")?)?,
+            "Squeeze" => dims::squeezed(shape, &ints(1, "axes")?)?,
             _ => return None,
         };
         let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         (elements == Some(tensor.len())).then(|| tensor.reshaped(shape))
-    }
-
-    /// The numbers of a constant, or of what follows from constants, that is a short list of whole numbers.
-    pub fn ints(&self, name: Name) -> Option<Vec<i64>> {
-        let ints = self.whole(name)?;
-        (ints.shape.len() <= 1).then_some(ints.numbers)
-    }
-
-    /// A list that is an input or, in older versions of the format, an attribute.
-    pub fn list(&self, node: &Node, index: usize, key: &str) -> Option<Vec<i64>> {
-        match (node.inputs.get(index), node.attributes.get(key)) {
-            (Some(Some(name)), _) => self.ints(*name),
-            (_, Some(Attribute::Ints(ints))) => Some(ints.clone()),
-            _ => None,
-        }
-    }
-
-    /// The same, or the default where the node says nothing. An input that is there and no constant never means the default.
-    pub fn list_or(
-        &self,
-        node: &Node,
-        index: usize,
-        key: &str,
-        default: impl FnOnce() -> Vec<i64>,
-    ) -> Option<Vec<i64>> {
-        let told = node.inputs.get(index).copied().flatten().is_some();
-        match told || node.attributes.contains_key(key) {
-            true => self.list(node, index, key),
-            false => Some(default()),
-        }
-    }
-
-    /// The same with their shape, of what follows from constants alone.
-    pub fn known_ints(&self, name: Name) -> Option<Ints> {
-        let computed = self.values.numbers.contains_key(&name);
-        self.whole(name).filter(|_| !computed)
-    }
-
-    /// The same with their shape.
-    pub fn whole(&self, name: Name) -> Option<Ints> {
-        if let Some(ints) = self.computed.get(&name) {
-            return Some(ints.clone());
-        }
-        let tensor = self.constants.get(&name)?;
-        let size = match tensor.dtype().to_string().as_str() {
-            "I64" => 8,
-            "I32" => 4,
-            _ => return None,
-        };
-        if tensor.len() > MOST_INTS {
-            return None;
-        }
-        let mut bytes = vec![0; tensor.len() * size];
-        self.checkpoint.read_at(tensor, 0, &mut bytes).ok()?;
-        let number = |b: &[u8]| match *b {
-            [a, b, c, d] => Some(i64::from(i32::from_le_bytes([a, b, c, d]))),
-            _ => b.first_chunk().map(|b| i64::from_le_bytes(*b)),
-        };
-        Some(Ints {
-            shape: tensor.shape().to_vec(),
-            numbers: bytes
-                .chunks_exact(size)
-                .map(number)
-                .collect::<Option<_>>()?,
-        })
-    }
-
-    /// The one number of a constant.
-    pub fn number(&self, tensor: &Tensor) -> Option<f64> {
-        if tensor.len() != 1 || tensor.dtype().float().is_none() {
-            return None;
-        }
-        let mut reader = Reader::new(self.checkpoint, 0);
-        let numbers = reader.vector(tensor, 0, 1).ok()?;
-        numbers.first().copied()
-    }
-
-    pub fn constant(&self, name: Option<Name>) -> Option<&Tensor> {
-        self.constants.get(&name?)
-    }
-
-    pub fn value(&self, node: &Node, index: usize) -> Option<ValueId> {
-        let name = (*node.inputs.get(index)?)?;
-        self.values.numbers.get(&name).copied()
-    }
-
-    pub fn attribute_int(&self, node: &Node, key: &str, default: i64) -> i64 {
-        match node.attributes.get(key) {
-            Some(Attribute::Int(value)) => *value,
-            _ => default,
-        }
-    }
-
-    pub fn attribute_float(&self, node: &Node, key: &str, default: f32) -> f32 {
-        match node.attributes.get(key) {
-            Some(Attribute::Float(value)) => *value,
-            _ => default,
-        }
-    }
-
-    pub fn attribute_text<'n>(&self, node: &'n Node, key: &str) -> Option<&'n [u8]> {
-        match node.attributes.get(key) {
-            Some(Attribute::Text(value)) => Some(value),
-            _ => None,
-        }
-    }
-
-    pub fn opset(&self) -> i64 {
-        self.model.opset.unwrap_or(0)
     }
 
     /// What a node does, and what it reads that is no constant.
@@ -449,27 +252,6 @@ impl<'a> Reading<'a> {
         // What follows from constants is no constant of the file; whoever asked for it reads it.
         let rest = (1..node.inputs.len()).filter_map(|i| self.value(node, i));
         Ok((op, [input].into_iter().chain(rest).collect()))
-    }
-
-    /// A float tensor that is constant.
-    pub fn weight(&self, node: &Node, index: usize, what: &str) -> Result<Tensor, Trouble> {
-        match self.constant(node.inputs.get(index).copied().flatten()) {
-            Some(tensor) if tensor.dtype().float().is_some() => Ok(tensor.clone()),
-            Some(_) => because(&format!("its {what} is no floating-point tensor")),
-            None => because(&format!("its {what} is no constant")),
-        }
-    }
-
-    pub fn optional_weight(
-        &self,
-        node: &Node,
-        index: usize,
-        what: &str,
-    ) -> Result<Option<Tensor>, Trouble> {
-        match node.inputs.get(index).copied().flatten() {
-            None => Ok(None),
-            Some(_) => self.weight(node, index, what).map(Some),
-        }
     }
 
     fn norm(&self, node: &Node) -> Result<Norm, Trouble> {

@@ -1,9 +1,8 @@
 //! Operators that put channels together, cut them apart, and turn axes.
 
-use super::ints::{first_axes, taken};
-use super::ops::{Reading, Trouble, because, opaque};
+use super::dims::{axis_of, first_axes, taken};
 use super::proto::{Attribute, Node};
-use super::shapes::axis_of;
+use super::reading::{Reading, Trouble, because, opaque};
 use crate::graph::model::{Dim, Op, ValueId};
 
 type Found = Result<(Op, Vec<ValueId>), Trouble>;

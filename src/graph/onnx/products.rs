@@ -1,7 +1,7 @@
 //! Sums and products with a constant: numbers, vectors and matrices.
 
-use super::ops::{Reading, Trouble, because, opaque};
 use super::proto::Node;
+use super::reading::{Reading, Trouble, because, opaque};
 use crate::graph::model::{Arithmetic, Conv, Linear, Op, ValueId};
 use crate::tensor::Tensor;
 

@@ -175,6 +175,43 @@ const FEW_BYTES: u64 = 64;
 /// Subgraphs within subgraphs.
 const DEEPEST: usize = 16;
 
+/// A set of operators: its domain, and its version.
+fn operators(wire: &mut Wire<'_>, range: Range<u64>) -> Result<(String, Option<i64>), Error> {
+    let (mut domain, mut version) = (String::new(), None);
+    wire.fields(range, |wire, field| {
+        match field.number {
+            1 => domain = wire.text(&field)?,
+            2 => version = Some(wire.number(&field)?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((domain, version))
+}
+
+/// The name of a function that the file defines, and its domain.
+fn function(wire: &mut Wire<'_>, range: Range<u64>) -> Result<(String, String), Error> {
+    let (mut name, mut domain) = (String::new(), String::new());
+    wire.fields(range, |wire, field| {
+        match field.number {
+            1 => name = wire.text(&field)?,
+            10 => domain = wire.text(&field)?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((name, domain))
+}
+
+/// The graph, of which there is one.
+fn only<T: Clone>(wire: &Wire<'_>, graphs: &[T]) -> Result<T, Error> {
+    match graphs {
+        [one] => Ok(one.clone()),
+        [] => Err(wire.wrong("it has no graph".to_owned())),
+        _ => Err(wire.wrong("it has several graphs; expected one".to_owned())),
+    }
+}
+
 /// Reads the whole file but the weights.
 pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
     let mut names = Names::default();
@@ -186,15 +223,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
             1 => ir_version = wire.number(&field)?,
             8 => {
                 let range = wire.range(&field)?;
-                let (mut domain, mut version) = (String::new(), None);
-                wire.fields(range, |wire, field| {
-                    match field.number {
-                        1 => domain = wire.text(&field)?,
-                        2 => version = Some(wire.number(&field)?),
-                        _ => {}
-                    }
-                    Ok(())
-                })?;
+                let (domain, version) = operators(wire, range)?;
                 if is_onnx(&domain) {
                     opset = version;
                 }
@@ -211,15 +240,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
             20 => trains = true,
             25 => {
                 let range = wire.range(&field)?;
-                let (mut name, mut domain) = (String::new(), String::new());
-                wire.fields(range, |wire, field| {
-                    match field.number {
-                        1 => name = wire.text(&field)?,
-                        10 => domain = wire.text(&field)?,
-                        _ => {}
-                    }
-                    Ok(())
-                })?;
+                let (name, domain) = function(wire, range)?;
                 if is_onnx(&domain) {
                     redefined.push(name);
                 }
@@ -235,11 +256,7 @@ pub(super) fn model(wire: &mut Wire<'_>) -> Result<Model, Error> {
         }
         Ok(())
     })?;
-    let (range, before_graph) = match &graphs[..] {
-        [one] => one.clone(),
-        [] => return Err(wire.wrong("it has no graph".to_owned())),
-        _ => return Err(wire.wrong("it has several graphs; expected one".to_owned())),
-    };
+    let (range, before_graph) = only(wire, &graphs)?;
     let graph = graph(wire, range, &mut names)?;
     Ok(Model {
         names,
@@ -487,8 +504,19 @@ fn tensor(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<T
         Ok(())
     })?;
     if is_external {
-        let number = |key: &str| {
-            match external.get(key) {
+        tensor.data = external_data(wire, start, &external)?;
+    }
+    Ok(tensor)
+}
+
+/// Where the tensor at byte `start` says that its data is.
+fn external_data(
+    wire: &Wire<'_>,
+    start: u64,
+    entries: &HashMap<String, String>,
+) -> Result<Data, Error> {
+    let number = |key: &str| {
+        match entries.get(key) {
             None => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 wire.wrong(format!(
@@ -496,20 +524,18 @@ fn tensor(wire: &mut Wire<'_>, range: Range<u64>, names: &mut Names) -> Result<T
                 ))
             }),
         }
-        };
-        let (offset, length) = (number("offset")?, number("length")?);
-        let Some(location) = external.get("location") else {
-            return Err(wire.wrong(format!(
-                "the tensor at byte {start} has external data, and no location"
-            )));
-        };
-        tensor.data = Data::External {
-            location: location.clone(),
-            offset: offset.unwrap_or(0),
-            length,
-        };
-    }
-    Ok(tensor)
+    };
+    let (offset, length) = (number("offset")?, number("length")?);
+    let Some(location) = entries.get("location") else {
+        return Err(wire.wrong(format!(
+            "the tensor at byte {start} has external data, and no location"
+        )));
+    };
+    Ok(Data::External {
+        location: location.clone(),
+        offset: offset.unwrap_or(0),
+        length,
+    })
 }
 
 fn sparse(

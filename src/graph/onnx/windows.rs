@@ -1,8 +1,8 @@
 //! Operators that slide a window over spatial axes, or put zeros around them.
 
-use super::ops::{Reading, Trouble, because, opaque};
+use super::dims::on_axes;
 use super::proto::{Attribute, Node};
-use super::shapes;
+use super::reading::{Reading, Trouble, because, opaque};
 use crate::graph::model::{Conv, Dim, Pads, Window};
 use crate::tensor::{Place, Tensor};
 
@@ -217,7 +217,29 @@ pub(super) fn pad(reading: &Reading<'_>, node: &Node) -> Result<Pads, Trouble> {
     ) {
         return because("it pads with what is at the border");
     }
-    let (ints, value) = if reading.opset() >= 11 {
+    let (ints, value) = told_pads(reading, node)?;
+    if value != Some(0.0) {
+        return because("it pads with something else than zeros");
+    }
+    let (mut all, named) = (ints, node.inputs.get(3).copied().flatten());
+    if let Some(name) = named {
+        let rank = reading
+            .value(node, 0)
+            .and_then(|id| reading.values.values[id.0].shape.as_ref());
+        let (Some(axes), Some(rank)) = (reading.ints(name), rank.map(Vec::len)) else {
+            return because("which axes it pads is not known");
+        };
+        let Some(spread) = on_axes(&all, &axes, rank) else {
+            return because("its axes do not fit what it pads");
+        };
+        all = spread;
+    }
+    around(&all)
+}
+
+/// How much a node pads before and behind each axis, and with what, where that is known.
+fn told_pads(reading: &Reading<'_>, node: &Node) -> Result<(Vec<i64>, Option<f64>), Trouble> {
+    if reading.opset() >= 11 {
         let Some(ints) = node
             .inputs
             .get(1)
@@ -234,32 +256,18 @@ pub(super) fn pad(reading: &Reading<'_>, node: &Node) -> Result<Pads, Trouble> {
                 .get(&name)
                 .and_then(|tensor| reading.number(tensor)),
         };
-        (ints, value)
+        Ok((ints, value))
     } else {
         let Some(Attribute::Ints(ints)) = node.attributes.get("pads") else {
             return opaque();
         };
-        (
-            ints.clone(),
-            Some(f64::from(reading.attribute_float(node, "value", 0.0))),
-        )
-    };
-    if value != Some(0.0) {
-        return because("it pads with something else than zeros");
+        let value = f64::from(reading.attribute_float(node, "value", 0.0));
+        Ok((ints.clone(), Some(value)))
     }
-    let (mut all, named) = (ints, node.inputs.get(3).copied().flatten());
-    if let Some(name) = named {
-        let rank = reading
-            .value(node, 0)
-            .and_then(|id| reading.values.values[id.0].shape.as_ref());
-        let (Some(axes), Some(rank)) = (reading.ints(name), rank.map(Vec::len)) else {
-            return because("which axes it pads is not known");
-        };
-        let Some(spread) = shapes::on_axes(&all, &axes, rank) else {
-            return because("its axes do not fit what it pads");
-        };
-        all = spread;
-    }
+}
+
+/// The paddings of the spatial axes; of the others there must be none.
+fn around(all: &[i64]) -> Result<Pads, Trouble> {
     let numbers: Result<Vec<usize>, _> = all.iter().map(|i| usize::try_from(*i)).collect();
     let rank = all.len() / 2;
     match numbers {

@@ -8,9 +8,8 @@ use serde_json::Value;
 use super::edit::Edit;
 use super::error;
 use super::json::{Members, Raw, place, read, splice};
-use super::read::Pt2;
+use super::read::{Pt2, VERSION};
 use super::schema;
-use super::write::VERSION;
 use crate::fuse::diagnose;
 use crate::graph::file::Error;
 use crate::graph::model::{Conv, Node, Op, Pads};
@@ -146,6 +145,12 @@ impl Compare<'_> {
                 ));
             }
         }
+        self.described(&expected, &found);
+        Ok(())
+    }
+
+    /// What is said of each value.
+    fn described(&mut self, expected: &Parts<'_>, found: &Parts<'_>) {
         let mut values: HashMap<&str, Raw<'_>> = found
             .values
             .0
@@ -169,7 +174,6 @@ impl Compare<'_> {
             left.iter()
                 .map(|name| format!("value {} is left over", quoted(name))),
         );
-        Ok(())
     }
 
     /// Each region's value, as the graph that was made has it: read, not written.

@@ -4,19 +4,19 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::alias::{Effect, effect};
-use super::json::{Members, Raw, Tagged, place, read, splice};
-use super::nodes::{New, new_nodes};
+use super::json::{Raw, place, splice};
+use super::kept::{Kept, bypassed};
+use super::nodes::{New, Parameter, new_nodes};
 use super::read::Pt2;
-use super::schema::{self, NodeText, names};
+use super::schema::{NodeText, names};
+use super::text::Text;
 use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
-use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
-use crate::plan::{EpsSource, Options, Plan, copy};
+use crate::plan::{Block, Options, Plan, copy};
 use crate::recipe::model::BATCH_COUNT;
-use crate::tensor::{Dtype, Tensor, quoted};
+use crate::tensor::Tensor;
 
 /// A plan for a program, and the archive that it makes.
 #[derive(Debug)]
@@ -55,11 +55,11 @@ const DIALECT: Dialect = Dialect {
 /// # Errors
 /// When nothing is left to fold, a glob is none, or the text of the graph cannot be edited.
 pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, Error> {
-    let invalid = |e: serde_json::Error| Error::Block {
+    let fail = |message: String| Error::Block {
         block: pt2.path().display().to_string(),
-        message: e.to_string(),
+        message,
     };
-    let text = Text::new(pt2).map_err(invalid)?;
+    let text = Text::new(pt2).map_err(|e| fail(e.to_string()))?;
     let mut kept = None;
     let Folding {
         regions,
@@ -71,34 +71,19 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         options,
         even_if_dearer,
         &mut |regions| {
-            let found = Kept::new(pt2, &text, regions);
-            let names = found.tensors.clone();
-            kept = Some(found);
-            names
+            let found = kept.insert(Kept::new(pt2, &text, regions));
+            found.tensors.clone()
         },
     )?;
     let kept = kept.unwrap_or_else(|| Kept::new(pt2, &text, &regions));
-    let config = weights::config(&pt2.texts.weights).map_err(|message| Error::Block {
-        block: pt2.path().display().to_string(),
-        message,
-    })?;
+    let config = weights::config(&pt2.texts.weights).map_err(fail)?;
     let state: Index = config
         .iter()
         .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
         .collect();
     plan::of_parts(&mut blocks, &pt2.computed);
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
-    // Weights whose results nobody reads. (The counters of norms go with these.)
-    let consumed: HashSet<&str> = blocks
-        .iter()
-        .flat_map(|block| &block.consumed)
-        .map(Tensor::name)
-        .collect();
-    let is_unread = |tensor: &&Tensor| {
-        let name = tensor.name();
-        !kept.tensors.contains(name) && !consumed.contains(name) && !name.ends_with(BATCH_COUNT)
-    };
-    let dropped = state.values().filter(is_unread).cloned().collect();
+    let dropped = dropped(&state, &kept, &blocks);
     let remaining = config
         .iter()
         .filter(|(name, _)| kept.tensors.contains(&**name));
@@ -110,19 +95,11 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         outputs.extend(fused.outputs([b, 0]));
     }
     let plan = Plan {
-        recipe: "graph".to_owned(),
-        eps: None,
-        eps_source: EpsSource::Recipe,
-        eps_note: None,
-        families: Vec::new(),
         load: agreement.load.clone(),
-        network: None,
-        blocks,
         skipped,
-        wrappers_removed: Vec::new(),
-        left: Vec::new(),
         outputs,
         dropped,
+        ..plan::of_blocks(blocks)
     };
     let texts = Writer {
         pt2,
@@ -142,181 +119,6 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
     })
 }
 
-/// The text of the graph, taken apart.
-pub(super) struct Text<'a> {
-    graph: schema::GraphText<'a>,
-    input_specs: Raw<'a>,
-    pub(super) nodes: Vec<Raw<'a>>,
-    pub(super) read: Vec<NodeText<'a>>,
-    pub(super) values: Members<'a, Raw<'a>>,
-    inputs: Vec<Raw<'a>>,
-    specs: Vec<Raw<'a>>,
-    /// For each input the tensor that it stands for, and whether it is a parameter.
-    stored: Vec<Option<(String, bool)>>,
-}
-
-impl<'a> Text<'a> {
-    fn new(pt2: &'a Pt2) -> Result<Text<'a>, serde_json::Error> {
-        let program: schema::Program<'a> = serde_json::from_str(&pt2.texts.program)?;
-        let schema::GraphModule { graph, signature } = program.graph_module;
-        let nodes: Vec<Raw<'a>> = read(graph.nodes)?;
-        let specs: Vec<Raw<'a>> = read(signature.input_specs)?;
-        let stored = specs.iter().map(|spec| {
-            let spec: Tagged<'a> = read(spec)?;
-            Ok(match &*spec.tag {
-                "parameter" | "buffer" | "tensor_constant" => {
-                    let of: schema::StoredSpec<'a> = read(spec.value)?;
-                    Some((of.name.0.into_owned(), spec.tag == "parameter"))
-                }
-                _ => None,
-            })
-        });
-        Ok(Text {
-            read: nodes
-                .iter()
-                .map(|node| read(node))
-                .collect::<Result<_, _>>()?,
-            values: read(graph.tensor_values)?,
-            inputs: read(graph.inputs)?,
-            stored: stored.collect::<Result<_, serde_json::Error>>()?,
-            input_specs: signature.input_specs,
-            graph,
-            nodes,
-            specs,
-        })
-    }
-
-    /// What is said of a value.
-    pub(super) fn meta(&self, name: &str) -> Option<Value> {
-        let (_, meta) = self.values.0.iter().find(|(value, _)| value == name)?;
-        read(meta).ok()
-    }
-
-    /// The names of the values that an input of the graph is; one, as a rule.
-    fn input_names(&self, i: usize) -> Vec<String> {
-        read::<Tagged<'a>>(self.inputs[i])
-            .map(|input| names(&input))
-            .unwrap_or_default()
-    }
-}
-
-/// What is still there.
-struct Kept {
-    /// Of each node of the file, whether it stays.
-    nodes: Vec<bool>,
-    /// Of each input of the graph.
-    inputs: Vec<bool>,
-    /// The names of the tensors that are left.
-    tensors: HashSet<String>,
-    /// Values that are gone.
-    gone: HashSet<String>,
-}
-
-impl Kept {
-    fn new(pt2: &Pt2, text: &Text<'_>, regions: &Regions) -> Kept {
-        let outputs: HashSet<String> = text.graph.outputs.iter().flat_map(names).collect();
-        let bypassed = bypassed(pt2, regions);
-        let reads = |node: &NodeText<'_>| -> Vec<String> {
-            let names = node.inputs.iter().flat_map(|input| names(&input.arg));
-            let instead = |name: String| match bypassed.get(&*name) {
-                Some(instead) => (*instead).to_owned(),
-                None => name,
-            };
-            names.map(instead).collect()
-        };
-        // What nothing read from the start stays, whatever it is for.
-        let read_before: HashSet<String> = text
-            .read
-            .iter()
-            .flat_map(|node| node.inputs.iter().flat_map(|input| names(&input.arg)))
-            .chain(outputs.iter().cloned())
-            .collect();
-        let mut read: HashSet<String> = outputs;
-        for region in &regions.folded {
-            read.insert(pt2.graph.value(region.source).name.clone());
-        }
-        let stays: HashMap<usize, bool> = pt2
-            .positions
-            .iter()
-            .copied()
-            .zip(regions.stays.iter().copied())
-            .collect();
-        let mut nodes = vec![false; text.read.len()];
-        let mut gone = HashSet::new();
-        for (i, node) in text.read.iter().enumerate().rev() {
-            let writes = || node.outputs.iter().flat_map(names);
-            // What is not in the graph is a view of a constant, or dead.
-            let asked_for =
-                || writes().any(|name| read.contains(&name) || !read_before.contains(&name));
-            // A size that only folded nodes asked for is gone with these.
-            let superfluous = || {
-                let pure = matches!(effect(node), Effect::New | Effect::View);
-                pure && writes().next().is_some() && !asked_for()
-            };
-            nodes[i] = !pt2.dead.contains(&i)
-                && match stays.get(&i) {
-                    Some(stays) => *stays && !superfluous(),
-                    None => asked_for(),
-                };
-            match nodes[i] {
-                true => read.extend(reads(node)),
-                false => gone.extend(writes()),
-            }
-        }
-        for region in &regions.folded {
-            gone.remove(&pt2.graph.value(region.value).name);
-        }
-        let mut kept = Kept {
-            nodes,
-            inputs: Vec::new(),
-            tensors: HashSet::new(),
-            gone,
-        };
-        kept.tensors(text, &read, &read_before);
-        kept
-    }
-
-    /// Which tensors stay: those that are read, those that never were, and of these not the counter of a norm that is gone.
-    fn tensors(&mut self, text: &Text<'_>, read: &HashSet<String>, read_before: &HashSet<String>) {
-        let any = |i: usize, of: &HashSet<String>| {
-            text.input_names(i).iter().any(|name| of.contains(name))
-        };
-        let mut went: HashSet<&str> = HashSet::new();
-        let mut stayed: HashSet<&str> = HashSet::new();
-        let stored = text.stored.iter().enumerate();
-        for (i, (name, _)) in stored.clone().filter_map(|(i, of)| Some((i, of.as_ref()?))) {
-            if any(i, read_before) {
-                let to = if any(i, read) { &mut stayed } else { &mut went };
-                to.insert(module_of(name));
-            }
-        }
-        for (i, of) in stored {
-            let keep = match of {
-                None => true,
-                Some(_) if any(i, read_before) => any(i, read),
-                Some((name, _)) => {
-                    !went.contains(module_of(name)) || stayed.contains(module_of(name))
-                }
-            };
-            self.inputs.push(keep);
-            match of {
-                Some((name, _)) if keep => drop(self.tensors.insert(name.clone())),
-                _ if !keep => self.gone.extend(text.input_names(i)),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Names that nothing computes any more, and what nodes that stay read instead.
-fn bypassed<'a>(pt2: &'a Pt2, regions: &Regions) -> HashMap<&'a str, &'a str> {
-    let named = |id: &ValueId| &*pt2.graph.value(*id).name;
-    let pairs = regions.bypassed.iter();
-    pairs
-        .map(|(gone, instead)| (named(gone), named(instead)))
-        .collect()
-}
-
 /// The text of a node that stays, with what it reads instead of what is gone.
 fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -> String {
     let edits = read.inputs.iter().filter_map(|input| {
@@ -330,8 +132,18 @@ fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -
     splice(node.get(), edits.collect())
 }
 
-fn module_of(name: &str) -> &str {
-    name.rsplit_once('.').map_or("", |(module, _)| module)
+/// Weights whose results nobody reads. (The counters of norms go with these.)
+fn dropped(state: &Index, kept: &Kept, blocks: &[Block]) -> Vec<Tensor> {
+    let consumed: HashSet<&str> = blocks
+        .iter()
+        .flat_map(|block| &block.consumed)
+        .map(Tensor::name)
+        .collect();
+    let is_unread = |tensor: &&Tensor| {
+        let name = tensor.name();
+        !kept.tensors.contains(name) && !consumed.contains(name) && !name.ends_with(BATCH_COUNT)
+    };
+    state.values().filter(is_unread).cloned().collect()
 }
 
 /// What puts the new texts together.
@@ -497,16 +309,9 @@ impl Writer<'_> {
             let mut paths = [None, None];
             for (parameter, path) in new.parameters.iter().zip(&mut paths) {
                 let name = free.next().unwrap_or_default();
-                let payload = json!({
-                    "path_name": name,
-                    "is_param": true,
-                    "use_pickle": false,
-                    "tensor_meta": parameter.meta,
-                });
-                let member = format!("{}: {payload}", Value::from(&*parameter.name));
                 at.entry(first.unwrap_or(config.len()))
                     .or_default()
-                    .push(member);
+                    .push(member(parameter, &name));
                 *path = Some(name);
             }
             fused.push(paths);
@@ -532,33 +337,13 @@ impl Writer<'_> {
     }
 }
 
-/// A parameter of the new program.
-#[derive(Debug)]
-pub(super) struct Parameter {
-    /// Its name in the state dict.
-    pub(super) name: String,
-    /// The value that stands for it in the graph.
-    pub(super) placeholder: String,
-    /// What the graph and the configuration of the weights say of it.
-    pub(super) meta: Value,
-}
-
-/// A tensor's description in the manner of an old one.
-pub(super) fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, String> {
-    let number = weights::number(dtype).ok_or_else(|| format!("{dtype} is no type of PyTorch"))?;
-    let mut meta = like
-        .as_object()
-        .cloned()
-        .ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
-    let list =
-        |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
-    let mut strides = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
-    }
-    meta.insert("dtype".to_owned(), number.into());
-    meta.insert("sizes".to_owned(), list(shape.to_vec()));
-    meta.insert("strides".to_owned(), list(strides));
-    meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
-    Ok(Value::Object(meta))
+/// What the configuration of the weights says of a new one, which is in this entry.
+fn member(parameter: &Parameter, path: &str) -> String {
+    let payload = json!({
+        "path_name": path,
+        "is_param": true,
+        "use_pickle": false,
+        "tensor_meta": parameter.meta,
+    });
+    format!("{}: {payload}", Value::from(&*parameter.name))
 }

@@ -2,8 +2,8 @@
 //!
 //! The archive is read by its directory (`zip`), the graph by `schema` and `json`, the weights by
 //! `weights`; `call`, `ops` and `views` say what an operator computes, `computed` what follows from weights alone, `alias` where values change in place, and
-//! `read` puts the graph together. `edit` and `nodes` give the texts of the new archive, `write`
-//! the file; `compare` proves it.
+//! `read` puts the graph together. `text` takes its text apart again, `kept` says what of it stays; `edit` and `nodes` give the
+//! texts of the new archive, `write` the file; `compare` proves it.
 
 mod alias;
 mod call;
@@ -12,10 +12,12 @@ mod computed;
 mod edit;
 mod error;
 mod json;
+mod kept;
 mod nodes;
 mod ops;
 mod read;
 mod schema;
+mod text;
 mod views;
 mod weights;
 mod write;

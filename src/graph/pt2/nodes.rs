@@ -4,22 +4,34 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::edit::{Parameter, Text, described};
 use super::json::{Members, Raw, read};
 use super::read::Pt2;
+use super::text::Text;
+use super::weights;
 use crate::graph::plan::Error;
 use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
 use crate::plan::PlannedConv;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, quoted};
 
 /// What a region becomes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct New {
     pub(super) nodes: Vec<Value>,
     pub(super) parameters: Vec<Parameter>,
     /// The values that are new, and what is known of them.
     pub(super) values: Vec<(String, Value)>,
+}
+
+/// A parameter of the new program.
+#[derive(Debug)]
+pub(super) struct Parameter {
+    /// Its name in the state dict.
+    pub(super) name: String,
+    /// The value that stands for it in the graph.
+    pub(super) placeholder: String,
+    /// What the graph and the configuration of the weights say of it.
+    pub(super) meta: Value,
 }
 
 /// The nodes and parameters that a region becomes. `taken` are the names that the graph has.
@@ -49,30 +61,13 @@ pub(super) fn new_nodes(
         text.meta(name)
             .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
     };
-    let like = {
-        let mut like = meta(value)?;
-        // A parameter is described like the value, and can be trained.
-        if let Some(members) = like.as_object_mut() {
-            members.insert("requires_grad".to_owned(), true.into());
-        }
-        like
-    };
-    let mut new = New {
-        nodes: Vec::new(),
-        parameters: Vec::new(),
-        values: Vec::new(),
-    };
-    for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
-        let (name, shape) = tensor_of(fused, is_bias);
-        let placeholder = free(&format!("p_{}", identifier(&name)), taken);
-        let meta = described(&like, &Dtype::from(fused.dtype), &shape).map_err(fail)?;
-        new.values.push((placeholder.clone(), meta.clone()));
-        new.parameters.push(Parameter {
-            name,
-            placeholder,
-            meta,
-        });
+    // A parameter is described like the value, and can be trained.
+    let mut like = meta(value)?;
+    if let Some(members) = like.as_object_mut() {
+        members.insert("requires_grad".to_owned(), true.into());
     }
+    let mut new = New::default();
+    new.parameters(fused, &like, taken).map_err(fail)?;
     let mut maker = Maker {
         pt2,
         text,
@@ -82,47 +77,71 @@ pub(super) fn new_nodes(
     let input = match pads(&region.walk) {
         Some(pads) => {
             let padded = free(&format!("{value}_padded"), taken);
-            let meta = padded_meta(&meta(source)?, &region.walk).ok_or_else(|| {
-                fail(
-                    "its paddings differ, and how large its input is is not known before it runs"
-                        .to_owned(),
-                )
-            })?;
+            let meta = padded_meta(&meta(source)?, &region.walk).map_err(fail)?;
             new.values.push((padded.clone(), meta));
-            maker
-                .call(
-                    "torch.ops.aten.pad.default",
-                    &padded,
-                    vec![
-                        argument("self", json!({"as_tensor": {"name": source}})),
-                        argument("pad", json!({"as_ints": pads})),
-                    ],
-                )
-                .map_err(fail)?;
+            maker.pad([source, &padded], &pads).map_err(fail)?;
             padded
         }
         None => source.to_owned(),
     };
-    let tensor = |parameter: Option<&Parameter>| match parameter {
-        Some(parameter) => json!({"as_tensor": {"name": parameter.placeholder}}),
+    let parameter = |i: usize| match new.parameters.get(i) {
+        Some(parameter) => tensor(&parameter.placeholder),
         None => json!({"as_none": true}),
     };
     let mut arguments = vec![
-        argument("input", json!({"as_tensor": {"name": input}})),
-        argument("weight", tensor(new.parameters.first())),
-        argument("bias", tensor(new.parameters.get(1))),
+        argument("input", tensor(&input)),
+        argument("weight", parameter(0)),
+        argument("bias", parameter(1)),
     ];
     arguments.extend(walk(&region.walk, fused.geometry().groups()));
     let target = operator(&region.walk, fused.geometry().weight_shape().len());
-    maker
-        .call(
-            &target.ok_or_else(|| fail("it has no operator".to_owned()))?,
-            value,
-            arguments,
-        )
-        .map_err(fail)?;
+    let target = target.ok_or_else(|| fail("it has no operator".to_owned()))?;
+    maker.call(&target, value, arguments).map_err(fail)?;
     new.nodes = maker.nodes;
     Ok(new)
+}
+
+/// A tensor's description in the manner of an old one.
+fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, String> {
+    let number = weights::number(dtype).ok_or_else(|| format!("{dtype} is no type of PyTorch"))?;
+    let mut meta = like
+        .as_object()
+        .cloned()
+        .ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
+    let list =
+        |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    meta.insert("dtype".to_owned(), number.into());
+    meta.insert("sizes".to_owned(), list(shape.to_vec()));
+    meta.insert("strides".to_owned(), list(strides));
+    meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
+    Ok(Value::Object(meta))
+}
+
+impl New {
+    /// Adds a weight and, where there is one, a bias, each described like `like`.
+    fn parameters(
+        &mut self,
+        fused: &PlannedConv,
+        like: &Value,
+        taken: &mut HashSet<String>,
+    ) -> Result<(), String> {
+        for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
+            let (name, shape) = tensor_of(fused, is_bias);
+            let placeholder = free(&format!("p_{}", identifier(&name)), taken);
+            let meta = described(like, &Dtype::from(fused.dtype), &shape)?;
+            self.values.push((placeholder.clone(), meta.clone()));
+            self.parameters.push(Parameter {
+                name,
+                placeholder,
+                meta,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// The operator of a region whose weight has this many dimensions.
@@ -189,7 +208,13 @@ fn pads(walk: &Walk) -> Option<Vec<usize>> {
 }
 
 /// What is known of a value once it is padded.
-fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
+fn padded_meta(meta: &Value, walk: &Walk) -> Result<Value, String> {
+    padded_sizes(meta, walk).ok_or_else(|| {
+        "its paddings differ, and how large its input is is not known before it runs".to_owned()
+    })
+}
+
+fn padded_sizes(meta: &Value, walk: &Walk) -> Option<Value> {
     let Walk::Conv(steps) = walk else {
         return None;
     };
@@ -216,6 +241,10 @@ fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
     Some(Value::Object(meta))
 }
 
+fn tensor(name: &str) -> Value {
+    json!({"as_tensor": {"name": name}})
+}
+
 fn argument(name: &str, arg: Value) -> Value {
     json!({"name": name, "arg": arg, "kind": 1})
 }
@@ -229,6 +258,15 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// Zeros around a value, which become another one.
+    fn pad(&mut self, [source, padded]: [&str; 2], pads: &[usize]) -> Result<(), String> {
+        let arguments = vec![
+            argument("self", tensor(source)),
+            argument("pad", json!({"as_ints": pads})),
+        ];
+        self.call("torch.ops.aten.pad.default", padded, arguments)
+    }
+
     fn call(&mut self, target: &str, output: &str, inputs: Vec<Value>) -> Result<(), String> {
         let producer = self.pt2.graph.value(self.region.value).producer();
         let last = producer.map(|id| self.text.nodes[self.pt2.positions[id.0]]);

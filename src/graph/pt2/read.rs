@@ -8,20 +8,22 @@ use std::path::Path;
 use super::alias::{self, Step, effect};
 use super::call::{Call, Context};
 use super::error::Error;
-use super::json::{Members, Raw, Tagged, read};
+use super::json::{Members, Tagged, read};
 use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
 use super::weights::{self, Stored};
-use super::write::VERSION;
 use super::{computed, ops, views};
 use crate::fuse::METADATA_PREFIX;
 use crate::graph::constants::Budget;
-use crate::graph::model::{Dim, Graph, Node, Op, Value, ValueId};
+use crate::graph::model::{self, Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
 use crate::tensor::zip::Archive;
 use crate::tensor::{Checkpoint, Dtype, Part, Tensor, quoted};
 
 /// The longest text of a graph or a configuration that is read. (A network of ten thousand nodes has 10 MB.)
 const LONGEST_TEXT: u64 = 1 << 28;
+
+/// The entry in which the version of repfuse stands. PyTorch gives what is below `extra/` to whoever asks for it.
+pub(super) const VERSION: &str = "extra/repfuse.version";
 
 /// A version has no more letters.
 const LONGEST_VERSION: u64 = 64;
@@ -157,22 +159,8 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let root = archive.root().to_owned();
     let entries = entries(&archive).map_err(wrong)?;
     drop(archive);
-    let texts = texts(&file, &entries).map_err(wrong)?;
-    let Versioned {
-        schema_version: version,
-        torch_version,
-    } = serde_json::from_str(&texts.0.program)
-        .map_err(|e| wrong(format!("its graph is not valid: {e}")))?;
-    if version.major != schema::MAJOR {
-        return Err(Error::Version {
-            path: path.to_owned(),
-            major: version.major,
-            minor: version.minor,
-            torch: torch_version,
-            expected: schema::MAJOR,
-        });
-    }
-    let (texts, constants) = texts;
+    let (texts, constants) = texts(&file, &entries).map_err(wrong)?;
+    check_version(path, &texts.program)?;
     let mut tensors = Tensors::default();
     tensors
         .add("data/weights/", &texts.weights, &entries)
@@ -181,15 +169,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         .add("data/constants/", &constants, &entries)
         .map_err(wrong)?;
     let Tensors { parts, unread } = tensors;
-    // Whether repfuse wrote it decides what rounding allows.
-    let version = entries.iter().find(|entry| entry.name == VERSION);
-    let metadata = version.map(|entry| {
-        let len = (entry.range.end - entry.range.start).min(LONGEST_VERSION);
-        let text = Bytes::new(&file, entry.range.start, entry.range.end).take(len)?;
-        let text = String::from_utf8_lossy(&text).into_owned();
-        Ok((format!("{METADATA_PREFIX}version"), text))
-    });
-    let metadata: Vec<_> = metadata.transpose().map_err(wrong)?.into_iter().collect();
+    let metadata = version_of(&file, &entries).map_err(wrong)?;
     let state = weights::config(&texts.weights).map_err(wrong)?;
     let state: Vec<String> = state
         .into_iter()
@@ -216,6 +196,42 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         state,
         unread,
     })
+}
+
+/// The version of repfuse that wrote it, if one did: that decides what rounding allows.
+fn version_of(file: &File, entries: &[Entry]) -> Result<Vec<(String, String)>, String> {
+    let Some(entry) = entries.iter().find(|entry| entry.name == VERSION) else {
+        return Ok(Vec::new());
+    };
+    let len = (entry.range.end - entry.range.start).min(LONGEST_VERSION);
+    let text = Bytes::new(file, entry.range.start, entry.range.end).take(len)?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok(vec![(format!("{METADATA_PREFIX}version"), text)])
+}
+
+/// Whether the text of a graph is of the version that is understood.
+fn check_version(path: &Path, program: &str) -> Result<(), Error> {
+    let Versioned {
+        schema_version: version,
+        torch_version,
+    } = serde_json::from_str(program).map_err(|e| invalid(path, &e.to_string()))?;
+    match version.major == schema::MAJOR {
+        true => Ok(()),
+        false => Err(Error::Version {
+            path: path.to_owned(),
+            major: version.major,
+            minor: version.minor,
+            torch: torch_version,
+            expected: schema::MAJOR,
+        }),
+    }
+}
+
+fn invalid(path: &Path, reason: &str) -> Error {
+    Error::Format {
+        path: path.to_owned(),
+        reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
+    }
 }
 
 /// Every entry of the archive; all must be stored as they are.
@@ -341,10 +357,7 @@ fn graph(
     checkpoint: &Checkpoint,
     unread: &HashMap<String, String>,
 ) -> Result<Built, Error> {
-    let wrong = |reason: String| Error::Format {
-        path: path.to_owned(),
-        reason: crate::tensor::plain(&format!("its graph is not valid: {reason}")),
-    };
+    let wrong = |reason: String| invalid(path, &reason);
     let program: schema::Program<'_> =
         serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
     let module = program.graph_module;
@@ -359,35 +372,30 @@ fn graph(
             .collect(),
         ..Context::default()
     };
-    let placeholders = placeholders(&module.graph).map_err(wrong)?;
-    all_described(module.graph.inputs, module.signature.input_specs).map_err(wrong)?;
+    let inputs: Vec<Tagged<'_>> = read(module.graph.inputs).map_err(|e| wrong(e.to_string()))?;
+    let specs: Vec<Tagged<'_>> =
+        read(module.signature.input_specs).map_err(|e| wrong(e.to_string()))?;
+    if inputs.len() != specs.len() {
+        return Err(wrong(format!(
+            "it has {} inputs, and its signature describes {}",
+            inputs.len(),
+            specs.len()
+        )));
+    }
+    // The names of all inputs of the graph: weights first, then what the user gives.
+    let placeholders: Vec<String> = inputs.iter().flat_map(names).collect();
     let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
     let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
     let known: HashSet<&str> = placeholders.iter().map(String::as_str).collect();
     check_steps(&nodes, &steps, known).map_err(wrong)?;
     let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
-    let stored = stored(
-        module.signature.input_specs,
-        checkpoint,
-        unread,
-        &mut context,
-    )
-    .map_err(wrong)?;
+    let stored = stored(specs, checkpoint, unread, &mut context).map_err(wrong)?;
     for name in stored.iter().filter(|name| changed.stored.contains(*name)) {
         context.constants.remove(name);
         let why = format!("{} is changed when the network runs", quoted(name));
         context.unread.insert(name.clone(), why);
     }
-    if let Some(node) = nodes.iter().find(|node| in_training(node, &context)) {
-        let node = node
-            .module()
-            .filter(|path| !path.is_empty())
-            .unwrap_or_else(|| node.shown().to_owned());
-        return Err(Error::Training {
-            path: path.to_owned(),
-            node: quoted(&node),
-        });
-    }
+    check_evaluates(path, &nodes, &context)?;
     let mut builder = Builder {
         context,
         ..Builder::default()
@@ -426,45 +434,11 @@ fn graph(
             )));
         }
     }
-    let graph = Graph::new(builder.values, builder.nodes);
-    let graph = graph.map_err(|source| Error::Graph {
+    let dead = (0..nodes.len()).filter(|i| !changed.live[*i]).collect();
+    builder.finish(dead).map_err(|source| Error::Graph {
         path: path.to_owned(),
         source,
-    })?;
-    let context = &builder.context;
-    let dtypes = graph
-        .values()
-        .iter()
-        .filter_map(|value| Some((value.name.clone(), context.dtype(&value.name)?)));
-    let dtypes = dtypes.collect();
-    let dead = (0..nodes.len()).filter(|i| !changed.live[*i]).collect();
-    Ok(Built {
-        graph,
-        positions: builder.positions,
-        dead,
-        dtypes,
-        computed: builder.computed,
     })
-}
-
-/// The names of all inputs of the graph: weights first, then what the user gives.
-fn placeholders(graph: &schema::GraphText<'_>) -> Result<Vec<String>, String> {
-    let inputs: Vec<Tagged<'_>> = read(graph.inputs).map_err(|e| e.to_string())?;
-    Ok(inputs.iter().flat_map(names).collect())
-}
-
-/// Whether the signature says of each input of the graph what it is.
-fn all_described(inputs: Raw<'_>, specs: Raw<'_>) -> Result<(), String> {
-    let count = |list: Raw<'_>| {
-        let list: Result<Vec<Raw<'_>>, _> = read(list);
-        list.map(|list| list.len()).map_err(|e| e.to_string())
-    };
-    match (count(inputs)?, count(specs)?) {
-        (inputs, specs) if inputs == specs => Ok(()),
-        (inputs, specs) => Err(format!(
-            "it has {inputs} inputs, and its signature describes {specs}"
-        )),
-    }
 }
 
 /// Whether every node, also one whose results nobody reads, reads what is there and computes something new. `known` are the inputs.
@@ -508,12 +482,11 @@ fn step(node: &NodeText<'_>) -> Step {
 
 /// The placeholders that stand for tensors of the file.
 fn stored(
-    specs: Raw<'_>,
+    specs: Vec<Tagged<'_>>,
     checkpoint: &Checkpoint,
     unread: &HashMap<String, String>,
     context: &mut Context<'_>,
 ) -> Result<HashSet<String>, String> {
-    let specs: Vec<Tagged<'_>> = read(specs).map_err(|e| e.to_string())?;
     let mut stored = HashSet::new();
     for spec in specs {
         match &*spec.tag {
@@ -579,6 +552,25 @@ fn shown(dim: &Dim) -> String {
     }
 }
 
+/// Whether the program was exported in evaluation mode.
+fn check_evaluates(
+    path: &Path,
+    nodes: &[NodeText<'_>],
+    context: &Context<'_>,
+) -> Result<(), Error> {
+    let Some(node) = nodes.iter().find(|node| in_training(node, context)) else {
+        return Ok(());
+    };
+    let node = node
+        .module()
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| node.shown().to_owned());
+    Err(Error::Training {
+        path: path.to_owned(),
+        node: quoted(&node),
+    })
+}
+
 /// Whether a node is a batch norm that has running statistics and does not use them.
 fn in_training(node: &NodeText<'_>, context: &Context<'_>) -> bool {
     let trains = match node.aten() {
@@ -617,12 +609,43 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    fn finish(self, dead: HashSet<usize>) -> Result<Built, model::Error> {
+        let graph = Graph::new(self.values, self.nodes)?;
+        let dtypes = graph
+            .values()
+            .iter()
+            .filter_map(|value| Some((value.name.clone(), self.context.dtype(&value.name)?)));
+        Ok(Built {
+            dtypes: dtypes.collect(),
+            graph,
+            positions: self.positions,
+            dead,
+            computed: self.computed,
+        })
+    }
+
     fn value(&mut self, name: String) -> ValueId {
         let id = ValueId(self.values.len());
         self.values
             .push(Value::new(name.clone(), self.context.shape(&name)));
         self.ids.insert(name, id);
         id
+    }
+
+    /// The statistics that a norm gives beside its result are empty in evaluation mode.
+    fn without_statistics<'w>(&self, op: Op, writes: &'w [String]) -> (Op, &'w [String]) {
+        match (op, writes) {
+            (Op::Norm(norm), [first, others @ ..])
+                if !others.iter().any(|name| self.read.contains(name)) =>
+            {
+                (Op::Norm(norm), std::slice::from_ref(first))
+            }
+            (Op::Norm(_), [_, _, ..]) => (
+                Op::Opaque(Some("its statistics are read".to_owned())),
+                writes,
+            ),
+            (op, writes) => (op, writes),
+        }
     }
 
     /// The tensors of the file that some constants are computed of.
@@ -678,19 +701,7 @@ impl Builder<'_> {
             .iter()
             .filter_map(|name| self.ids.get(name).copied())
             .collect();
-        // The statistics that a norm gives beside its result are empty in evaluation mode.
-        let (op, writes) = match (op, &step.writes[..]) {
-            (Op::Norm(norm), [first, others @ ..])
-                if !others.iter().any(|name| self.read.contains(name)) =>
-            {
-                (Op::Norm(norm), std::slice::from_ref(first))
-            }
-            (Op::Norm(_), [_, _, ..]) => (
-                Op::Opaque(Some("its statistics are read".to_owned())),
-                &step.writes[..],
-            ),
-            (op, writes) => (op, writes),
-        };
+        let (op, writes) = self.without_statistics(op, &step.writes);
         let outputs = writes.iter().map(|name| self.value(name.clone())).collect();
         self.nodes.push(Node {
             name: node.shown().to_owned(),

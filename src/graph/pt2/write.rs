@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::edit::Edit;
-use super::read::Pt2;
+use super::read::{Pt2, VERSION};
 use crate::fuse::archive::{self, Entry, bytes, text};
 use crate::fuse::{self, Options, Unfinished};
 use crate::graph::file::Error;
@@ -39,7 +39,7 @@ pub fn fuse(
     let (constants, blocks) = (pt2.constants(), &edit.plan.blocks);
     fuse::diagnose::check_variances(constants, blocks)?;
     let entries = entries(pt2, edit);
-    Ok(archive::write(
+    Ok(archive::write_checked(
         constants, blocks, entries, place, options, progress,
     )?)
 }
@@ -63,9 +63,6 @@ fn check_types(pt2: &Pt2, edit: &Edit) -> Result<(), WrongType> {
     }
     Ok(())
 }
-
-/// The entry in which the version of repfuse stands. PyTorch gives what is below `extra/` to whoever asks for it.
-pub(super) const VERSION: &str = "extra/repfuse.version";
 
 fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
     let model = &pt2.texts.model;

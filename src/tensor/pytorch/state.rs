@@ -140,6 +140,35 @@ impl<'a> Walk<'a> {
         self.state.holds_any()
     }
 
+    /// Adds a value that holds no others, under a name.
+    fn leaf(&mut self, meaning: Meaning, name: &str) -> Result<(), String> {
+        match meaning {
+            Meaning::Tensor(stored) => {
+                self.tensors += 1;
+                self.tensor(name, stored)?;
+            }
+            Meaning::OtherKind(kind) => {
+                self.tensors += 1;
+                self.named_shortly(name, kind.shape.len())?;
+                self.state.other_kinds.insert(name.to_owned(), kind);
+            }
+            Meaning::Unreadable(why) => {
+                self.tensors += 1;
+                self.state
+                    .unreadable
+                    .get_or_insert_with(|| format!("{} {why}", quoted(name)));
+            }
+            // Metrics beside a state dict are often arrays: a search for tensors does not end at one.
+            Meaning::Array(_) if self.wanted.is_some() => {}
+            Meaning::Array(array) => {
+                self.named_shortly(name, 0)?;
+                self.state.other_kinds.insert(name.to_owned(), array);
+            }
+            Meaning::Other => {}
+        }
+        Ok(())
+    }
+
     /// Adds what is below a value, under names that begin with `prefix`.
     fn walk(&mut self, value: Value, prefix: &str, depth: usize) -> Result<(), String> {
         let pickle = self.source.pickle;
@@ -153,32 +182,8 @@ impl<'a> Walk<'a> {
         if let (Value::Node(node), true) = (value, self.is_read(&meaning, value)) {
             self.read.insert(node);
         }
-        match meaning {
-            Meaning::Tensor(stored) => {
-                self.tensors += 1;
-                return self.tensor(prefix, stored);
-            }
-            Meaning::OtherKind(kind) => {
-                self.tensors += 1;
-                self.named_shortly(prefix, kind.shape.len())?;
-                self.state.other_kinds.insert(prefix.to_owned(), kind);
-                return Ok(());
-            }
-            Meaning::Unreadable(why) => {
-                self.tensors += 1;
-                self.state
-                    .unreadable
-                    .get_or_insert_with(|| format!("{} {why}", quoted(prefix)));
-                return Ok(());
-            }
-            // Metrics beside a state dict are often arrays: a search for tensors does not end at one.
-            Meaning::Array(_) if self.wanted.is_some() => return Ok(()),
-            Meaning::Array(array) => {
-                self.named_shortly(prefix, 0)?;
-                self.state.other_kinds.insert(prefix.to_owned(), array);
-                return Ok(());
-            }
-            Meaning::Other => {}
+        if !matches!(meaning, Meaning::Other) {
+            return self.leaf(meaning, prefix);
         }
         if self.wanted.is_some() && pickle.is_optimizer(value) {
             return Ok(());

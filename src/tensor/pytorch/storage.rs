@@ -235,15 +235,19 @@ fn rebuilt(
         Ok(found) => found,
         Err(why) => return Meaning::Unreadable(why),
     };
+    let parts = if is_complex(&stored.dtype) { 2 } else { 1 };
     let stored = match swapped {
         true => Stored {
-            view: stored
-                .view
-                .big_endian(if is_complex(&stored.dtype) { 2 } else { 1 }),
+            view: stored.view.big_endian(parts),
             ..stored
         },
         false => stored,
     };
+    said_of(pickle, stored, metadata)
+}
+
+/// A tensor, with what its metadata says of it.
+fn said_of(pickle: &Pickle, stored: Stored, metadata: Option<Value>) -> Meaning {
     let (dtype, shape) = (stored.dtype.clone(), stored.shape.clone());
     let read = match metadata {
         Some(metadata) => with_bits(pickle, stored, metadata),

@@ -1,0 +1,134 @@
+//! What of a program is still there when regions of its graph are folded: its nodes, inputs and tensors.
+
+use std::collections::{HashMap, HashSet};
+
+use super::alias::{Effect, effect};
+use super::read::Pt2;
+use super::schema::{NodeText, names};
+use super::text::Text;
+use crate::graph::model::ValueId;
+use crate::graph::region::Regions;
+
+/// What is still there.
+pub(super) struct Kept {
+    /// Of each node of the file, whether it stays.
+    pub(super) nodes: Vec<bool>,
+    /// Of each input of the graph.
+    pub(super) inputs: Vec<bool>,
+    /// The names of the tensors that are left.
+    pub(super) tensors: HashSet<String>,
+    /// Values that are gone.
+    pub(super) gone: HashSet<String>,
+}
+
+impl Kept {
+    pub(super) fn new(pt2: &Pt2, text: &Text<'_>, regions: &Regions) -> Kept {
+        let outputs: HashSet<String> = text.graph.outputs.iter().flat_map(names).collect();
+        let bypassed = bypassed(pt2, regions);
+        let reads = |node: &NodeText<'_>| -> Vec<String> {
+            let instead = |name: String| match bypassed.get(&*name) {
+                Some(instead) => (*instead).to_owned(),
+                None => name,
+            };
+            inputs_of(node).map(instead).collect()
+        };
+        // What nothing read from the start stays, whatever it is for.
+        let read_before: HashSet<String> = text
+            .read
+            .iter()
+            .flat_map(inputs_of)
+            .chain(outputs.iter().cloned())
+            .collect();
+        let name_of = |value: ValueId| &pt2.graph.value(value).name;
+        let mut read: HashSet<String> = outputs;
+        read.extend(regions.folded.iter().map(|of| name_of(of.source).clone()));
+        let stays: HashMap<usize, bool> = pt2
+            .positions
+            .iter()
+            .copied()
+            .zip(regions.stays.iter().copied())
+            .collect();
+        let mut nodes = vec![false; text.read.len()];
+        let mut gone = HashSet::new();
+        for (i, node) in text.read.iter().enumerate().rev() {
+            let writes = || node.outputs.iter().flat_map(names);
+            // What is not in the graph is a view of a constant, or dead.
+            let asked_for =
+                || writes().any(|name| read.contains(&name) || !read_before.contains(&name));
+            // A size that only folded nodes asked for is gone with these.
+            let superfluous = || {
+                let pure = matches!(effect(node), Effect::New | Effect::View);
+                pure && writes().next().is_some() && !asked_for()
+            };
+            nodes[i] = !pt2.dead.contains(&i)
+                && match stays.get(&i) {
+                    Some(stays) => *stays && !superfluous(),
+                    None => asked_for(),
+                };
+            match nodes[i] {
+                true => read.extend(reads(node)),
+                false => gone.extend(writes()),
+            }
+        }
+        for region in &regions.folded {
+            gone.remove(name_of(region.value));
+        }
+        let mut kept = Kept {
+            nodes,
+            inputs: Vec::new(),
+            tensors: HashSet::new(),
+            gone,
+        };
+        kept.tensors(text, &read, &read_before);
+        kept
+    }
+
+    /// Which tensors stay: those that are read, those that never were, and of these not the counter of a norm that is gone.
+    fn tensors(&mut self, text: &Text<'_>, read: &HashSet<String>, read_before: &HashSet<String>) {
+        let any = |i: usize, of: &HashSet<String>| {
+            text.input_names(i).iter().any(|name| of.contains(name))
+        };
+        let mut went: HashSet<&str> = HashSet::new();
+        let mut stayed: HashSet<&str> = HashSet::new();
+        let stored = text.stored.iter().enumerate();
+        for (i, (name, _)) in stored.clone().filter_map(|(i, of)| Some((i, of.as_ref()?))) {
+            if any(i, read_before) {
+                let to = if any(i, read) { &mut stayed } else { &mut went };
+                to.insert(module_of(name));
+            }
+        }
+        for (i, of) in stored {
+            let keep = match of {
+                None => true,
+                Some(_) if any(i, read_before) => any(i, read),
+                Some((name, _)) => {
+                    !went.contains(module_of(name)) || stayed.contains(module_of(name))
+                }
+            };
+            self.inputs.push(keep);
+            match of {
+                Some((name, _)) if keep => drop(self.tensors.insert(name.clone())),
+                _ if !keep => self.gone.extend(text.input_names(i)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The names of all values that a node reads.
+fn inputs_of(node: &NodeText<'_>) -> impl Iterator<Item = String> {
+    node.inputs.iter().flat_map(|input| names(&input.arg))
+}
+
+/// Names that nothing computes any more, and what nodes that stay read instead.
+pub(super) fn bypassed<'a>(pt2: &'a Pt2, regions: &Regions) -> HashMap<&'a str, &'a str> {
+    let named = |id: &ValueId| &*pt2.graph.value(*id).name;
+    let pairs = regions.bypassed.iter();
+    pairs
+        .map(|(gone, instead)| (named(gone), named(instead)))
+        .collect()
+}
+
+fn module_of(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(module, _)| module)
+}
