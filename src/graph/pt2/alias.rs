@@ -42,10 +42,13 @@ pub(super) fn effect(node: &NodeText<'_>) -> Effect {
         end.is_some_and(|end| end.bytes().all(|b| b.is_ascii_digit()))
     };
     let has_out = node.inputs.iter().any(|input| is_out(&input.name.0));
-    if node.overload().ends_with("out") || has_out {
+    // (`to.dtype_layout` ends with these letters, too.)
+    if node.overload() == "out" || node.overload().ends_with("_out") || has_out {
         return Effect::Unknown;
     }
-    let changes = (name.ends_with('_') && !name.ends_with("__")) || name.starts_with("__i");
+    // `detach_` changes what is known of a tensor, and none of its numbers.
+    let changes = (name.ends_with('_') && !name.ends_with("__") && name != "detach_")
+        || name.starts_with("__i");
     match changes {
         true if name.starts_with("_foreach") => Effect::Unknown,
         true => Effect::InPlace,

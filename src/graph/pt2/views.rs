@@ -31,7 +31,7 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
             };
             Ok((Op::Reshape, std::iter::once(value).chain(like).collect()))
         }
-        ("to", overload) if overload != "dtype" => Err(None),
+        ("to", overload) if !matches!(overload, "dtype" | "dtype_layout") => Err(None),
         _ if same_numbers(name) => {
             let value = call.value()?;
             let (from, to) = (value.as_str(), call.output()?);
