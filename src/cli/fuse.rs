@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::Answer;
 use super::families;
-use super::fused::{Made, Written, summary, text};
+use super::fused::{Made, Summary, Written, summary, text};
 use super::graph;
 use super::output::{self, plural};
 use super::place;
@@ -337,16 +337,21 @@ fn fuse_it(
         norms: &norms,
         seconds: begin.elapsed().as_secs_f64(),
     };
-    let summary = summary(&made, sample, &warnings);
-    if args.json {
-        output::json(&summary)?;
-    } else if !args.quiet {
-        if args.dry_run {
-            output::result(&planned::table(checkpoint, plan, args.all))?;
-        }
-        output::result(&text(&summary, &made))?;
-    }
+    tell(args, &made, &summary(&made, sample, &warnings))?;
     Ok(Answer::Yes)
+}
+
+fn tell(args: &Args, made: &Made<'_>, summary: &Summary<'_>) -> anyhow::Result<()> {
+    if args.json {
+        return output::json(summary);
+    }
+    if args.quiet {
+        return Ok(());
+    }
+    if args.dry_run {
+        output::result(&planned::table(made.checkpoint, made.plan, args.all))?;
+    }
+    output::result(&text(summary, made))
 }
 
 const NOTHING: &str =

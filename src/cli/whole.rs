@@ -107,6 +107,23 @@ enum Precision {
     F64,
 }
 
+impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::F64 => "f64",
+        }
+    }
+
+    /// The size of a number in bytes.
+    fn bytes(self) -> usize {
+        match self {
+            Precision::F32 => 4,
+            Precision::F64 => 8,
+        }
+    }
+}
+
 fn pair(text: &str) -> Result<[usize; 2], String> {
     let number = |text: &str| {
         text.trim()
@@ -274,21 +291,16 @@ fn finding(v: &MapVerdict) -> MapFinding {
 /// # Errors
 /// When that is more than what is free.
 fn bytes_of_one(args: &Whole, network: &Sequential<'_>, size: usize) -> anyhow::Result<u64> {
-    let of_number = match args.precision {
-        Precision::F64 => 8,
-        Precision::F32 => 4,
-    };
-    let each = network.bytes_for(size, of_number);
+    let each = network.bytes_for(size, args.precision.bytes());
     let most = memory();
     anyhow::ensure!(
         each <= most,
         "an image of {size}×{size} takes about {} in this network, and {} are free; choose a smaller --size{}",
         output::bytes(each),
         output::bytes(most),
-        if of_number == 8 {
-            " or --precision f32"
-        } else {
-            ""
+        match args.precision {
+            Precision::F64 => " or --precision f32",
+            Precision::F32 => "",
         }
     );
     Ok(each)
@@ -357,11 +369,7 @@ fn end_to_end(
     Ok(EndToEnd {
         images: count,
         bytes_at_once: each.saturating_mul(at_once as u64),
-        precision: if args.precision == Precision::F32 {
-            "f32"
-        } else {
-            "f64"
-        },
+        precision: args.precision.name(),
         top1_agreement: agreed as f64 / count as f64,
         largest_logit_difference: differences.fold(0.0, f64::max),
         largest_logit: outputs.trained.iter().fold(0.0, |m: f64, x| m.max(x.abs())),

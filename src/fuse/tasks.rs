@@ -77,7 +77,7 @@ pub(super) fn tasks<'a>(
             _ => None,
         })
         .collect();
-    runs(outputs, layout, order).flat_map(move |run| of_run(contents, &bias_at, &run))
+    runs(outputs, layout, order).flat_map(move |run| of_run(contents, &bias_at, run))
 }
 
 /// The tasks of one run.

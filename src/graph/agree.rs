@@ -44,15 +44,16 @@ fn missed<'p>(plan: &'p Plan, agreed: &HashSet<String>) -> Vec<&'p str> {
         .collect()
 }
 
-fn also_folds(recipe: &str, first: &str, others: usize) -> String {
-    let more = match others {
+fn also_folds(recipe: &str, missed: &[&str]) -> Option<String> {
+    let (first, others) = missed.split_first()?;
+    let more = match others.len() {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    format!(
+    Some(format!(
         "recipe {recipe} also folds to {}{more}, of which the graph folds more, less or nothing",
         quoted(first)
-    )
+    ))
 }
 
 /// Compares blocks with those that a built-in recipe finds, and gives them its names. `taken` are the names of tensors that are left.
@@ -65,10 +66,10 @@ pub(super) fn agree(
     let Some(plan) = planned(state) else {
         return Agreement::default();
     };
-    let mut known: HashMap<BTreeSet<&str>, &PlannedConv> = HashMap::new();
-    for conv in plan.blocks.iter().flat_map(|block| &block.fused) {
-        known.insert(names(conv.expr.root(), state), conv);
-    }
+    let convs = plan.blocks.iter().flat_map(|block| &block.fused);
+    let known: HashMap<BTreeSet<&str>, &PlannedConv> = convs
+        .map(|conv| (names(conv.expr.root(), state), conv))
+        .collect();
     let mut found = Agreement {
         recipe: Some(plan.recipe.clone()),
         load: plan.load.clone(),
@@ -76,12 +77,10 @@ pub(super) fn agree(
     };
     let modules = blocks.iter().map(|block| block.fused[0].module.clone());
     let mut modules: HashSet<String> = modules.collect();
-    let mut agreed: HashSet<String> = HashSet::new();
-    let mut structure = false;
+    let (mut agreed, mut structure) = (HashSet::new(), false);
     for block in blocks.iter_mut() {
         let conv = &block.fused[0];
-        let leaves = names(conv.expr.root(), state);
-        let Some(by_recipe) = known.get(&leaves) else {
+        let Some(by_recipe) = known.get(&names(conv.expr.root(), state)) else {
             continue;
         };
         found.blocks += 1;
@@ -114,9 +113,7 @@ pub(super) fn agree(
     if structure || !missed.is_empty() || found.blocks < blocks.len() {
         found.load = None;
     }
-    let also = missed.split_first();
-    let also = also.map(|(first, others)| also_folds(&plan.recipe, first, others.len()));
-    found.differences.extend(also);
+    found.differences.extend(also_folds(&plan.recipe, &missed));
     found
 }
 

@@ -67,13 +67,8 @@ pub(super) fn compare_copies(
                 copies.failures.extend(difference.map(Failure::Differs));
             }
             Source::Fill(..) if !same_kind(&planned.output, found) => {
-                copies.failures.push(Failure::Differs(format!(
-                    "{found} is {} {:?}; expected {} {:?}",
-                    found.dtype(),
-                    found.shape(),
-                    planned.output.dtype,
-                    planned.output.shape
-                )))
+                let said = other_kind(&planned.output, found);
+                copies.failures.push(Failure::Differs(said));
             }
             Source::Fill(value, _) => {
                 let difference = not_filled(file, found, *value)?;
@@ -89,6 +84,16 @@ pub(super) fn compare_copies(
     copies.fits = Some([fit, planned.len()]);
     copies.failures.sort_by(in_order);
     Ok(copies)
+}
+
+fn other_kind(expected: &Output, found: &Tensor) -> String {
+    format!(
+        "{found} is {} {:?}; expected {} {:?}",
+        found.dtype(),
+        found.shape(),
+        expected.dtype,
+        expected.shape
+    )
 }
 
 /// Tensors of a file that a plan does not have.

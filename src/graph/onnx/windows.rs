@@ -271,7 +271,7 @@ fn around(all: &[i64]) -> Result<Pads, Trouble> {
     let numbers: Result<Vec<usize>, _> = all.iter().map(|i| usize::try_from(*i)).collect();
     let rank = all.len() / 2;
     match numbers {
-        Ok(numbers) if (3..=5).contains(&rank) && all.len() % 2 == 0 => {
+        Ok(numbers) if (3..=5).contains(&rank) && all.len().is_multiple_of(2) => {
             let (before, after) = numbers.split_at(rank);
             if [before, after].iter().any(|of| of[..2] != [0, 0]) {
                 return because("it pads channels");

@@ -1,5 +1,6 @@
 //! What becomes of a program when regions of its graph are folded: its texts, and which of its tensors are left.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
 use crate::graph::region::{Dialect, Regions};
-use crate::plan::{Block, Options, Plan, copy};
+use crate::plan::{Block, Options, Plan, Planned, copy};
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::Tensor;
 
@@ -84,13 +85,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
     plan::of_parts(&mut blocks, &pt2.computed);
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
     let dropped = dropped(&state, &kept, &blocks);
-    let remaining = config
-        .iter()
-        .filter(|(name, _)| kept.tensors.contains(&**name));
-    let mut outputs: Vec<_> = remaining
-        .filter_map(|(name, _)| pt2.checkpoint.get(name))
-        .map(|tensor| copy(tensor, tensor.name().to_owned()))
-        .collect();
+    let mut outputs = copies(pt2, &config, &kept);
     for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
         outputs.extend(fused.outputs([b, 0]));
     }
@@ -132,6 +127,17 @@ fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -
     splice(node.get(), edits.collect())
 }
 
+/// The weights that are left, in the order of the file.
+fn copies(pt2: &Pt2, config: &[(Cow<'_, str>, weights::Payload<'_>)], kept: &Kept) -> Vec<Planned> {
+    let remaining = config
+        .iter()
+        .filter(|(name, _)| kept.tensors.contains(&**name));
+    remaining
+        .filter_map(|(name, _)| pt2.checkpoint.get(name))
+        .map(|tensor| copy(tensor, tensor.name().to_owned()))
+        .collect()
+}
+
 /// Weights whose results nobody reads. (The counters of norms go with these.)
 fn dropped(state: &Index, kept: &Kept, blocks: &[Block]) -> Vec<Tensor> {
     let consumed: HashSet<&str> = blocks
@@ -156,10 +162,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn texts(
-        &self,
-        config: &[(std::borrow::Cow<'_, str>, weights::Payload<'_>)],
-    ) -> Result<NewTexts, Error> {
+    fn texts(&self, config: &[(Cow<'_, str>, weights::Payload<'_>)]) -> Result<NewTexts, Error> {
         let (pt2, text) = (self.pt2, self.text);
         let gone = &self.kept.gone;
         let mut taken: HashSet<String> = text
@@ -279,7 +282,7 @@ impl Writer<'_> {
     fn weights(
         &self,
         news: &[New],
-        config: &[(std::borrow::Cow<'_, str>, weights::Payload<'_>)],
+        config: &[(Cow<'_, str>, weights::Payload<'_>)],
     ) -> Result<(String, HashSet<String>, Vec<[Option<String>; 2]>), Error> {
         let text = &self.pt2.texts.weights;
         let (whole, raw) = weights::members(text).map_err(|e| Error::Block {

@@ -49,13 +49,7 @@ pub(super) fn new_nodes(
         block: fused.module.clone(),
         message,
     };
-    if let Walk::Transposed(steps, _) = &region.walk
-        && steps.iter().any(|step| step.before != step.after)
-    {
-        return Err(fail(
-            "a transposed conv cuts the same on both sides".to_owned(),
-        ));
-    }
+    cuts_the_same(&region.walk).map_err(fail)?;
     let [source, value] = [region.source, region.value].map(|id| &*pt2.graph.value(id).name);
     let meta = |name: &str| {
         text.meta(name)
@@ -119,6 +113,16 @@ fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, Stri
     meta.insert("strides".to_owned(), list(strides));
     meta.insert("storage_offset".to_owned(), json!({"as_int": 0}));
     Ok(Value::Object(meta))
+}
+
+/// A transposed conv has one number for what it cuts off both sides of an axis.
+fn cuts_the_same(walk: &Walk) -> Result<(), String> {
+    match walk {
+        Walk::Transposed(steps, _) if steps.iter().any(|step| step.before != step.after) => {
+            Err("a transposed conv cuts the same on both sides".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 impl New {
