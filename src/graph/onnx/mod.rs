@@ -5,6 +5,8 @@ mod computed;
 mod edit;
 mod encode;
 mod error;
+mod fills;
+mod grids;
 mod ints;
 mod open;
 mod ops;

@@ -6,11 +6,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Error;
+use super::fills::Following;
 use super::ops::Reading;
 use super::proto::{self, Data, InfoDim, Model, Name, Part as Piece, is_onnx};
 use super::wire::Wire;
 use super::write::Written;
-use crate::graph::model::{self, Dim, Graph, Node, Value, ValueId};
+use crate::graph::model::{self, Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::{Checkpoint, Dtype, Part, Place, Tensor, open, quoted};
 
 /// An ONNX file, opened; no weight has been read.
@@ -82,13 +83,21 @@ impl Onnx {
         values.declare(&model, &tensors).map_err(wrong)?;
         let mut reading = Reading::new(&model, &checkpoint, tensors, &mut values);
         let mut nodes = Vec::with_capacity(model.graph.nodes.len());
+        let mut following = Following::default();
         for node in &model.graph.nodes {
-            nodes.push(reading.node(node)?);
+            let mut read = reading.node(node)?;
+            let at = (&read, nodes.len());
+            if let Err(why) = following.node(&reading, node, at) {
+                read.op = Op::Opaque(Some(why));
+            }
+            nodes.push(read);
         }
+        following.fills.settle(&mut nodes, &checkpoint);
+        let given = reading.shaped_by_all(outputs(&model));
         let (names_made, computed) = reading.made();
         made.extend(names_made);
         let Values { values, names, .. } = values;
-        let graph = graph_of(values, nodes, &model).map_err(|source| Error::Graph {
+        let graph = graph_of(values, nodes, (&model, &given)).map_err(|source| Error::Graph {
             path: path.clone(),
             source,
         })?;
@@ -129,19 +138,17 @@ impl Onnx {
 fn graph_of(
     mut values: Vec<Value>,
     nodes: Vec<Node>,
-    model: &Model,
+    (model, given): (&Model, &[ValueId]),
 ) -> Result<Graph, model::Error> {
-    let outputs: HashSet<&str> = model
-        .graph
-        .fields
-        .iter()
-        .filter_map(|(part, _)| match part {
-            Piece::Output(at) => Some(&**model.names.get(model.graph.values[*at].name)),
-            _ => None,
-        })
+    let outputs: HashSet<&str> = outputs(model)
+        .map(|name| &**model.names.get(name))
         .collect();
     for value in &mut values {
         value.is_output = outputs.contains(&*value.name);
+    }
+    // A constant that is given in the shape of a value needs it.
+    for id in given {
+        values[id.0].is_output = true;
     }
     Graph::new(values, nodes)
 }
@@ -423,6 +430,17 @@ fn inputs(model: &Model) -> impl Iterator<Item = Name> {
         .iter()
         .filter_map(|(part, _)| match part {
             Piece::Input(at) => Some(model.graph.values[*at].name),
+            _ => None,
+        })
+}
+
+fn outputs(model: &Model) -> impl Iterator<Item = Name> {
+    model
+        .graph
+        .fields
+        .iter()
+        .filter_map(|(part, _)| match part {
+            Piece::Output(at) => Some(model.graph.values[*at].name),
             _ => None,
         })
 }

@@ -32,6 +32,8 @@ pub(super) struct Reading<'a> {
     /// Of the constants that are computed here, the tensors of the file behind each.
     parts: HashMap<String, Vec<Tensor>>,
     budget: Budget,
+    /// Of constants that are made in the shape of values: these.
+    shaped_by: HashMap<Name, Vec<ValueId>>,
     /// Values that are constant matrices with their axes exchanged: the matrices.
     pub turned: HashMap<Name, Tensor>,
 }
@@ -76,6 +78,7 @@ impl<'a> Reading<'a> {
             computed: HashMap::new(),
             parts: HashMap::new(),
             budget: Budget::default(),
+            shaped_by: HashMap::new(),
             turned: HashMap::new(),
         }
     }
@@ -147,6 +150,7 @@ impl<'a> Reading<'a> {
         if constant.is_none() && self.remember_ints(node) {
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
+        let shaped_by = self.shaped_by(node);
         if let Some((tensor, of)) = constant {
             if !of.is_empty() {
                 let of = self.stored(&of);
@@ -155,6 +159,12 @@ impl<'a> Reading<'a> {
             for name in node.outputs.iter().flatten() {
                 self.constants.insert(*name, tensor.clone());
                 self.made.insert(*name);
+                let values = node.inputs.iter().flatten();
+                let values = values.filter_map(|name| self.values.numbers.get(name));
+                let all: Vec<ValueId> = values.chain(&shaped_by).copied().collect();
+                if !all.is_empty() {
+                    self.shaped_by.insert(*name, all);
+                }
             }
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
@@ -169,8 +179,28 @@ impl<'a> Reading<'a> {
             Err(Trouble::Opaque(why)) => (Op::Opaque(why), self.all_inputs(node)),
             Err(Trouble::File(error)) => return Err(error),
         };
+        // These must be there as long as it is.
+        let inputs = inputs.into_iter().chain(shaped_by).collect();
         let outputs = self.name_outputs(node, inferred);
         Ok(self.ours(node, op, inputs, outputs))
+    }
+
+    /// The values that the constants which a node reads have been made in the shape of.
+    fn shaped_by(&self, node: &Node) -> Vec<ValueId> {
+        let names = node.inputs.iter().flatten().chain(&node.captured);
+        let mut all: Vec<ValueId> = (names.filter_map(|name| self.shaped_by.get(name)))
+            .flatten()
+            .copied()
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The same for constants that the network gives.
+    pub fn shaped_by_all(&self, names: impl Iterator<Item = Name>) -> Vec<ValueId> {
+        let all = names.filter_map(|name| self.shaped_by.get(&name));
+        all.flatten().copied().collect()
     }
 
     /// Remembers whole numbers that a node computes of constants and such numbers alone; they are constants, too.
@@ -218,7 +248,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether a node is one of ONNX's own, as they are read here.
-    fn is_known(&self, node: &Node) -> bool {
+    pub fn is_known(&self, node: &Node) -> bool {
         is_onnx(&node.domain)
             && node.captured.is_empty()
             && self.opset() >= 7
