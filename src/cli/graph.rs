@@ -102,5 +102,5 @@ pub(super) fn with_numbers(
     };
     let edit = pt2::edit(&pt2, options, even_if_dearer)?;
     tell(&edit.agreement);
-    Ok(numbers::with_numbers(&pt2, edit.plan, checkpoint, dtype)?)
+    Ok(numbers::with_numbers(&pt2, edit, checkpoint, dtype)?)
 }

@@ -138,7 +138,7 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
             bias: 0,
             macs: channels * window.kernel.iter().map(|k| *k as u64).product::<u64>(),
         },
-        Op::Add | Op::Sub | Op::Neg | Op::Pad(_) => Cost {
+        Op::Add | Op::Sub | Op::Neg | Op::Pad(_) | Op::Border { .. } => Cost {
             parameters: 0,
             bias: 0,
             macs: channels,

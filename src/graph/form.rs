@@ -91,7 +91,10 @@ impl Form {
     /// output of this number.
     pub fn then(&self, op: &Op, input: &Value, output: &Value, number: usize) -> Result<Form, Why> {
         if self.turned.is_some()
-            && matches!(op, Op::Conv(_) | Op::AvgPool(_) | Op::Pad(_) | Op::Reshape)
+            && matches!(
+                op,
+                Op::Conv(_) | Op::AvgPool(_) | Op::Pad(_) | Op::Border { .. } | Op::Reshape
+            )
         {
             return why("its axes are in another order");
         }
@@ -103,6 +106,7 @@ impl Form {
             Op::Neg => self.clone(),
             Op::AvgPool(window) => self.average(window)?,
             Op::Pad(pads) => self.pad(pads)?,
+            Op::Border { pads, .. } => self.border(pads)?,
             Op::Reshape => self.reshape(input, output)?,
             Op::Identity => self.clone(),
             Op::Slice { axis, ranges } => match ranges.get(number) {
@@ -196,6 +200,34 @@ impl Form {
             .collect();
         Ok(Form {
             lanes: Lanes::Maps(self.slide(&padded)?),
+            ..self.clone()
+        })
+    }
+
+    /// As many zeros around the source as make these paddings of a map of single points. What it makes of a zero is what is padded: that
+    /// has been looked at.
+    fn border(&self, pads: &Pads) -> Result<Form, Why> {
+        let around = pads.before.iter().zip(&pads.after);
+        let points = match &self.lanes {
+            Lanes::Untouched => vec![Axis::POINT; pads.before.len()],
+            Lanes::Maps(axes) if axes.is_empty() => vec![Axis::POINT; pads.before.len()],
+            Lanes::Maps(axes) if axes.len() == pads.before.len() => axes.clone(),
+            _ => return why("it has another number of spatial axes"),
+        };
+        let padded = |(axis, (before, after)): (Axis, (&usize, &usize))| {
+            if (axis.extent, axis.before, axis.after) != (1, 0, 0) {
+                return why("it pads what a larger kernel has made");
+            }
+            let zeros = |n: &usize| n.checked_mul(axis.stride).ok_or("its size overflows");
+            Ok(Axis {
+                before: zeros(before)?,
+                after: zeros(after)?,
+                ..axis
+            })
+        };
+        let axes = points.into_iter().zip(around).map(padded);
+        Ok(Form {
+            lanes: Lanes::Maps(axes.collect::<Result<_, Why>>()?),
             ..self.clone()
         })
     }

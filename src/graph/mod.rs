@@ -4,6 +4,7 @@
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
 mod agree;
+mod border;
 mod constants;
 mod contract;
 mod cost;

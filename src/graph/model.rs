@@ -93,6 +93,14 @@ pub enum Op {
     AvgPool(Window),
     /// Zeros around the spatial axes.
     Pad(Pads),
+    /// One number for each channel around the spatial axes, and not always zero.
+    Border {
+        /// How much is around them.
+        pads: Pads,
+        /// The values before it of which the layers between make just these numbers where the value is zero: for each of these it is as
+        /// well zeros around the value.
+        sources: Vec<ValueId>,
+    },
     /// Inputs one after the other along this axis.
     Concat(usize),
     /// For each output, in order: where along the axis it begins and ends. Steps are 1.

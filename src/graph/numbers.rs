@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::pt2::Pt2;
+use super::model::Op;
+use super::pt2::{Edit, Pt2};
 use crate::algebra::shape::resolve;
 use crate::algebra::{Bn, Conv, Expr, Factor, Vector};
 use crate::plan::{Block, Plan, PlannedConv, Source, copy, stored_type};
@@ -32,6 +33,10 @@ pub enum Error {
         tensor = quoted(tensor)
     )]
     Computed { block: String, tensor: String },
+    #[error(
+        "block {block}: what is around a padded value was compared with what the layers before it make of zeros, by the numbers of the graph; export the model with the numbers of the checkpoint, and fuse that"
+    )]
+    Border { block: String },
     #[error(transparent)]
     Tensor(#[from] tensor::Error),
 }
@@ -46,7 +51,7 @@ const LONGEST_CONSTANT: u64 = 1 << 20;
 /// When names or shapes of the two do not fit.
 pub fn with_numbers(
     pt2: &Pt2,
-    plan: Plan,
+    edit: Edit,
     checkpoint: &Checkpoint,
     dtype: Option<Float>,
 ) -> Result<Plan, Error> {
@@ -56,6 +61,14 @@ pub fn with_numbers(
         tensors: by_names_of(pt2, checkpoint),
     };
     source.left_over()?;
+    let Edit { plan, regions, .. } = edit;
+    for (block, region) in plan.blocks.iter().zip(&regions.folded) {
+        let mut ops = region.nodes.iter().map(|id| &pt2.graph().node(*id).op);
+        if ops.any(|op| matches!(op, Op::Border { .. })) {
+            let block = block.name.clone();
+            return Err(Error::Border { block });
+        }
+    }
     let mut outputs = Vec::new();
     for planned in &plan.outputs {
         if let Source::Copy(tensor) = &planned.what

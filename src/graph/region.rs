@@ -223,7 +223,15 @@ impl<'a> Search<'a> {
     ) -> Vec<(ValueId, Form)> {
         let [from, to] = [input, output].map(|value| self.graph.value(value));
         let mut found = Vec::new();
-        for (source, form) in self.all(input).collect::<Vec<_>>() {
+        let mut all: Vec<(ValueId, Form)> = self.all(input).collect();
+        if let Op::Border { sources, .. } = op {
+            all.retain(|(source, _)| sources.contains(source));
+            if all.is_empty() {
+                let why = "what is around it is not what the layers before it make of zeros";
+                self.stopped.entry(id).or_insert_with(|| why.to_owned());
+            }
+        }
+        for (source, form) in all {
             match form.then(op, from, to, number) {
                 Ok(form) => found.push((source, self.settled(form, source, output))),
                 // The nearest trouble is the one to tell.

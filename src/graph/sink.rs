@@ -303,7 +303,14 @@ impl Building<'_> {
             }
             outputs.push(self.value(*output, value.name.clone(), value.shape.clone()));
         }
+        let mut op = node.op.clone();
+        if let Op::Border { sources, .. } = &mut op {
+            // What is owed to a value has not been done to the new one.
+            let same = sources.iter().filter(|of| !self.owed.contains_key(of));
+            *sources = same.map(|of| self.new[of]).collect();
+        }
         self.nodes.push(Node {
+            op,
             inputs,
             outputs,
             ..node.clone()

@@ -125,7 +125,7 @@ fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Resu
         Op::WithConstant(how, constant) => with_constant(*how, constant, steps),
         Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
         Op::AvgPool(window) => steps.push(Expr::AvgPool(of_window(window, within.dilation)?)),
-        Op::Pad(_) | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
+        Op::Pad(_) | Op::Border { .. } | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
         Op::Add | Op::Sub | Op::Concat(_) | Op::Slice { .. } | Op::Shape | Op::Opaque(_) => {
             return Err("it is not folded".to_owned());
         }

@@ -15,10 +15,13 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
     let ints = match &*node.op {
         "Shape" => {
             let name = node.inputs.first().copied().flatten();
-            let shape = match (reading.constant(name), reading.value(node, 0)) {
+            let shape = match (reading.constant(name), reading.whole(name?)) {
                 (Some(tensor), _) => tensor.shape().to_vec(),
-                (None, Some(id)) => known(reading.values.values[id.0].shape.as_ref()?)?,
-                (None, None) => return None,
+                (None, Some(ints)) => ints.shape,
+                (None, None) => {
+                    let id = reading.value(node, 0)?;
+                    known(reading.values.values[id.0].shape.as_ref()?)?
+                }
             };
             let shape = part_of_shape(reading, node, &shape)?;
             let numbers = shape.iter().map(|n| i64::try_from(*n).ok());
@@ -59,6 +62,18 @@ pub(super) fn computed(reading: &Reading<'_>, node: &Node) -> Option<Ints> {
         "Sub" => pairs(of(0)?, of(1)?, i64::checked_sub)?,
         "Mul" => pairs(of(0)?, of(1)?, i64::checked_mul)?,
         "Div" => pairs(of(0)?, of(1)?, i64::checked_div)?,
+        // True is one.
+        "Equal" => pairs(of(0)?, of(1)?, |a, b| Some((a == b).into()))?,
+        "Where" => {
+            let (chosen, a, b) = (of(0)?, of(1)?, of(2)?);
+            let fits = chosen.shape == a.shape && a.shape == b.shape;
+            let all = chosen.numbers.iter().zip(a.numbers.iter().zip(&b.numbers));
+            let numbers = all.map(|(chosen, (a, b))| if *chosen == 0 { *b } else { *a });
+            fits.then(|| Ints {
+                shape: a.shape.clone(),
+                numbers: numbers.collect(),
+            })?
+        }
         "Concat" => {
             let parts: Option<Vec<Ints>> = (0..node.inputs.len()).map(of).collect();
             joined(parts?, reading.attribute_int(node, "axis", 0))?

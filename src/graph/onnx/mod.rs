@@ -7,6 +7,8 @@ mod dims;
 mod edit;
 mod encode;
 mod error;
+mod fills;
+mod grids;
 mod ints;
 mod open;
 mod ops;

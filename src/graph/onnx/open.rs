@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::constants::Constants;
 use super::error::Error;
+use super::fills::Following;
 use super::proto::{self, Model, Name, Part};
 use super::reading::Reading;
 use super::values::Values;
 use super::wire::Wire;
 use super::written::Written;
-use crate::graph::model::{self, Graph, Node, Value};
+use crate::graph::model::{self, Graph, Node, Op, Value, ValueId};
 use crate::tensor::{Checkpoint, Tensor, open};
 
 /// An ONNX file, opened; no weight has been read.
@@ -83,13 +84,21 @@ impl Onnx {
         values.declare(&model, &tensors).map_err(wrong)?;
         let mut reading = Reading::new(&model, &checkpoint, tensors, &mut values);
         let mut nodes = Vec::with_capacity(model.graph.nodes.len());
+        let mut following = Following::default();
         for node in &model.graph.nodes {
-            nodes.push(reading.node(node)?);
+            let mut read = reading.node(node)?;
+            let at = (&read, nodes.len());
+            if let Err(why) = following.node(&reading, node, at) {
+                read.op = Op::Opaque(Some(why));
+            }
+            nodes.push(read);
         }
+        following.fills.settle(&mut nodes, &checkpoint);
+        let given = reading.shaped_by_all(outputs(&model));
         let (names_made, computed) = reading.made();
         made.extend(names_made);
         let Values { values, names, .. } = values;
-        let graph = graph_of(values, nodes, &model).map_err(|source| Error::Graph {
+        let graph = graph_of(values, nodes, (&model, &given)).map_err(|source| Error::Graph {
             path: path.clone(),
             source,
         })?;
@@ -130,21 +139,27 @@ impl Onnx {
 fn graph_of(
     mut values: Vec<Value>,
     nodes: Vec<Node>,
-    model: &Model,
+    (model, given): (&Model, &[ValueId]),
 ) -> Result<Graph, model::Error> {
-    let outputs: HashSet<&str> = model
-        .graph
-        .fields
-        .iter()
-        .filter_map(|(part, _)| match part {
-            Part::Output(at) => Some(&**model.names.get(model.graph.values[*at].name)),
-            _ => None,
-        })
+    let outputs: HashSet<&str> = outputs(model)
+        .map(|name| &**model.names.get(name))
         .collect();
     for value in &mut values {
         value.is_output = outputs.contains(&*value.name);
     }
+    // A constant that is given in the shape of a value needs it.
+    for id in given {
+        values[id.0].is_output = true;
+    }
     Graph::new(values, nodes)
+}
+
+fn outputs(model: &Model) -> impl Iterator<Item = Name> {
+    let fields = model.graph.fields.iter();
+    fields.filter_map(|(part, _)| match part {
+        Part::Output(at) => Some(model.graph.values[*at].name),
+        _ => None,
+    })
 }
 
 /// Whether a file begins as an ONNX file does and as no other that is read here.

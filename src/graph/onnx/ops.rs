@@ -67,6 +67,7 @@ impl Reading<'_> {
         if constant.is_none() && self.remember_ints(node) {
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
+        let shaped_by = self.shaped_by(node);
         if let Some((tensor, of)) = constant {
             if !of.is_empty() {
                 let of = self.stored(&of);
@@ -75,6 +76,12 @@ impl Reading<'_> {
             for name in node.outputs.iter().flatten() {
                 self.constants.insert(*name, tensor.clone());
                 self.made.insert(*name);
+                let values = node.inputs.iter().flatten();
+                let values = values.filter_map(|name| self.values.numbers.get(name));
+                let all: Vec<ValueId> = values.chain(&shaped_by).copied().collect();
+                if !all.is_empty() {
+                    self.shaped_by.insert(*name, all);
+                }
             }
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
@@ -89,8 +96,28 @@ impl Reading<'_> {
             Err(Trouble::Opaque(why)) => (Op::Opaque(why), self.all_inputs(node)),
             Err(Trouble::File(error)) => return Err(error),
         };
+        // These must be there as long as it is.
+        let inputs = inputs.into_iter().chain(shaped_by).collect();
         let outputs = self.name_outputs(node, inferred);
         Ok(self.ours(node, op, inputs, outputs))
+    }
+
+    /// The values that the constants which a node reads have been made in the shape of.
+    fn shaped_by(&self, node: &Node) -> Vec<ValueId> {
+        let names = node.inputs.iter().flatten().chain(&node.captured);
+        let mut all: Vec<ValueId> = (names.filter_map(|name| self.shaped_by.get(name)))
+            .flatten()
+            .copied()
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The same for constants that the network gives.
+    pub fn shaped_by_all(&self, names: impl Iterator<Item = Name>) -> Vec<ValueId> {
+        let all = names.filter_map(|name| self.shaped_by.get(&name));
+        all.flatten().copied().collect()
     }
 
     /// Remembers whole numbers that a node computes of constants and such numbers alone; they are constants, too.

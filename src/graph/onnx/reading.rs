@@ -28,6 +28,8 @@ pub(super) struct Reading<'a> {
     /// Of the constants that are computed here, the tensors of the file behind each.
     pub parts: HashMap<String, Vec<Tensor>>,
     pub budget: Budget,
+    /// Of constants that are made in the shape of values: these.
+    pub shaped_by: HashMap<Name, Vec<ValueId>>,
     /// Values that are constant matrices with their axes exchanged: the matrices.
     pub turned: HashMap<Name, Tensor>,
 }
@@ -82,6 +84,7 @@ impl<'a> Reading<'a> {
             computed: HashMap::new(),
             parts: HashMap::new(),
             budget: Budget::default(),
+            shaped_by: HashMap::new(),
             turned: HashMap::new(),
         }
     }

@@ -36,6 +36,7 @@ const KEEP: &[&str] = &[
     "Reciprocal",
     "Relu",
     "Round",
+    "ScatterND",
     "Selu",
     "Sigmoid",
     "Sign",
@@ -138,6 +139,15 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
                 .map(shape)
                 .collect::<Option<Vec<_>>>()?;
             shapes.into_iter().reduce(|a, b| broadcast(&a, &b))
+        }
+        "Expand" => Some(broadcast(&shape(0)?, &dims(reading, node, 1)?)),
+        "Range" => {
+            let number = |index| match &dims(reading, node, index)?[..] {
+                [one] => Some(one.clone()),
+                _ => None,
+            };
+            let counts = (number(0)?, number(2)?) == (Dim::Known(0), Dim::Known(1));
+            counts.then(|| Some(vec![number(1)?]))?
         }
         "Conv" => windows(reading, node, Some(shape(1)?)),
         "AveragePool" | "MaxPool" | "LpPool" => windows(reading, node, None),

@@ -60,6 +60,14 @@ impl Kept {
                 let pure = matches!(effect(node), Effect::New | Effect::View);
                 pure && writes().next().is_some() && !asked_for()
             };
+            if let Some(whole) = pt2.part_of.get(&i) {
+                nodes[i] = nodes[*whole];
+                match nodes[i] {
+                    true => read.extend(reads(node)),
+                    false => gone.extend(writes()),
+                }
+                continue;
+            }
             nodes[i] = !pt2.dead.contains(&i)
                 && match stays.get(&i) {
                     Some(stays) => *stays && !superfluous(),

@@ -11,6 +11,7 @@ mod compare;
 mod computed;
 mod edit;
 mod error;
+mod fills;
 mod json;
 mod kept;
 mod nodes;

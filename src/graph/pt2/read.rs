@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::alias::{self, Step, effect};
-use super::call::{Call, Context};
+use super::call::{Call, Context, Input, Opaque};
 use super::error::Error;
 use super::json::{Members, Tagged, read};
 use super::schema::{self, NodeText, StoredSpec, TensorMeta, Versioned, names};
 use super::weights::{self, Stored};
-use super::{computed, ops, views};
+use super::{computed, fills, ops, views};
 use crate::fuse::METADATA_PREFIX;
+use crate::graph::border::{Around, Fills};
 use crate::graph::constants::Budget;
 use crate::graph::model::{self, Dim, Graph, Node, Op, Value, ValueId};
 use crate::tensor::bytes::Bytes;
@@ -41,6 +42,8 @@ pub struct Pt2 {
     pub(super) positions: Vec<usize>,
     /// The nodes of the file whose results nobody reads, by number. They are not in the graph.
     pub(super) dead: HashSet<usize>,
+    /// Nodes of the file that are part of a later one in the graph: that one.
+    pub(super) part_of: HashMap<usize, usize>,
     pub(super) texts: Texts,
     pub(super) entries: Vec<Entry>,
     /// The folder that every entry is in, with its slash.
@@ -180,6 +183,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         graph,
         positions,
         dead,
+        part_of,
         dtypes,
         computed,
     } = graph(path, &texts.program, &checkpoint, &unread)?;
@@ -190,6 +194,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         computed,
         positions,
         dead,
+        part_of,
         texts,
         entries,
         root,
@@ -344,6 +349,8 @@ struct Built {
     positions: Vec<usize>,
     /// Nodes of the file whose results nobody reads.
     dead: HashSet<usize>,
+    /// Nodes of the file that are part of a later one.
+    part_of: HashMap<usize, usize>,
     /// The element types of the values.
     dtypes: HashMap<String, Dtype>,
     /// Constants that are computed here, and of what.
@@ -385,9 +392,14 @@ fn graph(
     // The names of all inputs of the graph: weights first, then what the user gives.
     let placeholders: Vec<String> = inputs.iter().flat_map(names).collect();
     let outputs: Vec<String> = module.graph.outputs.iter().flat_map(names).collect();
-    let steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
+    let mut steps: Vec<Step> = nodes.iter().map(|node| step(node)).collect();
     let known: HashSet<&str> = placeholders.iter().map(String::as_str).collect();
     check_steps(&nodes, &steps, known).map_err(wrong)?;
+    let in_place = fills::joined(&nodes, &mut steps, &outputs);
+    let part_of: HashMap<usize, usize> = (in_place.iter())
+        .flat_map(|(last, one)| one.nodes().map(|node| (node, *last)))
+        .filter(|(node, last)| node != last)
+        .collect();
     let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
     let stored = stored(specs, checkpoint, unread, &mut context).map_err(wrong)?;
     for name in stored.iter().filter(|name| changed.stored.contains(*name)) {
@@ -412,14 +424,22 @@ fn graph(
         .chain(outputs.clone())
         .collect();
     let all = nodes.iter().zip(&steps).enumerate();
-    for (position, (node, step)) in all.filter(|(i, _)| changed.live[*i]) {
+    let is_whole = |i: &usize| changed.live[*i] && !part_of.contains_key(i);
+    for (position, (node, step)) in all.filter(|(i, _)| is_whole(i)) {
         let is_stale = step
             .reads
             .iter()
             .chain(&step.writes)
             .any(|name| changed.stale.contains(name));
-        builder.node(checkpoint, position, node, step, is_stale);
+        match in_place.get(&position) {
+            Some(one) => {
+                let texts = (one, &nodes[..]);
+                builder.filled(checkpoint, position, texts, step, is_stale);
+            }
+            None => builder.node(checkpoint, position, node, step, is_stale),
+        }
     }
+    std::mem::take(&mut builder.fills).settle(&mut builder.nodes, checkpoint);
     for value in &mut builder.values {
         value.changes_later = changed.later.contains(&value.name);
         value.layout = builder.context.strides(&value.name);
@@ -434,11 +454,14 @@ fn graph(
             )));
         }
     }
-    let dead = (0..nodes.len()).filter(|i| !changed.live[*i]).collect();
-    builder.finish(dead).map_err(|source| Error::Graph {
-        path: path.to_owned(),
-        source,
-    })
+    let whole = |i: usize| part_of.get(&i).copied().unwrap_or(i);
+    let dead = (0..nodes.len()).filter(|i| !changed.live[whole(*i)]);
+    builder
+        .finish(dead.collect(), part_of)
+        .map_err(|source| Error::Graph {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Whether every node, also one whose results nobody reads, reads what is there and computes something new. `known` are the inputs.
@@ -606,10 +629,17 @@ struct Builder<'a> {
     /// Constants that are computed when the program is read, and the tensors of the file that they are computed of.
     computed: HashMap<String, Vec<Tensor>>,
     budget: Budget,
+    /// Values that are a constant in a larger shape.
+    spread: HashMap<String, Tensor>,
+    fills: Fills,
 }
 
 impl Builder<'_> {
-    fn finish(self, dead: HashSet<usize>) -> Result<Built, model::Error> {
+    fn finish(
+        self,
+        dead: HashSet<usize>,
+        part_of: HashMap<usize, usize>,
+    ) -> Result<Built, model::Error> {
         let graph = Graph::new(self.values, self.nodes)?;
         let dtypes = graph
             .values()
@@ -620,6 +650,7 @@ impl Builder<'_> {
             graph,
             positions: self.positions,
             dead,
+            part_of,
             computed: self.computed,
         })
     }
@@ -669,6 +700,11 @@ impl Builder<'_> {
             node,
             context: &self.context,
         };
+        if let (Some(tensor), [name]) = (fills::spread(&call, &self.spread), &step.writes[..])
+            && !is_stale
+        {
+            self.spread.insert(name.clone(), tensor);
+        }
         let mut constant = || match views::of_constant(&call) {
             Some(tensor) => Some((tensor, Vec::new())),
             None => computed::computed(&call, checkpoint, &mut self.budget),
@@ -684,15 +720,7 @@ impl Builder<'_> {
             return;
         }
         let (op, reads) = match ops::operator(&call) {
-            _ if is_stale => {
-                let weight = step
-                    .reads
-                    .iter()
-                    .find_map(|name| call.context.unread.get(name));
-                let again = "what it reads or computes is changed in place and read again";
-                let why = weight.map_or(again, String::as_str).to_owned();
-                (Op::Opaque(Some(why)), None)
-            }
+            _ if is_stale => (self.stale(step), None),
             Ok((op, reads)) => (op, Some(reads)),
             Err(why) => (Op::Opaque(why), None),
         };
@@ -711,5 +739,138 @@ impl Builder<'_> {
             outputs,
         });
         self.positions.push(position);
+        let at = self.nodes.len() - 1;
+        if !is_stale && let Err(why) = self.follow(checkpoint, node, at) {
+            self.nodes[at].op = Op::Opaque(why);
+        }
+    }
+
+    /// Follows what is made of a padding.
+    fn follow(
+        &mut self,
+        checkpoint: &Checkpoint,
+        text: &NodeText<'_>,
+        at: usize,
+    ) -> Result<(), Opaque> {
+        let node = &self.nodes[at];
+        let (Some(&from), &[to]) = (node.inputs.first(), &node.outputs[..]) else {
+            return Ok(());
+        };
+        match &node.op {
+            Op::Pad(pads) => self.fills.padded(from, pads, to),
+            Op::Identity => self.fills.turned(from, None, to, at),
+            Op::Transpose(order) => self.fills.turned(from, Some(order), to, at),
+            Op::Opaque(_) if text.aten() == Some("slice_scatter") => {
+                let call = Call {
+                    node: text,
+                    context: &self.context,
+                };
+                let rows = fills::rows(&call, &self.values[from.0].name)?;
+                let with = call.input("src")?;
+                let with = self.around(checkpoint, with, from);
+                self.fills.fill(from, rows, with, to, at)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The numbers that a padded value is filled with.
+    fn around(&mut self, checkpoint: &Checkpoint, with: Input, of: ValueId) -> Option<Around> {
+        let tensor = match with {
+            Input::Constant(tensor) => tensor,
+            Input::Value(name) => self.spread.get(&name)?.clone(),
+            Input::Absent => return None,
+        };
+        // Another type would round it.
+        let dtype = self.context.dtype(&self.values[of.0].name)?;
+        let axes = self.fills.axes(of).filter(|_| dtype == *tensor.dtype())?;
+        Around::read(checkpoint, &tensor, axes, &mut self.budget)
+    }
+
+    /// A padding with what is copied into it in place.
+    fn filled(
+        &mut self,
+        checkpoint: &Checkpoint,
+        position: usize,
+        (one, nodes): (&fills::InPlace, &[NodeText<'_>]),
+        step: &Step,
+        is_stale: bool,
+    ) {
+        let pad = &nodes[one.pad];
+        let call = Call {
+            node: pad,
+            context: &self.context,
+        };
+        let (op, pads) = match ops::operator(&call) {
+            _ if is_stale => (self.stale(step), None),
+            Ok((Op::Pad(pads), _)) => (Op::Opaque(None), Some(pads)),
+            Ok(_) => (Op::Opaque(None), None),
+            Err(why) => (Op::Opaque(why), None),
+        };
+        let inputs: Vec<ValueId> = (step.reads.iter())
+            .filter_map(|name| self.ids.get(name).copied())
+            .collect();
+        let outputs = step.writes.iter().map(|name| self.value(name.clone()));
+        let outputs: Vec<ValueId> = outputs.collect();
+        let padded = (inputs.first().copied(), pads, outputs.first().copied());
+        self.nodes.push(Node {
+            name: pad.shown().to_owned(),
+            module: pad.module(),
+            op,
+            inputs,
+            outputs,
+        });
+        self.positions.push(position);
+        let (Some(of), Some(pads), Some(to)) = padded else {
+            return;
+        };
+        self.fills.padded(of, &pads, to);
+        for fill in &one.fills {
+            if let Err(why) = self.fill(checkpoint, fill, nodes, to) {
+                if let Some(node) = self.nodes.last_mut() {
+                    node.op = Op::Opaque(why);
+                }
+                return;
+            }
+        }
+    }
+
+    /// What is copied into a view of a padding.
+    fn fill(
+        &mut self,
+        checkpoint: &Checkpoint,
+        fill: &fills::Fill,
+        nodes: &[NodeText<'_>],
+        of: ValueId,
+    ) -> Result<(), Opaque> {
+        let call = |node: usize| Call {
+            node: &nodes[node],
+            context: &self.context,
+        };
+        let name = &self.values[of.0].name;
+        let mut rows = None;
+        for view in fill.views.iter().map(|view| call(*view)) {
+            if fills::is_whole(&view)? {
+                continue;
+            }
+            // Part of a part is no side.
+            rows = match rows {
+                None => Some(fills::rows(&view, name)?),
+                Some((axis, _)) => Some((axis, None)),
+            };
+        }
+        let rows = rows.unwrap_or((0, None));
+        let with = call(fill.copy).input("src")?;
+        let with = self.around(checkpoint, with, of);
+        let at = self.nodes.len() - 1;
+        Ok(self.fills.fill(of, rows, with, of, at)?)
+    }
+
+    /// A node whose numbers are changed in place where they must not be.
+    fn stale(&self, step: &Step) -> Op {
+        let weight = (step.reads.iter()).find_map(|name| self.context.unread.get(name));
+        let again = "what it reads or computes is changed in place and read again";
+        Op::Opaque(Some(weight.map_or(again, String::as_str).to_owned()))
     }
 }

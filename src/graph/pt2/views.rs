@@ -1,6 +1,7 @@
 //! Operators that move numbers and compute none.
 
 use super::call::{Call, Input, Opaque, because};
+use super::fills::is_whole;
 use crate::graph::model::{Dim, Op};
 use crate::tensor::Tensor;
 
@@ -8,7 +9,15 @@ use crate::tensor::Tensor;
 pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>), Opaque> {
     match (name, call.node.overload()) {
         ("cat" | "concat", "default") => concat(call),
+        ("slice", "Tensor") if is_whole(call)? => Ok((Op::Identity, vec![call.value()?])),
         ("slice", "Tensor") => slice(call),
+        // Its first argument only says the shape.
+        ("slice_scatter", "default") if is_whole(call)? => {
+            match (call.value()?, call.input("src")?) {
+                (like, Input::Value(value)) => Ok((Op::Identity, vec![value, like])),
+                _ => Err(None),
+            }
+        }
         ("narrow", "default") => narrow(call),
         ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _) => {
             parts(call)
