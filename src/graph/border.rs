@@ -176,7 +176,8 @@ impl Fills {
         let Some(mut filled) = found else {
             return Ok(());
         };
-        self.followed.extend(filled.last);
+        self.followed
+            .extend(filled.last.filter(|last| *last != node));
         filled.fill(axis, rows, with)?;
         filled.last = Some(node);
         self.put(filled, to, node);
@@ -244,7 +245,10 @@ impl Filled {
         };
         let open = side.map(|(axis, side)| &mut self.open[axis][side]);
         let Some(open) = open.filter(|open| **open) else {
-            return Err("it fills other rows than those that have been padded".to_owned());
+            return Err(
+                "it fills other rows than those that have been padded, or which ones is not known"
+                    .to_owned(),
+            );
         };
         let Some(with) = with else {
             return Err(

@@ -6,6 +6,7 @@ mod support;
 
 #[cfg(unix)]
 mod atomic;
+mod borders;
 mod broken_torch;
 mod cli_json;
 mod cli_report;

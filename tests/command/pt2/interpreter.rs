@@ -196,6 +196,7 @@ fn step(
             x.at(&from)
         })],
         Op::Identity => each(&|x| x),
+        Op::Border { .. } => panic!("what is around it is no number of the graph"),
         Op::Shape | Op::Opaque(_) => {
             let name = node
                 .name
