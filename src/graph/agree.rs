@@ -38,7 +38,7 @@ pub(super) fn agree(
     };
     let mut known: HashMap<BTreeSet<&str>, &PlannedConv> = HashMap::new();
     for conv in plan.blocks.iter().flat_map(|block| &block.fused) {
-        known.insert(names(conv.expr.root()), conv);
+        known.insert(names(conv.expr.root(), state), conv);
     }
     let mut found = Agreement {
         recipe: Some(plan.recipe.clone()),
@@ -53,7 +53,7 @@ pub(super) fn agree(
     let mut structure = false;
     for block in blocks.iter_mut() {
         let conv = &block.fused[0];
-        let leaves = names(conv.expr.root());
+        let leaves = names(conv.expr.root(), state);
         let Some(by_recipe) = known.get(&leaves) else {
             continue;
         };
@@ -122,8 +122,10 @@ fn planned(state: &Index) -> Option<Plan> {
     plan::plan_families(state, &families, &Options::default()).ok()
 }
 
-fn names(expr: &Part<Tensor>) -> BTreeSet<&str> {
-    expr.leaves().into_iter().map(Tensor::name).collect()
+/// The weights that an expression reads. Numbers of the program itself have no part in a state dict.
+fn names<'e>(expr: &'e Part<Tensor>, state: &Index) -> BTreeSet<&'e str> {
+    let leaves = expr.leaves().into_iter().map(Tensor::name);
+    leaves.filter(|name| state.contains_key(*name)).collect()
 }
 
 /// What graph and recipe say differently of the same tensors, in words.
@@ -154,7 +156,6 @@ fn difference(
             "recipe {recipe} says eps {says:e}, the graph {eps:e}"
         )));
     }
-    // Two trees can say the same in other words: then they fold to the same numbers.
     match same_numbers(checkpoint, graph, by_recipe) {
         true => None,
         false => Some(Difference::Structure(format!(
@@ -174,7 +175,8 @@ fn eps_of(expr: &Part<Tensor>) -> Vec<(&str, f64)> {
 const ROWS: usize = 8;
 const ROUNDING: f64 = 1e-9;
 
-fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
+/// Whether two convs compute the same: two trees can say that in other words, and then fold to the same numbers.
+pub(super) fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
     let (ga, gb) = (a.geometry(), b.geometry());
     if ga.transposed()
         || gb.transposed()
@@ -193,9 +195,7 @@ fn same_numbers(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bo
         .iter()
         .chain(&bias_a)
         .fold(0.0f64, |most, x| most.max(x.abs()));
-    kernel_a
-        .iter()
-        .chain(&bias_a)
-        .zip(kernel_b.iter().chain(&bias_b))
-        .all(|(x, y)| (x - y).abs() <= ROUNDING * largest)
+    let mut pairs = (kernel_a.iter().chain(&bias_a)).zip(kernel_b.iter().chain(&bias_b));
+    // Zeros tell nothing apart: a norm may start with them.
+    largest > 0.0 && pairs.all(|(x, y)| (x - y).abs() <= ROUNDING * largest)
 }

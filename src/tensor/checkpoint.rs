@@ -195,16 +195,17 @@ impl Checkpoint {
                 key: key.to_owned(),
             });
         }
-        if header_len > file_len - 8 {
+        if header_len > header::MAX_HEADER {
             return Err(wrong(format!(
-                "its first 8 bytes promise a header of {header_len} bytes; the file has {} more",
-                file_len - 8
+                "it begins with `{}`, and not with the length of a header, which is at most {} bytes; it is damaged, or a file of another kind",
+                prefix.escape_ascii(),
+                header::MAX_HEADER
             )));
         }
-        if header_len > header::MAX_HEADER {
-            return Err(format(format!(
-                "its header has {header_len} bytes; the format allows {}",
-                header::MAX_HEADER
+        if header_len > file_len - 8 {
+            return Err(wrong(format!(
+                "its header has {header_len} bytes, and the file has only {} more; it is cut short: copy or download it again",
+                file_len - 8
             )));
         }
         let mut json = vec![0; header_len as usize];

@@ -165,15 +165,28 @@ fn turned_rows(
     rows: Range<usize>,
     mut read: impl FnMut(usize, &mut [f64]) -> Result<(), TensorError>,
 ) -> Result<Vec<f64>, TensorError> {
-    let mut kernel = Vec::with_capacity(rows.len() * g.row_len());
-    let mut taps = vec![0.0; g.taps()];
-    for o in rows {
-        for input in (0..g.in_per_group()).map(|i| g.first_input(o) + i) {
-            let at = input * g.out_per_group() + o % g.out_per_group();
-            let first = at * taps.len();
-            read(first, &mut taps)?;
-            kernel.extend(taps.iter().rev());
+    let (taps, columns) = (g.taps(), g.out_per_group());
+    let mut kernel = vec![0.0; rows.len() * g.row_len()];
+    let mut side_by_side = Vec::new();
+    let mut o = rows.start;
+    while o < rows.end {
+        // The output channels of one group lie side by side for each input, and are read at once.
+        let column = o % columns;
+        let count = (columns - column).min(rows.end - o);
+        side_by_side.resize(count * taps, 0.0);
+        for i in 0..g.in_per_group() {
+            let first = (g.first_input(o) + i) * columns + column;
+            read(first * taps, &mut side_by_side)?;
+            for (n, stored) in side_by_side.chunks_exact(taps).enumerate() {
+                let at = (o - rows.start + n) * g.row_len() + i * taps;
+                let turned = stored.iter().rev();
+                kernel[at..][..taps]
+                    .iter_mut()
+                    .zip(turned)
+                    .for_each(|(to, from)| *to = *from);
+            }
         }
+        o += count;
     }
     Ok(kernel)
 }

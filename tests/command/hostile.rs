@@ -58,15 +58,15 @@ fn lengths_are_not_believed() {
         ),
         (
             &at_most(2),
-            "its first 8 bytes promise a header of 2 bytes; the file has 0 more",
+            "its header has 2 bytes, and the file has only 0 more; it is cut short: copy or download it again",
         ),
         (
             &at_most(u64::MAX),
-            "its first 8 bytes promise a header of 18446744073709551615 bytes; the file has 0 more",
+            r"it begins with `\xff\xff\xff\xff\xff\xff\xff\xff`, and not with the length of a header, which is at most 100000000 bytes; it is damaged, or a file of another kind",
         ),
         (
             &at_most(1 << 40),
-            "its first 8 bytes promise a header of 1099511627776 bytes; the file has 0 more",
+            r"it begins with `\x00\x00\x00\x00\x00\x01\x00\x00`, and not with the length of a header, which is at most 100000000 bytes; it is damaged, or a file of another kind",
         ),
         (
             &at_most(0),
@@ -90,7 +90,7 @@ fn lengths_are_not_believed() {
     assert_eq!(
         sparse(100_000_001),
         format!(
-            "`{name}` is not a safetensors file: its header has 100000001 bytes; the format allows 100000000"
+            r"`{name}` is not a safetensors file: it begins with `\x01\xe1\xf5\x05\x00\x00\x00\x00`, and not with the length of a header, which is at most 100000000 bytes; it is damaged, or a file of another kind"
         )
     );
     assert_eq!(

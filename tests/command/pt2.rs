@@ -557,6 +557,7 @@ fn a_recipe_is_learned_from_a_graph() {
         "mobileone",
         "fastvit",
         "repvit",
+        "distilled",
         "yolov10",
         "dbb",
         "gated",

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use self::beside::{add_beside, with_captures};
 use self::rules::{Merging, Path, Rule, rules};
 use self::words::{Groups, words};
-use super::agree::Index;
+use super::agree::{Index, same_numbers};
 use crate::algebra::canonical::same;
 use crate::plan::{self, Block, Options, Plan, PlannedConv};
 use crate::recipe::{self, Recipe};
@@ -47,6 +47,7 @@ pub fn learn(
     about: &str,
 ) -> Learned {
     let graph = Known {
+        checkpoint,
         state,
         name,
         about,
@@ -56,7 +57,7 @@ pub fn learn(
             .collect(),
     };
     // The plainest words first.
-    let plain = graph.learn(checkpoint, blocks, Groups::Hidden, Merging::Parts);
+    let plain = graph.learn(blocks, Groups::Hidden, Merging::Parts);
     let others = [
         (Groups::Hidden, Merging::Relatives),
         (Groups::All, Merging::Parts),
@@ -66,7 +67,7 @@ pub fn learn(
         if groups == Groups::All && best.unsaid.is_empty() {
             return best;
         }
-        let other = graph.learn(checkpoint, blocks, groups, merging);
+        let other = graph.learn(blocks, groups, merging);
         // What says more, in fewer rules.
         let score = |learned: &Learned| {
             let rules = learned.recipe.get("blocks").and_then(Value::as_array);
@@ -82,6 +83,7 @@ pub fn learn(
 
 /// What a recipe is learned from, and what it is called.
 struct Known<'a> {
+    checkpoint: &'a Checkpoint,
     state: &'a Index,
     name: &'a str,
     about: &'a str,
@@ -90,17 +92,11 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    fn learn(
-        &self,
-        checkpoint: &Checkpoint,
-        blocks: &[Block],
-        groups: Groups,
-        merging: Merging,
-    ) -> Learned {
+    fn learn(&self, blocks: &[Block], groups: Groups, merging: Merging) -> Learned {
         let mut unsaid = Vec::new();
         let mut said = Vec::new();
         for block in blocks {
-            match words(checkpoint, block, groups) {
+            match words(self.checkpoint, block, groups) {
                 Ok(words) => said.push(words),
                 Err(why) => unsaid.push(format!("block {}: {why}", quoted(&block.name))),
             }
@@ -166,6 +162,7 @@ struct Attempt {
 
 fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
     let Known {
+        checkpoint,
         state,
         name,
         expected,
@@ -214,7 +211,7 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
     for block in &plan.blocks {
         for conv in &block.fused {
             let by_graph = expected.get(&conv.module).map(|block| &block.fused[0]);
-            let reproduced = by_graph.is_some_and(|of| is_same(of, conv));
+            let reproduced = by_graph.is_some_and(|of| is_same(checkpoint, of, conv));
             found.insert(&conv.module, reproduced);
             if reproduced {
                 attempt.right += 1;
@@ -259,8 +256,8 @@ fn attempted(known: &Known<'_>, recipe: Value, rules: &[Rule]) -> Attempt {
     attempt
 }
 
-fn is_same(a: &PlannedConv, b: &PlannedConv) -> bool {
-    same(&a.expr, &b.expr)
+fn is_same(checkpoint: &Checkpoint, a: &PlannedConv, b: &PlannedConv) -> bool {
+    (same(&a.expr, &b.expr) || same_numbers(checkpoint, a, b))
         && a.bias == b.bias
         && a.dtype == b.dtype
         && a.geometry().weight_shape() == b.geometry().weight_shape()
