@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::algebra::Part;
 use crate::algebra::canonical::same;
 use crate::fuse::fold_rows;
-use crate::plan::{self, Block, Options, Plan, PlannedConv};
+use crate::plan::{self, Block, Options, Plan, PlannedConv, within};
 use crate::recipe;
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
 
@@ -64,15 +64,15 @@ pub(super) fn agree(
             !modules.contains(module)
                 && !["weight", "bias"]
                     .iter()
-                    .any(|end| taken.contains(&format!("{module}.{end}")))
+                    .any(|end| taken.contains(&within(module, end)))
         };
         structure |= matches!(difference, Some(Difference::Structure(_)));
         let module = match difference {
             // What computes something else than the author's deploy form must not be loaded into it.
             Some(Difference::Structure(_)) => (1..)
                 .map(|n| match n {
-                    1 => format!("{}.fused", by_recipe.module),
-                    n => format!("{}.fused{n}", by_recipe.module),
+                    1 => within(&by_recipe.module, "fused"),
+                    n => within(&by_recipe.module, &format!("fused{n}")),
                 })
                 .find(is_free),
             _ => Some(by_recipe.module.clone()).filter(is_free),

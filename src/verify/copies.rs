@@ -86,7 +86,7 @@ pub(super) fn compare_copies(
                 }
             }
             // Compared as blocks.
-            Source::Weight(..) | Source::Bias(..) => {}
+            Source::Weight(..) | Source::WeightChannelsLast(..) | Source::Bias(..) => {}
         }
     }
     let of_plan = |name: &str| planned.contains_key(name);

@@ -43,6 +43,7 @@ mod numbers;
 mod own_recipe;
 mod pt2;
 mod pt2_padded;
+mod pt2_stored;
 mod pytorch;
 mod rounding;
 mod samples;

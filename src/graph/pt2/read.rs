@@ -47,6 +47,8 @@ pub struct Pt2 {
     pub(super) root: String,
     /// The names of its state dict.
     state: Vec<String>,
+    /// The names of what stands beside the state dict: buffers that it does not hold, and other constants.
+    beside: Vec<String>,
     /// Tensors that are copied as they are, and why nothing can be read of them.
     unread: HashMap<String, String>,
 }
@@ -57,7 +59,9 @@ pub(super) struct Texts {
     /// The name of the model, as in `models/model.json`.
     pub(super) model: String,
     pub(super) program: String,
+    /// The configurations of the weights and of the constants.
     pub(super) weights: String,
+    pub(super) constants: String,
 }
 
 /// An entry of the archive.
@@ -118,6 +122,11 @@ impl Pt2 {
         self.state.iter().map(String::as_str)
     }
 
+    /// The names of everything that is stored: of its state dict, and of what stands beside it.
+    pub(super) fn stored(&self) -> impl Iterator<Item = &str> {
+        self.state().chain(self.beside.iter().map(String::as_str))
+    }
+
     /// Whether every tensor of its state dict can be written to a file of weights.
     ///
     /// # Errors
@@ -163,7 +172,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let Versioned {
         schema_version: version,
         torch_version,
-    } = serde_json::from_str(&texts.0.program)
+    } = serde_json::from_str(&texts.program)
         .map_err(|e| wrong(format!("its graph is not valid: {e}")))?;
     if version.major != schema::MAJOR {
         return Err(Error::Version {
@@ -174,13 +183,12 @@ fn open(path: &Path) -> Result<Pt2, Error> {
             expected: schema::MAJOR,
         });
     }
-    let (texts, constants) = texts;
     let mut tensors = Tensors::default();
     tensors
         .add("data/weights/", &texts.weights, &entries)
         .map_err(wrong)?;
     tensors
-        .add("data/constants/", &constants, &entries)
+        .add("data/constants/", &texts.constants, &entries)
         .map_err(wrong)?;
     let Tensors { parts, unread } = tensors;
     // Whether repfuse wrote it decides what rounding allows.
@@ -192,11 +200,11 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         Ok((format!("{METADATA_PREFIX}version"), text))
     });
     let metadata: Vec<_> = metadata.transpose().map_err(wrong)?.into_iter().collect();
-    let state = weights::config(&texts.weights).map_err(wrong)?;
-    let state: Vec<String> = state
-        .into_iter()
-        .map(|(name, _)| name.into_owned())
-        .collect();
+    let names = |config: &str| -> Result<Vec<String>, Error> {
+        let stored = weights::config(config).map_err(wrong)?.into_iter();
+        Ok(stored.map(|(name, _)| name.into_owned()).collect())
+    };
+    let (state, beside) = (names(&texts.weights)?, names(&texts.constants)?);
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let Built {
         graph,
@@ -216,6 +224,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         entries,
         root,
         state,
+        beside,
         unread,
     })
 }
@@ -233,8 +242,8 @@ fn entries(archive: &Archive<'_>) -> Result<Vec<Entry>, String> {
         .collect()
 }
 
-/// The texts of the archive, and the configuration of its constants.
-fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
+/// The texts of the archive.
+fn texts(file: &File, entries: &[Entry]) -> Result<Texts, String> {
     let find = |name: &str| entries.iter().find(|entry| entry.name == name);
     let text = |name: &str| {
         let entry = find(name).ok_or_else(|| format!("{} is missing in it", quoted(name)))?;
@@ -282,12 +291,12 @@ fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
         );
     }
     let constants = text(&format!("data/constants/{model}_constants_config.json"))?;
-    let texts = Texts {
+    Ok(Texts {
         model: model.clone(),
         program: text(&format!("models/{model}.json"))?,
         weights: text(&weights)?,
-    };
-    Ok((texts, constants))
+        constants,
+    })
 }
 
 /// The tensors of the archive by name.
