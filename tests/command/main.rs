@@ -40,6 +40,7 @@ mod names;
 mod network;
 mod notes;
 mod numbers;
+mod onnx_versions;
 mod own_recipe;
 mod pt2;
 mod pt2_padded;
