@@ -44,6 +44,8 @@ pub(super) enum Task<'a> {
 /// A fused conv that several workers write.
 pub(super) struct Job<'a> {
     pub(super) fused: &'a PlannedConv,
+    /// Whether each row is written with its channels innermost.
+    pub(super) channels_last: bool,
     pub(super) weight_at: u64,
     /// Where the bias is written, if there is one.
     pub(super) bias_at: Option<u64>,
@@ -126,8 +128,10 @@ fn of_run<'a>(
                 numbers,
             }))
         }
-        Source::Weight(b, f) => Box::new(rows_of(Job {
+        Source::Weight(b, f) | Source::WeightChannelsLast(b, f) => Box::new(rows_of(Job {
             fused: &blocks[*b].fused[*f],
+            channels_last: matches!(planned.what, Source::WeightChannelsLast(..))
+                || blocks[*b].fused[*f].is_channels_last(),
             weight_at: to,
             bias_at: bias_at.get(&(*b, *f)).copied(),
             folded: Mutex::new(None),

@@ -111,7 +111,7 @@ impl<'a> Worker<'a> {
     fn rows(&mut self, job: &Job<'_>, rows: Range<usize>) -> Result<u64, diagnose::Error> {
         let (fused, (all_rows, row_len)) = (job.fused, job.stored_rows());
         let (g, dtype) = (fused.geometry(), fused.dtype);
-        let taps = fused.is_channels_last().then(|| g.taps());
+        let taps = job.channels_last.then(|| g.taps());
         self.reader.forget();
         let folded = {
             let mut folded = lock(&job.folded);
@@ -129,7 +129,6 @@ impl<'a> Worker<'a> {
             row: &mut self.row,
             biases: &mut self.biases,
             bytes: &mut self.bytes,
-            // (A transposed conv is not stored so.)
             channels_last: taps.map(|taps| (taps, &mut self.turned)),
         };
         let (checkpoint, reader) = (self.checkpoint, &mut self.reader);

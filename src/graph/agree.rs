@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::algebra::Part;
 use crate::algebra::canonical::same;
 use crate::fuse::fold_rows;
-use crate::plan::{self, Block, Options, Plan, PlannedConv};
+use crate::plan::{self, Block, Options, Plan, PlannedConv, within};
 use crate::recipe;
 use crate::tensor::{Checkpoint, Reader, Tensor, quoted};
 
@@ -29,8 +29,8 @@ pub(super) type Index = std::collections::BTreeMap<String, Tensor>;
 /// Names for a module that is not the author's.
 fn beside(module: &str) -> impl Iterator<Item = String> {
     (1..).map(move |n| match n {
-        1 => format!("{module}.fused"),
-        n => format!("{module}.fused{n}"),
+        1 => within(module, "fused"),
+        n => within(module, &format!("fused{n}")),
     })
 }
 
@@ -87,7 +87,7 @@ pub(super) fn agree(
         agreed.insert(by_recipe.module.clone());
         let difference = difference(checkpoint, &plan.recipe, conv, by_recipe);
         let is_free = |module: &String| {
-            let tensors = ["weight", "bias"].map(|end| format!("{module}.{end}"));
+            let tensors = ["weight", "bias"].map(|end| within(module, end));
             !modules.contains(module) && !tensors.iter().any(|name| taken.contains(name))
         };
         structure |= matches!(difference, Some(Difference::Structure(_)));

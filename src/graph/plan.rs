@@ -6,7 +6,9 @@ use super::model::{Graph, NodeId, Op};
 use super::region::{Dialect, Region, Regions};
 use super::sink::regions;
 use crate::plan::select::Select;
-use crate::plan::{Block, EpsSource, Options, Plan, PlannedConv, WeightOrBias, stored_type};
+use crate::plan::{
+    Block, EpsSource, Options, Plan, PlannedConv, WeightOrBias, stored_type, within,
+};
 use crate::recipe;
 use crate::tensor::Tensor;
 
@@ -81,7 +83,7 @@ pub fn fold(
         if region.nodes.iter().any(|node| frozen.contains(node)) {
             return false;
         }
-        let name = base_name(graph, region);
+        let name = called(base_name(graph, region));
         let takes = select.takes(&name);
         if !takes {
             frozen.extend(&region.nodes);
@@ -127,7 +129,8 @@ fn block(
     options: &Options,
     taken: &mut HashSet<String>,
 ) -> Result<Block, Error> {
-    let name = free_name(base_name(graph, region), taken);
+    let module = free_name(base_name(graph, region), taken);
+    let name = called(module.clone());
     let expr = region.expr.root();
     let stored = stored_type(expr).map_err(|message| Error::Block {
         block: name.clone(),
@@ -138,7 +141,7 @@ fn block(
     consumed.dedup_by(|a, b| a.name() == b.name());
     Ok(Block {
         fused: vec![PlannedConv {
-            module: name.clone(),
+            module,
             expr: region.expr.clone(),
             bias: expr.constant().is_some(),
             dtype: options.dtype.unwrap_or(stored),
@@ -191,19 +194,23 @@ const ENDS: [&str; 9] = [
 ];
 
 fn free_name(base: String, taken: &mut HashSet<String>) -> String {
-    let is_free = |name: &String| {
-        !ENDS
-            .iter()
-            .any(|end| taken.contains(&format!("{name}.{end}")))
-    };
+    let is_free = |name: &String| !ENDS.iter().any(|end| taken.contains(&within(name, end)));
     let mut name = base.clone();
     let mut n = 1;
     while !is_free(&name) {
         n += 1;
-        name = format!("{base}.fused{n}");
+        name = within(&base, &format!("fused{n}"));
     }
-    taken.extend(ENDS.map(|end| format!("{name}.{end}")));
+    taken.extend(ENDS.map(|end| within(&name, end)));
     name
+}
+
+/// What a block is called: as its module, or, where that is the whole network, as its weight.
+fn called(module: String) -> String {
+    match module.is_empty() {
+        true => within(&module, ENDS[0]),
+        false => module,
+    }
 }
 
 /// The name of a region: its conv's module if it has one conv, else the path that its tensors share, else that of its nodes.
@@ -244,7 +251,7 @@ fn base_name(graph: &Graph, region: &Region) -> String {
     let found = of_tensors.or_else(of_nodes).or_else(of_last);
     found.unwrap_or_else(|| {
         let name = &graph.value(region.value).name;
-        name.trim_matches('/').replace('/', ".")
+        name.trim_matches(['/', '.']).replace('/', ".")
     })
 }
 

@@ -13,6 +13,7 @@ impl Plan {
         let offset = self.blocks.len();
         let moved = |what| match what {
             Source::Weight(b, f) => Source::Weight(b + offset, f),
+            Source::WeightChannelsLast(b, f) => Source::WeightChannelsLast(b + offset, f),
             Source::Bias(b, f) => Source::Bias(b + offset, f),
             other => other,
         };
@@ -74,7 +75,7 @@ pub(super) fn refuse_clashes(outputs: &[Planned], blocks: &[Block]) -> Result<()
         if let Some(other) = seen.insert(&planned.output.name, planned) {
             let [first, second] = [other, planned].map(|p| match &p.what {
                 Source::Copy(tensor) | Source::Round(tensor, _) => format!("a copy of {tensor}"),
-                Source::Weight(b, _) | Source::Bias(b, _) => {
+                Source::Weight(b, _) | Source::WeightChannelsLast(b, _) | Source::Bias(b, _) => {
                     format!("a fused tensor of block {}", quoted(&blocks[*b].name))
                 }
                 Source::Fill(..) => "a tensor that the recipe sets".to_owned(),

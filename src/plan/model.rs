@@ -112,6 +112,14 @@ pub struct Block {
     pub(crate) assumes_identity: bool,
 }
 
+/// The name of what belongs to a module; the module that holds the whole network has no name.
+pub(crate) fn within(module: &str, end: &str) -> String {
+    match module {
+        "" => end.to_owned(),
+        module => format!("{module}.{end}"),
+    }
+}
+
 /// One fused conv.
 #[derive(Debug)]
 pub struct PlannedConv {
@@ -150,6 +158,8 @@ pub enum Source {
     Round(Tensor, Float),
     /// The weight of a fused conv: the numbers of block and conv in the plan.
     Weight(usize, usize),
+    /// The same, with the channels innermost in memory while its shape says otherwise: PyTorch's memory format `channels_last`.
+    WeightChannelsLast(usize, usize),
     /// Its bias.
     Bias(usize, usize),
     /// One number everywhere, in this type, which is the output's.
@@ -242,7 +252,9 @@ impl Plan {
         }
         for Planned { output, what } in &mut self.outputs {
             output.name = match *what {
-                Source::Weight(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Weight),
+                Source::Weight(b, f) | Source::WeightChannelsLast(b, f) => {
+                    self.blocks[b].fused[f].name_of(WeightOrBias::Weight)
+                }
                 Source::Bias(b, f) => self.blocks[b].fused[f].name_of(WeightOrBias::Bias),
                 Source::Copy(_) | Source::Round(..) | Source::Fill(..) => continue,
             };
@@ -267,7 +279,7 @@ impl Plan {
                     *what = Source::Round(tensor.clone(), float);
                 }
                 Source::Fill(_, of) => *of = float,
-                Source::Weight(..) | Source::Bias(..) => {}
+                Source::Weight(..) | Source::WeightChannelsLast(..) | Source::Bias(..) => {}
             }
         }
     }
@@ -317,7 +329,7 @@ impl PlannedConv {
             WeightOrBias::Weight => "weight",
             WeightOrBias::Bias => "bias",
         };
-        format!("{}.{end}", self.module)
+        within(&self.module, end)
     }
 
     /// What is written of it; `place` are the numbers of its block and of itself in the plan.

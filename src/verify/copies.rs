@@ -75,7 +75,7 @@ pub(super) fn compare_copies(
                 copies.failures.extend(difference.map(Failure::Differs));
             }
             // Compared as blocks.
-            Source::Weight(..) | Source::Bias(..) => {}
+            Source::Weight(..) | Source::WeightChannelsLast(..) | Source::Bias(..) => {}
         }
     }
     copies

@@ -9,7 +9,7 @@ use super::proto::{self, Data, Name, Part};
 use crate::graph::model::ValueId;
 use crate::graph::plan::{self, Folding, Left, tensor_of};
 use crate::graph::region::{Behind, Dialect, Regions, Walk};
-use crate::plan::{Options, Plan, PlannedConv, copy, stored_type};
+use crate::plan::{Options, Plan, PlannedConv, copy, stored_type, within};
 use crate::tensor::Float;
 
 /// A plan for an ONNX file, and the file that it makes.
@@ -48,6 +48,15 @@ const ROWS: &str = "rows";
 const SHAPE: &str = "shape";
 const STRAIGHT: &str = "straight";
 
+/// The versions of the operators from which on a `Gemm` may do without what it adds, and a `Cast` knows bf16.
+const ADDS_NOTHING: i64 = 11;
+const CASTS_BF16: i64 = 13;
+
+/// Whether a fused conv is stored in another type than the network computes in.
+fn is_cast(fused: &PlannedConv) -> bool {
+    stored_type(fused.expr.root()).is_ok_and(|computed| computed != fused.dtype)
+}
+
 /// What its operators can do.
 const DIALECT: Dialect = Dialect {
     uneven_pads: true,
@@ -78,6 +87,19 @@ pub fn edit(onnx: &Onnx, options: &Options, even_if_dearer: bool) -> Result<Edit
         },
     )?;
     let kept = kept.unwrap_or_else(|| Kept::new(onnx, &regions));
+    let version = onnx.model.opset.unwrap_or_default();
+    for fused in blocks.iter().flat_map(|block| &block.fused) {
+        let casts = is_cast(fused) && fused.dtype == Float::Bf16;
+        if casts && version < CASTS_BF16 {
+            return Err(plan::Error::Block {
+                block: fused.module.clone(),
+                message: format!(
+                    "a weight in {} is cast back when the network runs, which needs version {CASTS_BF16} of the operators of ONNX; the model has version {version}",
+                    fused.dtype
+                ),
+            });
+        }
+    }
     plan::of_parts(&mut blocks, &onnx.computed);
     let mut outputs: Vec<_> = (onnx.model.graph.tensors.iter())
         .filter(|tensor| tensor.name.is_some_and(|name| kept.tensors.contains(&name)))
@@ -317,15 +339,15 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
     let bias = fused.bias.then(|| operand(true));
     let before = match &region.behind {
         None => value.to_owned(),
-        Some(Behind::Reshape(_)) => format!("{module}.{ROWS}"),
-        Some(Behind::Transpose(_)) => format!("{module}.{STRAIGHT}"),
+        Some(Behind::Reshape(_)) => within(module, ROWS),
+        Some(Behind::Transpose(_)) => within(module, STRAIGHT),
     };
     match &region.walk {
         Walk::Conv(_) | Walk::Transposed(..) => {
             let inputs = [source, &weight].into_iter().chain(bias.as_deref());
             let (op, kernel) = (operator(&region.walk), &g.weight_shape()[2..]);
             nodes.push(node(
-                &format!("{module}.{op}"),
+                &within(module, op),
                 op,
                 &inputs.collect::<Vec<_>>(),
                 &before,
@@ -341,6 +363,7 @@ fn new_nodes(onnx: &Onnx, plan: &Plan, regions: &Regions, block: usize) -> Vec<M
                 bias: bias.as_deref(),
                 is_matrix,
                 in_first: g.transposed(),
+                adds_nothing: onnx.model.opset >= Some(ADDS_NOTHING),
             };
             layer.push(&before, &mut nodes);
         }
@@ -360,12 +383,12 @@ fn push_behind(
 ) {
     match behind {
         Behind::Reshape(shape) => {
-            let [to, name] = [SHAPE, "Reshape"].map(|end| format!("{module}.{end}"));
+            let [to, name] = [SHAPE, "Reshape"].map(|end| within(module, end));
             nodes.push(node(&to, "Constant", &[], &to, &[list("value", shape)]));
             nodes.push(node(&name, "Reshape", &[output, &to], value, &[]));
         }
         Behind::Transpose(order) => {
-            let name = format!("{module}.Transpose");
+            let name = within(module, "Transpose");
             let order = ints("perm", order.iter().copied());
             nodes.push(node(&name, "Transpose", &[output], value, &[order]));
         }
@@ -382,20 +405,23 @@ struct LinearLayer<'a> {
     is_matrix: bool,
     /// Whether its weight is `[in, out]`.
     in_first: bool,
+    /// Whether a `Gemm` may do without a bias.
+    adds_nothing: bool,
 }
 
 impl LinearLayer<'_> {
     /// The nodes that compute it: a `Gemm` where there is one, else a `MatMul` and an `Add`.
     fn push(&self, output: &str, nodes: &mut Vec<Message>) {
         let &LinearLayer { module, source, .. } = self;
-        if self.is_matrix && (!self.in_first || self.bias.is_some()) {
+        let is_product = self.bias.is_none() && (self.in_first || !self.adds_nothing);
+        if self.is_matrix && !is_product {
             let inputs: Vec<&str> = [source, self.weight].into_iter().chain(self.bias).collect();
             let turned = int("transB", i64::from(!self.in_first));
-            let name = format!("{module}.Gemm");
+            let name = within(module, "Gemm");
             nodes.push(node(&name, "Gemm", &inputs, output, &[turned]));
             return;
         }
-        let turned = format!("{module}.{TURNED}");
+        let turned = within(module, TURNED);
         let mut weight = self.weight;
         if !self.in_first {
             // A product takes its matrix with the inputs first.
@@ -403,14 +429,14 @@ impl LinearLayer<'_> {
             nodes.push(node(&turned, "Transpose", &[weight], &turned, &[order]));
             weight = &turned;
         }
-        let name = format!("{module}.MatMul");
+        let name = within(module, "MatMul");
         let Some(bias) = self.bias else {
             nodes.push(node(&name, "MatMul", &[source, weight], output, &[]));
             return;
         };
-        let product = format!("{module}.{PRODUCT}");
+        let product = within(module, PRODUCT);
         nodes.push(node(&name, "MatMul", &[source, weight], &product, &[]));
-        let sum = format!("{module}.Add");
+        let sum = within(module, "Add");
         nodes.push(node(&sum, "Add", &[&product, bias], output, &[]));
     }
 }

@@ -3,7 +3,10 @@
 use super::proto::Node;
 use super::reading::{Reading, Trouble, because, opaque};
 use crate::graph::model::{Arithmetic, Conv, Linear, Op, ValueId};
-use crate::tensor::Tensor;
+use crate::tensor::{Float, Tensor};
+
+/// The version of the operators from which on a `Conv` computes in bf16.
+const CONVS_OF_BF16: i64 = 22;
 
 pub(super) fn arithmetic(
     reading: &Reading<'_>,
@@ -123,6 +126,10 @@ pub(super) fn product(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<Val
             }
             let (weight, turned) = matrix(reading, node, 0)?;
             if turned {
+                return opaque();
+            }
+            // It becomes a conv, which knows this type later than a product does.
+            if weight.dtype().float() == Some(Float::Bf16) && reading.opset() < CONVS_OF_BF16 {
                 return opaque();
             }
             let shape = weight.shape().iter().copied().chain([1]).collect();

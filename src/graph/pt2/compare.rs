@@ -9,12 +9,13 @@ use super::edit::Edit;
 use super::error;
 use super::json::{Members, Raw, place, read, splice};
 use super::read::{Pt2, VERSION};
-use super::schema;
+use super::{schema, weights};
 use crate::fuse::diagnose;
 use crate::graph::file::Error;
 use crate::graph::model::{Conv, Node, Op, Pads};
+use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
-use crate::plan::{PlannedConv, Source};
+use crate::plan::{PlannedConv, within};
 use crate::tensor::{Error as TensorError, Part, Place, Tensor, quoted};
 use crate::verify::{
     Deployed, Failure as Wrong, Options, Verdict, allowance_of, fits, verify_blocks,
@@ -91,6 +92,19 @@ impl<'a> Parts<'a> {
             values: read(graph.tensor_values)?,
         })
     }
+}
+
+/// What a configuration says of each tensor, but not which entry holds it.
+fn described<T: FromIterator<(String, Value)>>(config: &str) -> Result<T, String> {
+    let (_, members) = weights::members(config).map_err(|e| e.to_string())?;
+    let one = |(name, raw): (std::borrow::Cow<'_, str>, Raw<'_>)| {
+        let mut payload: Value = read(raw).map_err(|e| e.to_string())?;
+        payload
+            .as_object_mut()
+            .and_then(|of| of.remove("path_name"));
+        Ok((name.into_owned(), payload))
+    };
+    members.into_iter().map(one).collect()
 }
 
 /// Whether two texts say the same.
@@ -204,7 +218,7 @@ impl Compare<'_> {
     }
 
     fn computes(&self, made: &Pt2, node: &Node, region: &Region, fused: &PlannedConv) -> bool {
-        let named = |tensor: &Tensor, end: &str| tensor.name() == format!("{}.{end}", fused.module);
+        let named = |tensor: &Tensor, end: &str| tensor.name() == within(&fused.module, end);
         let bias = |bias: &Option<Tensor>| match bias {
             Some(tensor) => fused.bias && named(tensor, "bias"),
             None => !fused.bias,
@@ -272,17 +286,35 @@ impl Compare<'_> {
             .keys()
             .map(String::as_str)
             .collect();
+        let convs = self.edit.plan.blocks.iter().flat_map(|block| &block.fused);
+        let names = convs.flat_map(|fused| {
+            let both = [false, true].into_iter().take(1 + usize::from(fused.bias));
+            both.map(|is_bias| tensor_of(fused, is_bias).0)
+        });
+        let fused: HashSet<String> = names.collect();
+        after.retain(|name| !fused.contains(*name));
+        let texts = &self.edit.texts;
+        let wrong = |reason| error::Error::Format {
+            path: self.pt2.path().to_owned(),
+            reason,
+        };
         let mut expected: Vec<&Tensor> = Vec::new();
-        for planned in &self.edit.plan.outputs {
-            match &planned.what {
-                Source::Copy(tensor) => expected.push(tensor),
-                _ => drop(after.remove(&*planned.output.name)),
+        for [new, found] in [
+            [&texts.weights.config, &made.texts.weights],
+            [&texts.constants.config, &made.texts.constants],
+        ] {
+            let found: HashMap<String, Value> = described(found).map_err(wrong)?;
+            let new: Vec<(String, Value)> = described(new).map_err(wrong)?;
+            for (name, meta) in new {
+                if found.get(&name).is_some_and(|found| *found != meta) {
+                    let name = quoted(&name);
+                    self.failures
+                        .push(format!("{name} is not stored as it should be"));
+                }
+                let copied = Some(&name).filter(|name| !fused.contains(*name));
+                expected.extend(copied.and_then(|name| self.pt2.checkpoint.get(name)));
             }
         }
-        // Constants stand beside the weights, and stay.
-        let state: HashSet<&str> = self.pt2.state().collect();
-        let others = self.pt2.constants().tensors().values();
-        expected.extend(others.filter(|tensor| !state.contains(tensor.name())));
         for tensor in expected {
             options.go_on().map_err(diagnose::Error::from)?;
             if !after.remove(tensor.name()) {
@@ -329,14 +361,24 @@ impl Compare<'_> {
     /// Every entry of the archive that is neither the graph nor a weight.
     fn entries(&mut self, made: &Pt2, options: &Options) -> Result<(), Error> {
         fn others(of: &Pt2) -> HashMap<&str, &Range<u64>> {
-            let program = format!("models/{}.json", of.texts.model);
+            let model = &of.texts.model;
+            let read = [
+                format!("models/{model}.json"),
+                format!("data/constants/{model}_constants_config.json"),
+                VERSION.to_owned(),
+            ];
             let is_other = |name: &str| {
-                !name.starts_with("data/weights/") && name != program && name != VERSION
+                !name.starts_with("data/weights/") && read.iter().all(|read| read != name)
             };
             let entries = of.entries.iter().filter(|entry| is_other(&entry.name));
             entries.map(|entry| (&*entry.name, &entry.range)).collect()
         }
-        let (before, mut after) = (others(self.pt2), others(made));
+        let (mut before, mut after) = (others(self.pt2), others(made));
+        let gone = &self.edit.texts.constants.gone;
+        before.retain(|name, _| {
+            let constant = name.strip_prefix("data/constants/");
+            !constant.is_some_and(|path| gone.contains(path))
+        });
         let mut names: Vec<&str> = before.keys().copied().collect();
         names.sort_unstable();
         for name in names {

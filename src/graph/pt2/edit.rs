@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::json::{Raw, place, splice};
 use super::kept::{Kept, bypassed};
-use super::nodes::{New, Parameter, new_nodes};
+use super::nodes::{Lies, New, Parameter, new_nodes};
 use super::read::Pt2;
 use super::schema::{NodeText, names};
-use super::text::Text;
+use super::text::{Stored, Text};
 use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
 use crate::graph::plan::{self, Error, Folding, Left};
@@ -37,11 +37,28 @@ pub struct Edit {
 #[derive(Debug)]
 pub(super) struct NewTexts {
     pub(super) program: String,
-    pub(super) weights: String,
-    /// Entries below `data/weights/` that nothing refers to any more.
+    pub(super) weights: Folder,
+    pub(super) constants: Folder,
+    /// For each block what holds its weight and its bias.
+    pub(super) fused: Vec<[Option<Fused>; 2]>,
+}
+
+/// A folder of raw tensors.
+#[derive(Debug)]
+pub(super) struct Folder {
+    /// Its configuration.
+    pub(super) config: String,
+    /// The entries of it that nothing refers to any more.
     pub(super) gone: HashSet<String>,
-    /// For each block the entries below `data/weights/` that hold its weight and its bias.
-    pub(super) fused: Vec<[Option<String>; 2]>,
+}
+
+/// The entry of a new tensor.
+#[derive(Debug)]
+pub(super) struct Fused {
+    /// Its name below `data/weights/`.
+    pub(super) path: String,
+    /// How its numbers lie.
+    pub(super) lies: Lies,
 }
 
 /// What its operators can do.
@@ -77,15 +94,13 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         },
     )?;
     let kept = kept.unwrap_or_else(|| Kept::new(pt2, &text, &regions));
-    let config = weights::config(&pt2.texts.weights).map_err(fail)?;
-    let state: Index = config
-        .iter()
+    let state: Index = (text.weights.iter())
         .filter_map(|(name, _)| Some((name.to_string(), pt2.checkpoint.get(name)?.clone())))
         .collect();
     plan::of_parts(&mut blocks, &pt2.computed);
     let agreement = agree(&pt2.checkpoint, &state, &mut blocks, &kept.tensors);
     let dropped = dropped(&state, &kept, &blocks);
-    let mut outputs = copies(pt2, &config, &kept);
+    let mut outputs = copies(pt2, &text.weights, &kept);
     for (b, fused) in blocks.iter().map(|block| &block.fused[0]).enumerate() {
         outputs.extend(fused.outputs([b, 0]));
     }
@@ -103,7 +118,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         plan: &plan,
         regions: &regions,
     }
-    .texts(&config)?;
+    .texts()?;
     let left = plan::left(&pt2.graph, &regions);
     Ok(Edit {
         plan,
@@ -162,7 +177,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn texts(&self, config: &[(Cow<'_, str>, weights::Payload<'_>)]) -> Result<NewTexts, Error> {
+    fn texts(&self) -> Result<NewTexts, Error> {
         let (pt2, text) = (self.pt2, self.text);
         let gone = &self.kept.gone;
         let mut taken: HashSet<String> = text
@@ -175,7 +190,7 @@ impl Writer<'_> {
         taken.extend(text.read.iter().map(|node| node.shown().to_owned()));
         let mut news = Vec::new();
         for (block, region) in self.plan.blocks.iter().zip(&self.regions.folded) {
-            news.push(new_nodes(pt2, text, region, &block.fused[0], &mut taken)?);
+            news.push(new_nodes(pt2, text, region, block, &mut taken)?);
         }
         let at = |part: Raw<'_>| place(&pt2.texts.program, part);
         let edits = vec![
@@ -188,11 +203,11 @@ impl Writer<'_> {
                 json!({"parameter": {"arg": {"name": new.placeholder}, "parameter_name": new.name}})
             })),
         ];
-        let (weights, gone, fused) = self.weights(&news, config)?;
+        let (at, fused) = self.fused(&news);
         Ok(NewTexts {
             program: splice(&pt2.texts.program, edits),
-            weights,
-            gone,
+            weights: self.folder(&pt2.texts.weights, &text.weights, at)?,
+            constants: self.folder(&pt2.texts.constants, &text.constants, HashMap::new())?,
             fused,
         })
     }
@@ -274,35 +289,18 @@ impl Writer<'_> {
         format!("[{}]", parts.join(", "))
     }
 
-    /// The new configuration of the weights, the entries that it does not refer to any more, and those of the new weights.
+    /// The new weights: what the configuration says of them, by where in it that stands, and their entries.
     #[expect(
         clippy::type_complexity,
-        reason = "three parts of one answer, taken apart at once"
+        reason = "two parts of one answer, taken apart at once"
     )]
-    fn weights(
-        &self,
-        news: &[New],
-        config: &[(Cow<'_, str>, weights::Payload<'_>)],
-    ) -> Result<(String, HashSet<String>, Vec<[Option<String>; 2]>), Error> {
-        let text = &self.pt2.texts.weights;
-        let (whole, raw) = weights::members(text).map_err(|e| Error::Block {
-            block: "weights".to_owned(),
-            message: e.to_string(),
-        })?;
-        let known: HashSet<&str> = self
-            .text
-            .stored
-            .iter()
-            .flatten()
-            .map(|(name, _)| &**name)
-            .collect();
-        let stays = |name: &str| self.kept.tensors.contains(name) || !known.contains(name);
+    fn fused(&self, news: &[New]) -> (HashMap<usize, Vec<String>>, Vec<[Option<Fused>; 2]>) {
+        let config = &self.text.weights;
         let mut free = (0u64..).map(|n| format!("weight_{n}")).filter(|path| {
             let full = format!("data/weights/{path}");
             !self.pt2.entries.iter().any(|entry| entry.name == full)
         });
-        let (mut members, mut fused) = (Vec::new(), Vec::new());
-        let mut at: HashMap<usize, Vec<String>> = HashMap::new();
+        let (mut at, mut fused): (HashMap<usize, Vec<String>>, _) = (HashMap::new(), Vec::new());
         for (new, block) in news.iter().zip(&self.plan.blocks) {
             let consumed: HashSet<&str> =
                 block.consumed.iter().map(|tensor| tensor.name()).collect();
@@ -310,24 +308,39 @@ impl Writer<'_> {
                 .iter()
                 .position(|(name, _)| consumed.contains(&**name));
             let mut paths = [None, None];
-            for (parameter, path) in new.parameters.iter().zip(&mut paths) {
-                let name = free.next().unwrap_or_default();
+            for (parameter, entry) in new.parameters.iter().zip(&mut paths) {
+                let path = free.next().unwrap_or_default();
+                let member = member(parameter, &path);
                 at.entry(first.unwrap_or(config.len()))
                     .or_default()
-                    .push(member(parameter, &name));
-                *path = Some(name);
+                    .push(member);
+                let lies = parameter.lies;
+                *entry = Some(Fused { path, lies });
             }
             fused.push(paths);
         }
-        let mut used: HashSet<&str> = HashSet::new();
-        let mut gone: HashSet<String> = HashSet::new();
+        (at, fused)
+    }
+
+    /// A folder without what is gone, and with new tensors at some places of its configuration.
+    fn folder(
+        &self,
+        text: &str,
+        config: &Stored<'_>,
+        mut new: HashMap<usize, Vec<String>>,
+    ) -> Result<Folder, Error> {
+        let (whole, raw) = weights::members(text).map_err(|e| Error::Block {
+            block: "weights".to_owned(),
+            message: e.to_string(),
+        })?;
+        let (mut members, mut used, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
         for i in 0..=config.len() {
-            members.extend(at.remove(&i).into_iter().flatten());
+            members.extend(new.remove(&i).into_iter().flatten());
             let Some(((name, payload), (_, old))) = config.get(i).zip(raw.get(i)) else {
                 continue;
             };
             let path = &*payload.path_name.0;
-            if stays(name) {
+            if self.kept.tensors.contains(&**name) {
                 used.insert(path);
                 members.push(format!("{}: {}", Value::from(&**name), old.get()));
             } else {
@@ -336,7 +349,8 @@ impl Writer<'_> {
         }
         gone.retain(|path| !used.contains(&**path));
         let new = format!("{{{}}}", members.join(", "));
-        Ok((splice(text, vec![(place(text, whole), new)]), gone, fused))
+        let config = splice(text, vec![(place(text, whole), new)]);
+        Ok(Folder { config, gone })
     }
 }
 

@@ -8,6 +8,8 @@ use super::schema::{NodeText, names};
 use super::text::Text;
 use crate::graph::model::ValueId;
 use crate::graph::region::Regions;
+use crate::recipe::model::BATCH_COUNT;
+use crate::tensor::Tensor;
 
 /// What is still there.
 pub(super) struct Kept {
@@ -87,31 +89,32 @@ impl Kept {
             tensors: HashSet::new(),
             gone,
         };
-        kept.tensors(text, &read, &read_before);
+        kept.tensors(pt2, text, [&read, &read_before]);
         kept
     }
 
-    /// Which tensors stay: those that are read, those that never were, and of these not the counter of a norm that is gone.
-    fn tensors(&mut self, text: &Text<'_>, read: &HashSet<String>, read_before: &HashSet<String>) {
+    /// Which tensors stay: those that are read, and those that nothing read from the start, whether the program names them or only
+    /// stores them. Of the latter neither the counter of a norm that is gone stays, nor another name of a weight that is.
+    fn tensors(&mut self, pt2: &Pt2, text: &Text<'_>, [read, read_before]: [&HashSet<String>; 2]) {
         let any = |i: usize, of: &HashSet<String>| {
             text.input_names(i).iter().any(|name| of.contains(name))
         };
-        let mut went: HashSet<&str> = HashSet::new();
-        let mut stayed: HashSet<&str> = HashSet::new();
-        let stored = text.stored.iter().enumerate();
-        for (i, (name, _)) in stored.clone().filter_map(|(i, of)| Some((i, of.as_ref()?))) {
-            if any(i, read_before) {
-                let to = if any(i, read) { &mut stayed } else { &mut went };
-                to.insert(module_of(name));
-            }
-        }
-        for (i, of) in stored {
+        let named = || {
+            let all = text.stored.iter().enumerate();
+            all.filter_map(|(i, of)| Some((i, &*of.as_ref()?.0)))
+        };
+        let was_read = named().filter(|(i, _)| any(*i, read_before));
+        let (stayed, went): (Vec<_>, Vec<_>) = was_read.partition(|(i, _)| any(*i, read));
+        let [stayed, went] = [stayed, went].map(|of| Group::new(pt2, of.iter().map(|(_, n)| *n)));
+        let stays_unread = |name: &str| match name.rsplit('.').next() {
+            Some(BATCH_COUNT) => !went.has_module(name) || stayed.has_module(name),
+            _ => !went.has_bytes(pt2, name) || stayed.has_bytes(pt2, name),
+        };
+        for (i, of) in text.stored.iter().enumerate() {
             let keep = match of {
                 None => true,
                 Some(_) if any(i, read_before) => any(i, read),
-                Some((name, _)) => {
-                    !went.contains(module_of(name)) || stayed.contains(module_of(name))
-                }
+                Some((name, _)) => stays_unread(name),
             };
             self.inputs.push(keep);
             match of {
@@ -120,6 +123,44 @@ impl Kept {
                 _ => {}
             }
         }
+        let named: HashSet<&str> = named().map(|(_, name)| name).collect();
+        let unnamed = pt2.stored().filter(|name| !named.contains(name));
+        let kept = unnamed.filter(|name| stays_unread(name));
+        self.tensors.extend(kept.map(str::to_owned));
+    }
+}
+
+/// Some tensors: the modules that have them, and where they lie.
+struct Group<'a> {
+    modules: HashSet<&'a str>,
+    lie: Vec<&'a Tensor>,
+}
+
+impl<'a> Group<'a> {
+    fn new(pt2: &'a Pt2, names: impl Iterator<Item = &'a str>) -> Group<'a> {
+        let (mut modules, mut lie) = (HashSet::new(), Vec::new());
+        for name in names {
+            modules.insert(module_of(name));
+            lie.extend(pt2.checkpoint.get(name));
+        }
+        Group { modules, lie }
+    }
+
+    fn has_module(&self, name: &str) -> bool {
+        self.modules.contains(module_of(name))
+    }
+
+    /// Whether one of them is the same bytes as a tensor of the file.
+    fn has_bytes(&self, pt2: &Pt2, name: &str) -> bool {
+        let Some(tensor) = pt2.checkpoint.get(name).filter(|t| t.byte_len() > 0) else {
+            return false;
+        };
+        let is_same = |of: &&Tensor| {
+            of.place() == tensor.place()
+                && of.shape() == tensor.shape()
+                && of.dtype() == tensor.dtype()
+        };
+        self.lie.iter().any(is_same)
     }
 }
 

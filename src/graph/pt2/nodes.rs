@@ -4,15 +4,16 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::json::{Members, Raw, read};
+use super::json::{Members, Raw, Tagged, read};
 use super::read::Pt2;
+use super::schema::TensorMeta;
 use super::text::Text;
 use super::weights;
 use crate::graph::plan::Error;
 use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
-use crate::plan::PlannedConv;
-use crate::tensor::{Dtype, quoted};
+use crate::plan::{Block, PlannedConv};
+use crate::tensor::{Dtype, Tensor, quoted};
 
 /// What a region becomes.
 #[derive(Debug, Default)]
@@ -32,6 +33,17 @@ pub(super) struct Parameter {
     pub(super) placeholder: String,
     /// What the graph and the configuration of the weights say of it.
     pub(super) meta: Value,
+    /// How its numbers lie.
+    pub(super) lies: Lies,
+}
+
+/// How the numbers of a tensor lie in memory, and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lies {
+    /// In the order of its axes.
+    InOrder,
+    /// The axis of the channels, the second one, innermost: PyTorch's memory formats `channels_last` and `channels_last_3d`.
+    ChannelsLast,
 }
 
 /// The nodes and parameters that a region becomes. `taken` are the names that the graph has.
@@ -42,9 +54,10 @@ pub(super) fn new_nodes(
     pt2: &Pt2,
     text: &Text<'_>,
     region: &Region,
-    fused: &PlannedConv,
+    block: &Block,
     taken: &mut HashSet<String>,
 ) -> Result<New, Error> {
+    let fused = &block.fused[0];
     let fail = |message: String| Error::Block {
         block: fused.module.clone(),
         message,
@@ -55,13 +68,19 @@ pub(super) fn new_nodes(
         text.meta(name)
             .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
     };
-    // A parameter is described like the value, and can be trained.
+    // A parameter is described like the value, and can be trained if something that it replaces could.
     let mut like = meta(value)?;
+    let trains = |tensor: &Tensor| {
+        let meta = text.tensor_meta(tensor.name());
+        meta.is_some_and(|meta| meta.requires_grad == Some(true))
+    };
     if let Some(members) = like.as_object_mut() {
-        members.insert("requires_grad".to_owned(), true.into());
+        let trains = block.consumed.iter().any(trains);
+        members.insert("requires_grad".to_owned(), trains.into());
     }
     let mut new = New::default();
-    new.parameters(fused, &like, taken).map_err(fail)?;
+    new.parameters(fused, (&like, lies(text, fused)), taken)
+        .map_err(fail)?;
     let mut maker = Maker {
         pt2,
         text,
@@ -96,7 +115,7 @@ pub(super) fn new_nodes(
 }
 
 /// A tensor's description in the manner of an old one.
-fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, String> {
+fn described(like: &Value, dtype: &Dtype, shape: &[usize], lies: Lies) -> Result<Value, String> {
     let number = weights::number(dtype).ok_or_else(|| format!("{dtype} is no type of PyTorch"))?;
     let mut meta = like
         .as_object()
@@ -104,9 +123,15 @@ fn described(like: &Value, dtype: &Dtype, shape: &[usize]) -> Result<Value, Stri
         .ok_or_else(|| format!("{} is no description", quoted(&like.to_string())))?;
     let list =
         |numbers: Vec<usize>| Value::from_iter(numbers.into_iter().map(|n| json!({"as_int": n})));
+    // The axes from the innermost one on.
+    let mut axes: Vec<usize> = (0..shape.len()).rev().collect();
+    if lies == Lies::ChannelsLast {
+        axes.retain(|axis| *axis != CHANNELS);
+        axes.insert(0, CHANNELS);
+    }
     let mut strides = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
+    for pair in axes.windows(2) {
+        strides[pair[1]] = strides[pair[0]] * shape[pair[0]];
     }
     meta.insert("dtype".to_owned(), number.into());
     meta.insert("sizes".to_owned(), list(shape.to_vec()));
@@ -126,26 +151,71 @@ fn cuts_the_same(walk: &Walk) -> Result<(), String> {
 }
 
 impl New {
-    /// Adds a weight and, where there is one, a bias, each described like `like`.
+    /// Adds a weight, which lies as `lies` says, and, where there is one, a bias, each described like `like`.
     fn parameters(
         &mut self,
         fused: &PlannedConv,
-        like: &Value,
+        (like, lies): (&Value, Lies),
         taken: &mut HashSet<String>,
     ) -> Result<(), String> {
         for is_bias in [false, true].into_iter().take(1 + usize::from(fused.bias)) {
             let (name, shape) = tensor_of(fused, is_bias);
             let placeholder = free(&format!("p_{}", identifier(&name)), taken);
-            let meta = described(like, &Dtype::from(fused.dtype), &shape)?;
+            let lies = match is_bias {
+                true => Lies::InOrder,
+                false => lies,
+            };
+            let meta = described(like, &Dtype::from(fused.dtype), &shape, lies)?;
             self.values.push((placeholder.clone(), meta.clone()));
             self.parameters.push(Parameter {
                 name,
                 placeholder,
                 meta,
+                lies,
             });
         }
         Ok(())
     }
+}
+
+/// The axis of a conv's weight that its memory format puts last.
+const CHANNELS: usize = 1;
+
+/// How the weight of a region lies: as the largest kernel that it replaces. What a conv gives lies as its weight does, and what reads it may
+/// ask for that.
+fn lies(text: &Text<'_>, fused: &PlannedConv) -> Lies {
+    let rank = fused.geometry().weight_shape().len();
+    let convs = fused.expr.root().convs().into_iter();
+    let kernels = convs.map(|(conv, _)| {
+        let taps: usize = conv.weight.shape().iter().skip(2).product();
+        let meta = text.tensor_meta(conv.weight.name());
+        (taps, meta.is_some_and(|meta| channels_last(&meta, rank)))
+    });
+    match kernels.max() {
+        Some((_, true)) => Lies::ChannelsLast,
+        _ => Lies::InOrder,
+    }
+}
+
+/// Whether PyTorch takes a tensor to be in one of its memory formats with the channels last: of a tensor whose numbers lie the same in both
+/// orders, the strides of its axes of one element tell.
+fn channels_last(meta: &TensorMeta<'_>, rank: usize) -> bool {
+    let known = |list: &[Tagged<'_>]| list.iter().map(weights::known).collect::<Option<Vec<_>>>();
+    let (Some(sizes), Some(strides)) = (known(&meta.sizes), known(&meta.strides)) else {
+        return false;
+    };
+    if !(rank == 4 || rank == 5) || sizes.len() != rank || strides.len() != rank {
+        return false;
+    }
+    let mut least = 0;
+    for axis in [CHANNELS].into_iter().chain((2..rank).rev()).chain([0]) {
+        let ambiguous = axis == 0 && least == strides[CHANNELS];
+        if sizes[axis] == 0 || strides[axis] < least || ambiguous {
+            return false;
+        }
+        least = strides[axis].saturating_mul(sizes[axis].max(1));
+    }
+    true
 }
 
 /// The operator of a region whose weight has this many dimensions.

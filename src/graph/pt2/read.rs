@@ -50,6 +50,8 @@ pub struct Pt2 {
     pub(super) root: String,
     /// The names of its state dict.
     state: Vec<String>,
+    /// The names of what stands beside the state dict: buffers that it does not hold, and other constants.
+    beside: Vec<String>,
     /// Tensors that are copied as they are, and why nothing can be read of them.
     unread: HashMap<String, String>,
 }
@@ -60,7 +62,9 @@ pub(super) struct Texts {
     /// The name of the model, as in `models/model.json`.
     pub(super) model: String,
     pub(super) program: String,
+    /// The configurations of the weights and of the constants.
     pub(super) weights: String,
+    pub(super) constants: String,
 }
 
 /// An entry of the archive.
@@ -121,6 +125,11 @@ impl Pt2 {
         self.state.iter().map(String::as_str)
     }
 
+    /// The names of everything that is stored: of its state dict, and of what stands beside it.
+    pub(super) fn stored(&self) -> impl Iterator<Item = &str> {
+        self.state().chain(self.beside.iter().map(String::as_str))
+    }
+
     /// Whether every tensor of its state dict can be written to a file of weights.
     ///
     /// # Errors
@@ -162,22 +171,22 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let root = archive.root().to_owned();
     let entries = entries(&archive).map_err(wrong)?;
     drop(archive);
-    let (texts, constants) = texts(&file, &entries).map_err(wrong)?;
+    let texts = texts(&file, &entries).map_err(wrong)?;
     check_version(path, &texts.program)?;
     let mut tensors = Tensors::default();
     tensors
         .add("data/weights/", &texts.weights, &entries)
         .map_err(wrong)?;
     tensors
-        .add("data/constants/", &constants, &entries)
+        .add("data/constants/", &texts.constants, &entries)
         .map_err(wrong)?;
     let Tensors { parts, unread } = tensors;
     let metadata = version_of(&file, &entries).map_err(wrong)?;
-    let state = weights::config(&texts.weights).map_err(wrong)?;
-    let state: Vec<String> = state
-        .into_iter()
-        .map(|(name, _)| name.into_owned())
-        .collect();
+    let names = |config: &str| -> Result<Vec<String>, Error> {
+        let stored = weights::config(config).map_err(wrong)?.into_iter();
+        Ok(stored.map(|(name, _)| name.into_owned()).collect())
+    };
+    let (state, beside) = (names(&texts.weights)?, names(&texts.constants)?);
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let Built {
         graph,
@@ -199,6 +208,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         entries,
         root,
         state,
+        beside,
         unread,
     })
 }
@@ -252,8 +262,8 @@ fn entries(archive: &Archive<'_>) -> Result<Vec<Entry>, String> {
         .collect()
 }
 
-/// The texts of the archive, and the configuration of its constants.
-fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
+/// The texts of the archive.
+fn texts(file: &File, entries: &[Entry]) -> Result<Texts, String> {
     let find = |name: &str| entries.iter().find(|entry| entry.name == name);
     let text = |name: &str| {
         let entry = find(name).ok_or_else(|| format!("{} is missing in it", quoted(name)))?;
@@ -301,12 +311,12 @@ fn texts(file: &File, entries: &[Entry]) -> Result<(Texts, String), String> {
         );
     }
     let constants = text(&format!("data/constants/{model}_constants_config.json"))?;
-    let texts = Texts {
+    Ok(Texts {
         model: model.clone(),
         program: text(&format!("models/{model}.json"))?,
         weights: text(&weights)?,
-    };
-    Ok((texts, constants))
+        constants,
+    })
 }
 
 /// The tensors of the archive by name.

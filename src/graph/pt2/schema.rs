@@ -113,6 +113,8 @@ pub(super) struct TensorMeta<'a> {
     #[serde(borrow)]
     pub(super) storage_offset: Option<Tagged<'a>>,
     pub(super) layout: u64,
+    /// Of a parameter, whether it can be trained.
+    pub(super) requires_grad: Option<bool>,
 }
 
 /// The layout of a tensor whose numbers lie in memory by strides.

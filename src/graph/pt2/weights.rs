@@ -24,7 +24,7 @@ pub(super) struct Payload<'a> {
     pub(super) path_name: Key<'a>,
     use_pickle: bool,
     #[serde(borrow)]
-    tensor_meta: Option<TensorMeta<'a>>,
+    pub(super) tensor_meta: Option<TensorMeta<'a>>,
 }
 
 /// A tensor of the archive, or why it cannot be read as one.

@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::edit::Edit;
+use super::edit::{Edit, Fused};
+use super::nodes::Lies;
 use super::read::{Pt2, VERSION};
 use crate::fuse::archive::{self, Entry, bytes, text};
 use crate::fuse::{self, Options, Unfinished};
@@ -64,12 +65,16 @@ fn check_types(pt2: &Pt2, edit: &Edit) -> Result<(), WrongType> {
     Ok(())
 }
 
+/// The folder of the weights.
+const WEIGHTS: &str = "data/weights/";
+
 fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
     let model = &pt2.texts.model;
-    let (program, weights) = (
-        format!("models/{model}.json"),
-        format!("data/weights/{model}_weights_config.json"),
-    );
+    let program = format!("models/{model}.json");
+    let folders = [
+        (WEIGHTS, "weights", &edit.texts.weights),
+        ("data/constants/", "constants", &edit.texts.constants),
+    ];
     let mut entries = Vec::new();
     let mut put = |name: &str, item: Planned| {
         entries.push(Entry {
@@ -78,15 +83,21 @@ fn entries(pt2: &Pt2, edit: &Edit) -> Vec<Entry> {
         });
     };
     for entry in &pt2.entries {
-        let path = entry.name.strip_prefix("data/weights/");
-        if path.is_some_and(|path| edit.texts.gone.contains(path)) || entry.name == VERSION {
+        let mut parts = folders.iter().filter_map(|(folder, what, new)| {
+            let path = entry.name.strip_prefix(folder)?;
+            Some((path, path == format!("{model}_{what}_config.json"), new))
+        });
+        let part = parts.next();
+        if entry.name == VERSION || part.is_some_and(|(path, _, new)| new.gone.contains(path)) {
             continue;
         }
-        if entry.name == weights {
-            for (path, item) in fused(edit) {
-                put(&format!("data/weights/{path}"), item);
+        if let Some((_, true, new)) = part {
+            if entry.name.starts_with(WEIGHTS) {
+                for (path, item) in fused(edit) {
+                    put(&format!("{WEIGHTS}{path}"), item);
+                }
             }
-            put(&entry.name, text(edit.texts.weights.as_bytes()));
+            put(&entry.name, text(new.config.as_bytes()));
         } else if entry.name == program {
             put(&entry.name, text(edit.texts.program.as_bytes()));
         } else {
@@ -108,14 +119,15 @@ fn fused(edit: &Edit) -> impl Iterator<Item = (&str, Planned)> {
     let blocks = edit.plan.blocks.iter().zip(&edit.texts.fused).enumerate();
     blocks.flat_map(|(b, (block, paths))| {
         let conv = &block.fused[0];
-        paths.iter().enumerate().filter_map(move |(i, path)| {
+        paths.iter().enumerate().filter_map(move |(i, entry)| {
+            let Fused { path, lies } = entry.as_ref()?;
             let (name, shape) = tensor_of(conv, i == 1);
-            let source = if i == 1 {
-                Source::Bias(b, 0)
-            } else {
-                Source::Weight(b, 0)
+            let source = match (i, lies) {
+                (1, _) => Source::Bias(b, 0),
+                (_, Lies::InOrder) => Source::Weight(b, 0),
+                (_, Lies::ChannelsLast) => Source::WeightChannelsLast(b, 0),
             };
-            Some((path.as_deref()?, planned(name, conv.dtype, shape, source)))
+            Some((&**path, planned(name, conv.dtype, shape, source)))
         })
     })
 }
