@@ -140,7 +140,7 @@ impl GraphFile {
     pub fn fold(&self, options: &Options, even_if_dearer: bool) -> Result<Folded<'_>, plan::Error> {
         Ok(Folded(match self {
             GraphFile::Onnx(onnx) => Of::Onnx(onnx, onnx::edit(onnx, options, even_if_dearer)?),
-            GraphFile::Pt2(pt2) => Of::Pt2(pt2, pt2::edit(pt2, options, even_if_dearer)?),
+            GraphFile::Pt2(pt2) => Of::Pt2(pt2, Box::new(pt2::edit(pt2, options, even_if_dearer)?)),
         }))
     }
 }
@@ -152,7 +152,7 @@ pub struct Folded<'a>(Of<'a>);
 #[derive(Debug)]
 enum Of<'a> {
     Onnx(&'a Onnx, onnx::Edit),
-    Pt2(&'a Pt2, pt2::Edit),
+    Pt2(&'a Pt2, Box<pt2::Edit>),
 }
 
 impl Folded<'_> {
