@@ -139,7 +139,9 @@ impl GraphFile {
     /// When nothing is left to fold, or a glob is none.
     pub fn fold(&self, options: &Options, even_if_dearer: bool) -> Result<Folded<'_>, plan::Error> {
         Ok(Folded(match self {
-            GraphFile::Onnx(onnx) => Of::Onnx(onnx, onnx::edit(onnx, options, even_if_dearer)?),
+            GraphFile::Onnx(onnx) => {
+                Of::Onnx(onnx, Box::new(onnx::edit(onnx, options, even_if_dearer)?))
+            }
             GraphFile::Pt2(pt2) => Of::Pt2(pt2, Box::new(pt2::edit(pt2, options, even_if_dearer)?)),
         }))
     }
@@ -151,7 +153,7 @@ pub struct Folded<'a>(Of<'a>);
 
 #[derive(Debug)]
 enum Of<'a> {
-    Onnx(&'a Onnx, onnx::Edit),
+    Onnx(&'a Onnx, Box<onnx::Edit>),
     Pt2(&'a Pt2, Box<pt2::Edit>),
 }
 

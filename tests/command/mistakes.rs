@@ -567,7 +567,7 @@ const NOT_SHOWN: &[&str] = &[
     "its output {} is outside of it",
     "{} is no plain conv",
     // The reader of a program knows each type, description and operator that is written, and its transposed convs cut evenly.
-    "three parts of one answer, taken apart at once",
+    "two parts of one answer, taken apart at once",
     "{dtype} is no type of PyTorch",
     "{} is no description",
     "a transposed conv cuts the same on both sides",

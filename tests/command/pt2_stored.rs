@@ -161,8 +161,27 @@ fn a_weight_that_lies_otherwise_or_thaws_is_noticed() {
         });
         let (code, said) = command(&["verify", &from, other.to_str().unwrap()]);
         assert!(
-            code == 1 && said.contains("is not stored as it should be"),
+            code == 1 && said.contains(" is not stored as it should be"),
             "{said}"
         );
     }
+}
+
+#[test]
+fn a_weight_that_is_described_otherwise_is_found() {
+    let place = Place::new();
+    let (to, _) = fused(&place, &fixture("laid"));
+    let other = place.path("other.pt2");
+    changed(&to, &other, |name, text| {
+        name.ends_with("weights_config.json").then(|| {
+            let frozen = text.replace(r#""requires_grad":true"#, r#""requires_grad":false"#);
+            assert_ne!(frozen, text);
+            frozen
+        })
+    });
+    let (code, said) = command(&["verify", &fixture("laid"), other.to_str().unwrap()]);
+    assert!(
+        code == 1 && said.contains(" is not stored as it should be"),
+        "{said}"
+    );
 }

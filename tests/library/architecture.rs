@@ -293,6 +293,24 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     ("recipe/pattern.rs", "parse"),
     // One arm for each opcode.
     ("tensor/pytorch/pickle.rs", "step"),
+    // One arm for each layer that can stand before a border.
+    ("graph/border.rs", "layer"),
+    // The nodes of a region, in the order in which they stand.
+    ("graph/onnx/edit.rs", "new_nodes"),
+    // One step back through a table of indices after the other, each with what it must be.
+    ("graph/onnx/grids.rs", "line"),
+    // A file from its bytes to its graph, in the order in which one part needs another.
+    ("graph/onnx/open.rs", "open_with"),
+    // Names, descriptions and bytes of the same tensors are compared, with what the three share.
+    ("graph/pt2/compare.rs", "tensors"),
+    // What makes a padding one that is filled: one condition after the other.
+    ("graph/pt2/fills.rs", "found"),
+    // One walk from the last node to the first, with what each node decides for those before it.
+    ("graph/pt2/kept.rs", "new"),
+    // The nodes of a region, in the order in which they stand.
+    ("graph/pt2/nodes.rs", "new_nodes"),
+    // One arm for each operator that a norm may be moved through.
+    ("graph/sink.rs", "node"),
 ];
 
 /// Every function of a file, with the number of its lines.
