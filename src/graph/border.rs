@@ -33,7 +33,8 @@ pub(super) enum Rows {
 
 impl Rows {
     /// Those from `start` to before `end` of an axis of this length; negative ones count from the end. None for others than these.
-    pub fn of(start: i64, end: i64, len: Option<i64>) -> Option<Rows> {
+    pub fn of(start: i64, end: i64, len: Option<usize>) -> Option<Rows> {
+        let len = len.map(i64::try_from).transpose().ok()?;
         let count = |n: i64| usize::try_from(n).ok().filter(|n| *n > 0);
         let ends = end == i64::MAX || len.is_some_and(|len| end >= len);
         let start = match len {
@@ -113,6 +114,16 @@ pub(super) struct Fills {
 }
 
 impl Fills {
+    /// Takes note of what a node of this number makes of one value, as another one: zeros around it, or other places for its axes.
+    pub fn follow(&mut self, op: &Op, [from, to]: [ValueId; 2], node: usize) {
+        match op {
+            Op::Pad(pads) => self.padded(from, pads, to),
+            Op::Identity => self.turned(from, None, to, node),
+            Op::Transpose(order) => self.turned(from, Some(order), to, node),
+            _ => {}
+        }
+    }
+
     /// Takes note of zeros around a value.
     pub fn padded(&mut self, of: ValueId, pads: &Pads, output: ValueId) {
         let sides = pads.before.iter().zip(&pads.after);
@@ -135,7 +146,7 @@ impl Fills {
     }
 
     /// Takes note of a value's axes in another order, or the same one.
-    pub fn turned(&mut self, from: ValueId, order: Option<&[usize]>, to: ValueId, node: usize) {
+    fn turned(&mut self, from: ValueId, order: Option<&[usize]>, to: ValueId, node: usize) {
         let Some(filled) = self.at.get(&from) else {
             return;
         };

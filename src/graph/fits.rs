@@ -1,7 +1,7 @@
 //! Whether fused numbers fit the type that a network computes in, whatever type they are stored in.
 
 use crate::fuse::diagnose::{self, first_where, place_in};
-use crate::plan::{Plan, stored_type, within};
+use crate::plan::{Plan, stored_type};
 use crate::tensor::{Checkpoint, Error as TensorError, Float, Reader, quoted};
 
 /// A fused number that the network cannot compute with.
@@ -37,8 +37,7 @@ pub(super) fn beyond(plan: &Plan, made: &Checkpoint) -> Result<Option<Beyond>, T
             if fused.dtype.largest() <= computed.largest() {
                 continue;
             }
-            for end in ["weight", "bias"] {
-                let name = within(&fused.module, end);
+            for name in fused.names() {
                 let Some(tensor) = made.get(&name).filter(|t| t.dtype().float().is_some()) else {
                     continue;
                 };
@@ -74,8 +73,8 @@ pub(super) fn beyond_in(plan: &Plan, error: &diagnose::Error) -> Option<Beyond> 
     };
     let fused = |block: &crate::plan::Block| {
         block.fused.iter().any(|fused| {
-            let named = ["weight", "bias"].map(|end| quoted(&within(&fused.module, end)));
-            named.contains(tensor) && stored_type(fused.expr.root()).is_ok_and(|of| of == *dtype)
+            fused.names().any(|name| quoted(&name) == *tensor)
+                && stored_type(fused.expr.root()).is_ok_and(|of| of == *dtype)
         })
     };
     let block = plan.blocks.iter().find(|block| fused(block))?;

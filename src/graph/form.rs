@@ -1,6 +1,6 @@
 //! How a value depends on another one: the shape of the linear map, worked out operator by operator without a number of it.
 
-use super::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Value, ValueId, Window};
+use super::model::{Arithmetic, Conv, Linear, Norm, Op, Pads, Value, ValueId, Window};
 use crate::tensor::Tensor;
 
 /// A value as a linear map of a source, plus a constant for each channel.
@@ -631,10 +631,7 @@ pub(super) fn rank(value: &Value) -> Option<usize> {
 }
 
 fn known(value: &Value, axis: usize) -> Option<usize> {
-    match value.shape.as_ref()?.get(axis)? {
-        Dim::Known(n) => Some(*n),
-        Dim::Named(_) | Dim::Any => None,
-    }
+    value.shape.as_ref()?.get(axis)?.known()
 }
 
 /// The greatest common divisor; `gcd(0, n) = n`.

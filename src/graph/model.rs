@@ -331,6 +331,14 @@ impl Conv {
 }
 
 impl Dim {
+    /// The number, where the file says it.
+    pub fn known(&self) -> Option<usize> {
+        match self {
+            Dim::Known(n) => Some(*n),
+            Dim::Named(_) | Dim::Any => None,
+        }
+    }
+
     /// Whether two dimensions are certainly the same number.
     pub fn same(&self, other: &Dim) -> bool {
         *self != Dim::Any && self == other

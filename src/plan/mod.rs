@@ -27,8 +27,9 @@ mod wrapped;
 pub use build::built_with;
 pub use families::{Applied, plan_families};
 pub use idle::idle;
+pub(crate) use model::WeightOrBias;
 pub use model::{Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source};
-pub(crate) use model::{WeightOrBias, within};
+pub(crate) use path::within;
 pub use select::glob;
 
 use self::ledger::{Fate, Ledger};

@@ -1,5 +1,6 @@
 //! A plan as data: blocks, what each becomes, and what is written in which order.
 
+use super::path::within;
 use super::{Applied, planned};
 use crate::algebra::{Geometry, Resolved};
 use crate::recipe::model::Network;
@@ -110,14 +111,6 @@ pub struct Block {
     pub(crate) consumed: Vec<Tensor>,
     /// Whether it holds a bare identity, which no file shows and the recipe's rule assumes.
     pub(crate) assumes_identity: bool,
-}
-
-/// The name of what belongs to a module; the module that holds the whole network has no name.
-pub(crate) fn within(module: &str, end: &str) -> String {
-    match module {
-        "" => end.to_owned(),
-        module => format!("{module}.{end}"),
-    }
 }
 
 /// One fused conv.
@@ -321,6 +314,11 @@ impl PlannedConv {
     /// The name of its bias in the output, if it has one.
     pub fn bias_name(&self) -> Option<String> {
         self.bias.then(|| self.name_of(WeightOrBias::Bias))
+    }
+
+    /// The names of both, as far as they are there.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        std::iter::once(self.weight_name()).chain(self.bias_name())
     }
 
     /// The name of one of its tensors. (Only here is it put together.)

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::path::parent;
 use crate::recipe::Error;
 use crate::recipe::expand::Index;
 use crate::tensor::Tensor;
@@ -163,17 +164,16 @@ fn of_segments(name: &str) -> Option<(&str, &str, usize)> {
 /// of a weight.
 fn in_parts<'n>(name: &'n str, index: &Index) -> Option<(&'n str, usize)> {
     let has = |name: String| index.contains_key(&name);
-    let module = |weight: &'n str| weight.rsplit_once('.').map_or("", |(module, _)| module);
     if let Some(weight) = name.strip_suffix("_orig") {
         let kind = match (has(format!("{weight}_u")), has(format!("{weight}_mask"))) {
             (true, _) => SPECTRAL,
             (_, true) => IN_PARTS,
             _ => return None,
         };
-        return Some((module(weight), kind));
+        return Some((parent(weight), kind));
     }
     if let Some(weight) = name.strip_suffix("_g") {
-        return has(format!("{weight}_v")).then(|| (module(weight), IN_PARTS));
+        return has(format!("{weight}_v")).then(|| (parent(weight), IN_PARTS));
     }
     let (module, weight) = name
         .strip_suffix(".original")?

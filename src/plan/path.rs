@@ -1,4 +1,4 @@
-//! Dotted names: the modules above a tensor, and what stands below one.
+//! Dotted names: the modules above a tensor, what stands below one, and how a name is put together.
 
 /// The module that a tensor is a parameter of.
 pub(crate) fn parent(name: &str) -> &str {
@@ -6,7 +6,7 @@ pub(crate) fn parent(name: &str) -> &str {
 }
 
 /// The same, as an error names it: a tensor that is in no module is named itself.
-pub(super) fn module_or_own(name: &str) -> &str {
+pub(crate) fn module_or_own(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(module, _)| module)
 }
 
@@ -19,4 +19,12 @@ pub(crate) fn is_below(name: &str, module: &str) -> bool {
 /// Every module above a tensor, the outermost first.
 pub(crate) fn modules_above(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(at, _)| &name[..at])
+}
+
+/// The name of what belongs to a module; the module that holds the whole network has no name.
+pub(crate) fn within(module: &str, end: &str) -> String {
+    match module {
+        "" => end.to_owned(),
+        module => format!("{module}.{end}"),
+    }
 }

@@ -282,7 +282,7 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     // One kind of operands after the other, each with what does not fit.
     ("graph/pt2/ops.rs", "arithmetic"),
     // One field of the format after the other; each is checked against those before it.
-    ("graph/pt2/read.rs", "graph"),
+    ("graph/pt2/build.rs", "built"),
     // One source after the other against the best so far; whatever rules one out is noted.
     ("graph/region.rs", "best"),
     // Both forms run on the same maps, with what all readings share.

@@ -18,6 +18,7 @@ use self::rules::{Merging, Path, Rule, rules};
 use self::words::{Groups, words};
 use super::agree::{Index, same_numbers};
 use crate::algebra::canonical::same;
+use crate::plan::path::module_or_own;
 use crate::plan::{self, Block, Options, Plan, PlannedConv};
 use crate::recipe::{self, Recipe};
 use crate::tensor::{Checkpoint, quoted};
@@ -244,9 +245,7 @@ fn compared(plan: &Plan, known: &Known<'_>, rules: &[Rule]) -> Attempt {
 /// What of a file a recipe stumbled over.
 fn stray(error: &recipe::Error) -> Option<String> {
     match error {
-        recipe::Error::Orphan { name, .. } => Some(with_captures(
-            name.rsplit_once('.').map_or(&**name, |(module, _)| module),
-        )),
+        recipe::Error::Orphan { name, .. } => Some(with_captures(module_or_own(name))),
         recipe::Error::Stranger { name, .. } => Some(name.clone()),
         _ => None,
     }

@@ -11,11 +11,7 @@ pub(super) fn dim_of(int: i64) -> Dim {
 
 /// All dimensions, if all are known.
 pub(super) fn known(shape: &[Dim]) -> Option<Vec<usize>> {
-    let known = |dim: &Dim| match dim {
-        Dim::Known(n) => Some(*n),
-        Dim::Named(_) | Dim::Any => None,
-    };
-    shape.iter().map(known).collect()
+    shape.iter().map(Dim::known).collect()
 }
 
 pub(super) fn product(shape: &[Dim]) -> Option<usize> {

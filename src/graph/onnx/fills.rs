@@ -5,7 +5,7 @@ use super::proto::{Attribute, Name, Node};
 use super::reading::Reading;
 use crate::graph::border::{Fills, Rows};
 use crate::graph::constants::Budget;
-use crate::graph::model::{self, Dim, Op, ValueId};
+use crate::graph::model::{self, Op, ValueId};
 
 /// What is followed while the nodes of a graph are read.
 #[derive(Debug, Default)]
@@ -30,30 +30,25 @@ impl Following {
         let (Some(&from), &[to]) = (read.inputs.first(), &read.outputs[..]) else {
             return Ok(());
         };
-        match &read.op {
-            Op::Pad(pads) => self.fills.padded(from, pads, to),
-            Op::Identity => self.fills.turned(from, None, to, at),
-            Op::Transpose(order) => self.fills.turned(from, Some(order), to, at),
-            Op::Opaque(_) if node.op == "ScatterND" && reading.is_known(node) => {
-                let &[Some(data), Some(indices), Some(numbers)] = &node.inputs[..] else {
-                    return Ok(());
-                };
-                let Some(from) = reading.values.numbers.get(&data).copied() else {
-                    return Ok(());
-                };
-                let Some(axes) = self.fills.axes(from) else {
-                    return Ok(());
-                };
-                let (axis, rows) = match self.rows(reading, node, (from, indices)) {
-                    Some((axis, rows)) => (axis, Some(rows)),
-                    None => (0, None),
-                };
-                let around = self.grids.around(reading, numbers, axes, &mut self.budget);
-                self.fills.fill(from, (axis, rows), around, to, at)?;
-            }
-            _ => {}
+        if node.op != "ScatterND" || !matches!(read.op, Op::Opaque(_)) || !reading.is_known(node) {
+            self.fills.follow(&read.op, [from, to], at);
+            return Ok(());
         }
-        Ok(())
+        let &[Some(data), Some(indices), Some(numbers)] = &node.inputs[..] else {
+            return Ok(());
+        };
+        let Some(from) = reading.values.numbers.get(&data).copied() else {
+            return Ok(());
+        };
+        let Some(axes) = self.fills.axes(from) else {
+            return Ok(());
+        };
+        let (axis, rows) = match self.rows(reading, node, (from, indices)) {
+            Some((axis, rows)) => (axis, Some(rows)),
+            None => (0, None),
+        };
+        let around = self.grids.around(reading, numbers, axes, &mut self.budget);
+        self.fills.fill(from, (axis, rows), around, to, at)
     }
 
     /// The rows that a node replaces, and their axis.
@@ -86,10 +81,7 @@ impl Following {
             0 => i64::MAX,
             end => end,
         };
-        let len = match shape.first()? {
-            Dim::Known(n) => Some(i64::try_from(*n).ok()?),
-            Dim::Named(_) | Dim::Any => None,
-        };
+        let len = shape.first()?.known();
         let fits = follow && count == ints.numbers.len();
         fits.then(|| Some((0, Rows::of(first, end, len)?)))?
     }

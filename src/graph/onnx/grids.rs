@@ -256,13 +256,10 @@ fn rows(reading: &Reading<'_>, node: &Node, len: &Dim) -> Option<Option<Rows>> {
     if axis_of(axis, 1)? != 0 || step != 1 {
         return None;
     }
-    let len = match len {
-        Dim::Known(n) => Some(i64::try_from(*n).ok()?),
-        Dim::Named(_) | Dim::Any => None,
-    };
-    let all = start == 0 && (end == i64::MAX || len.is_some_and(|len| end >= len));
+    let reaches = |len: usize| usize::try_from(end).is_ok_and(|end| end >= len);
+    let all = start == 0 && (end == i64::MAX || len.known().is_some_and(reaches));
     match all {
         true => Some(None),
-        false => Rows::of(start, end, len).map(Some),
+        false => Rows::of(start, end, len.known()).map(Some),
     }
 }

@@ -13,9 +13,8 @@ use super::{schema, weights};
 use crate::fuse::diagnose;
 use crate::graph::file::Error;
 use crate::graph::model::{Conv, Node, Op, Pads};
-use crate::graph::plan::tensor_of;
 use crate::graph::region::{Region, Step, Walk};
-use crate::plan::{PlannedConv, within};
+use crate::plan::PlannedConv;
 use crate::tensor::{Error as TensorError, Part, Place, Tensor, quoted};
 use crate::verify::{
     Deployed, Failure as Wrong, Options, Verdict, allowance_of, fits, verify_blocks,
@@ -218,10 +217,10 @@ impl Compare<'_> {
     }
 
     fn computes(&self, made: &Pt2, node: &Node, region: &Region, fused: &PlannedConv) -> bool {
-        let named = |tensor: &Tensor, end: &str| tensor.name() == within(&fused.module, end);
-        let bias = |bias: &Option<Tensor>| match bias {
-            Some(tensor) => fused.bias && named(tensor, "bias"),
-            None => !fused.bias,
+        let is_weight = |tensor: &Tensor| *tensor.name() == *fused.weight_name();
+        let bias = |bias: &Option<Tensor>| match (bias, fused.bias_name()) {
+            (Some(tensor), Some(name)) => *tensor.name() == *name,
+            (bias, name) => bias.is_none() && name.is_none(),
         };
         let list =
             |steps: &[Step], of: fn(&Step) -> usize| steps.iter().map(of).collect::<Vec<_>>();
@@ -261,17 +260,17 @@ impl Compare<'_> {
             (Op::Conv(conv), Walk::Conv(steps)) => {
                 conv.transposed.is_none()
                     && walks(conv, steps)
-                    && named(&conv.weight, "weight")
+                    && is_weight(&conv.weight)
                     && bias(&conv.bias)
             }
             (Op::Conv(conv), Walk::Transposed(steps, added)) => {
                 conv.transposed.as_ref() == Some(added)
                     && walks(conv, steps)
-                    && named(&conv.weight, "weight")
+                    && is_weight(&conv.weight)
                     && bias(&conv.bias)
             }
             (Op::Linear(linear), Walk::Linear) => {
-                !linear.in_first && named(&linear.weight, "weight") && bias(&linear.bias)
+                !linear.in_first && is_weight(&linear.weight) && bias(&linear.bias)
             }
             _ => false,
         };
@@ -287,11 +286,7 @@ impl Compare<'_> {
             .map(String::as_str)
             .collect();
         let convs = self.edit.plan.blocks.iter().flat_map(|block| &block.fused);
-        let names = convs.flat_map(|fused| {
-            let both = [false, true].into_iter().take(1 + usize::from(fused.bias));
-            both.map(|is_bias| tensor_of(fused, is_bias).0)
-        });
-        let fused: HashSet<String> = names.collect();
+        let fused: HashSet<String> = convs.flat_map(PlannedConv::names).collect();
         after.retain(|name| !fused.contains(*name));
         let texts = &self.edit.texts;
         let wrong = |reason| error::Error::Format {

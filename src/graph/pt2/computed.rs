@@ -48,11 +48,7 @@ pub(super) fn computed(
 }
 
 fn known(shape: &[Dim]) -> Option<Vec<usize>> {
-    let one = |dim: &Dim| match dim {
-        Dim::Known(n) => Some(*n),
-        Dim::Named(_) | Dim::Any => None,
-    };
-    shape.iter().map(one).collect()
+    shape.iter().map(Dim::known).collect()
 }
 
 /// Whether a call exchanges the two axes of a matrix.

@@ -1,6 +1,5 @@
 //! What becomes of a program when regions of its graph are folded: its texts, and which of its tensors are left.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
@@ -77,7 +76,7 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
         block: pt2.path().display().to_string(),
         message,
     };
-    let text = Text::new(pt2).map_err(|e| fail(e.to_string()))?;
+    let text = Text::new(pt2).map_err(fail)?;
     let mut kept = None;
     let Folding {
         regions,
@@ -143,7 +142,7 @@ fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -
 }
 
 /// The weights that are left, in the order of the file.
-fn copies(pt2: &Pt2, config: &[(Cow<'_, str>, weights::Payload<'_>)], kept: &Kept) -> Vec<Planned> {
+fn copies(pt2: &Pt2, config: &Stored<'_>, kept: &Kept) -> Vec<Planned> {
     let remaining = config
         .iter()
         .filter(|(name, _)| kept.tensors.contains(&**name));
@@ -296,10 +295,9 @@ impl Writer<'_> {
     )]
     fn fused(&self, news: &[New]) -> (HashMap<usize, Vec<String>>, Vec<[Option<Fused>; 2]>) {
         let config = &self.text.weights;
-        let mut free = (0u64..).map(|n| format!("weight_{n}")).filter(|path| {
-            let full = format!("data/weights/{path}");
-            !self.pt2.entries.iter().any(|entry| entry.name == full)
-        });
+        let taken: HashSet<&str> = self.pt2.entries.iter().map(|entry| &*entry.name).collect();
+        let free = (0u64..).map(|n| format!("weight_{n}"));
+        let mut free = free.filter(|path| !taken.contains(&*format!("data/weights/{path}")));
         let (mut at, mut fused): (HashMap<usize, Vec<String>>, _) = (HashMap::new(), Vec::new());
         for (new, block) in news.iter().zip(&self.plan.blocks) {
             let consumed: HashSet<&str> =
@@ -308,8 +306,8 @@ impl Writer<'_> {
                 .iter()
                 .position(|(name, _)| consumed.contains(&**name));
             let mut paths = [None, None];
-            for (parameter, entry) in new.parameters.iter().zip(&mut paths) {
-                let path = free.next().unwrap_or_default();
+            let parameters = new.parameters.iter().zip(&mut paths);
+            for ((parameter, entry), path) in parameters.zip(&mut free) {
                 let member = member(parameter, &path);
                 at.entry(first.unwrap_or(config.len()))
                     .or_default()

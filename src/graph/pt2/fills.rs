@@ -142,10 +142,7 @@ pub(super) fn is_whole(call: &Call<'_>) -> Result<bool, Opaque> {
 pub(super) fn rows(call: &Call<'_>, of: &str) -> Result<(usize, Option<Rows>), Opaque> {
     let shape = call.shape(of)?;
     let axis = call.axis("dim", 0, shape.len())?;
-    let len = match shape.get(axis) {
-        Some(Dim::Known(n)) => Some(*n as i64),
-        _ => None,
-    };
+    let len = shape.get(axis).and_then(Dim::known);
     if call.int("step", 1)? != 1 {
         return Ok((axis, None));
     }

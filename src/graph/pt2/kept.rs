@@ -8,6 +8,7 @@ use super::schema::{NodeText, names};
 use super::text::Text;
 use crate::graph::model::ValueId;
 use crate::graph::region::Regions;
+use crate::plan::path::parent;
 use crate::recipe::model::BATCH_COUNT;
 use crate::tensor::Tensor;
 
@@ -62,19 +63,12 @@ impl Kept {
                 let pure = matches!(effect(node), Effect::New | Effect::View);
                 pure && writes().next().is_some() && !asked_for()
             };
-            if let Some(whole) = pt2.part_of.get(&i) {
-                nodes[i] = nodes[*whole];
-                match nodes[i] {
-                    true => read.extend(reads(node)),
-                    false => gone.extend(writes()),
-                }
-                continue;
-            }
-            nodes[i] = !pt2.dead.contains(&i)
-                && match stays.get(&i) {
-                    Some(stays) => *stays && !superfluous(),
-                    None => asked_for(),
-                };
+            nodes[i] = match (pt2.part_of.get(&i), stays.get(&i)) {
+                (Some(whole), _) => nodes[*whole],
+                (None, _) if pt2.dead.contains(&i) => false,
+                (None, Some(stays)) => *stays && !superfluous(),
+                (None, None) => asked_for(),
+            };
             match nodes[i] {
                 true => read.extend(reads(node)),
                 false => gone.extend(writes()),
@@ -140,14 +134,14 @@ impl<'a> Group<'a> {
     fn new(pt2: &'a Pt2, names: impl Iterator<Item = &'a str>) -> Group<'a> {
         let (mut modules, mut lie) = (HashSet::new(), Vec::new());
         for name in names {
-            modules.insert(module_of(name));
+            modules.insert(parent(name));
             lie.extend(pt2.checkpoint.get(name));
         }
         Group { modules, lie }
     }
 
     fn has_module(&self, name: &str) -> bool {
-        self.modules.contains(module_of(name))
+        self.modules.contains(parent(name))
     }
 
     /// Whether one of them is the same bytes as a tensor of the file.
@@ -176,8 +170,4 @@ pub(super) fn bypassed<'a>(pt2: &'a Pt2, regions: &Regions) -> HashMap<&'a str, 
     pairs
         .map(|(gone, instead)| (named(gone), named(instead)))
         .collect()
-}
-
-fn module_of(name: &str) -> &str {
-    name.rsplit_once('.').map_or("", |(module, _)| module)
 }

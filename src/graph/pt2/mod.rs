@@ -2,10 +2,11 @@
 //!
 //! The archive is read by its directory (`zip`), the graph by `schema` and `json`, the weights by
 //! `weights`; `call`, `ops` and `views` say what an operator computes, `computed` what follows from weights alone, `alias` where values change in place, and
-//! `read` puts the graph together. `text` takes its text apart again, `kept` says what of it stays; `edit` and `nodes` give the
+//! `build` puts the graph together; `read` opens a file. `text` takes its text apart again, `kept` says what of it stays; `edit` and `nodes` give the
 //! texts of the new archive, `write` the file; `compare` proves it.
 
 mod alias;
+mod build;
 mod call;
 mod compare;
 mod computed;

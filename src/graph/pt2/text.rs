@@ -1,7 +1,9 @@
 //! The text of a program, taken apart: what is edited stays text.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::json::{Members, Raw, Tagged, read};
@@ -25,14 +27,23 @@ pub(super) struct Text<'a> {
     pub(super) stored: Vec<Option<(String, bool)>>,
     pub(super) weights: Stored<'a>,
     pub(super) constants: Stored<'a>,
+    /// Where each value is described.
+    described: HashMap<Cow<'a, str>, usize>,
+    /// Where each stored tensor is, weights first.
+    numbers: HashMap<Cow<'a, str>, usize>,
 }
 
 impl<'a> Text<'a> {
     pub(super) fn new(pt2: &'a Pt2) -> Result<Text<'a>, String> {
         let text = Text::of(pt2).map_err(|e| e.to_string())?;
+        let weights = weights::config(&pt2.texts.weights)?;
+        let constants = weights::config(&pt2.texts.constants)?;
+        let names = weights.iter().chain(&constants).map(|(name, _)| name);
         Ok(Text {
-            weights: weights::config(&pt2.texts.weights)?,
-            constants: weights::config(&pt2.texts.constants)?,
+            described: places(text.values.0.iter().map(|(name, _)| name)),
+            numbers: places(names),
+            weights,
+            constants,
             ..text
         })
     }
@@ -67,25 +78,32 @@ impl<'a> Text<'a> {
             specs,
             weights: Vec::new(),
             constants: Vec::new(),
+            described: HashMap::new(),
+            numbers: HashMap::new(),
         })
     }
 
     /// What is said of a value.
     pub(super) fn meta(&self, name: &str) -> Option<Value> {
-        let (_, meta) = self.values.0.iter().find(|(value, _)| value == name)?;
+        self.described_as(name)
+    }
+
+    fn described_as<T: Deserialize<'a>>(&self, name: &str) -> Option<T> {
+        let (_, meta) = &self.values.0[*self.described.get(name)?];
         read(meta).ok()
     }
 
     /// What is said of a tensor that stands in the file, or that is computed of such.
     pub(super) fn tensor_meta(&self, name: &str) -> Option<TensorMeta<'a>> {
-        let mut all = self.weights.iter().chain(&self.constants);
-        match all.find(|(stored, _)| stored == name) {
-            Some((_, payload)) => payload.tensor_meta.clone(),
-            None => {
-                let (_, meta) = self.values.0.iter().find(|(value, _)| value == name)?;
-                read(meta).ok()
-            }
-        }
+        let Some(&at) = self.numbers.get(name) else {
+            return self.described_as(name);
+        };
+        let (weights, constants) = (&self.weights, &self.constants);
+        let (_, payload) = match weights.get(at) {
+            Some(weight) => weight,
+            None => &constants[at - weights.len()],
+        };
+        payload.tensor_meta.clone()
     }
 
     /// The names of the values that an input of the graph is; one, as a rule.
@@ -94,4 +112,15 @@ impl<'a> Text<'a> {
             .map(|input| names(&input))
             .unwrap_or_default()
     }
+}
+
+/// The place of each name among others; the first of two.
+fn places<'n, 'a: 'n>(
+    names: impl Iterator<Item = &'n Cow<'a, str>>,
+) -> HashMap<Cow<'a, str>, usize> {
+    let mut places = HashMap::new();
+    for (at, name) in names.enumerate() {
+        places.entry(name.clone()).or_insert(at);
+    }
+    places
 }

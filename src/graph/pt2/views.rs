@@ -97,14 +97,8 @@ pub(super) fn of_constant(call: &Call<'_>) -> Option<Tensor> {
     if call.context.dtype(&output)? != *tensor.dtype() {
         return None;
     }
-    let sizes = call.context.shape(&output)?.into_iter();
-    let shape: Option<Vec<usize>> = sizes
-        .map(|dim| match dim {
-            Dim::Known(n) => Some(n),
-            Dim::Named(_) | Dim::Any => None,
-        })
-        .collect();
-    let shape = shape?;
+    let sizes = call.context.shape(&output)?;
+    let shape: Vec<usize> = sizes.iter().map(Dim::known).collect::<Option<_>>()?;
     let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     (count == Some(tensor.len())).then(|| match shape == tensor.shape() {
         true => tensor,
