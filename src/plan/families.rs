@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::select::Select;
-use super::{EpsSource, Options, Plan, closed, copies, ledger_of, without, wrapped};
+use super::{EpsSource, Options, Plan, closed, copies, keep_within, ledger_of, without, wrapped};
+use crate::recipe::bounds::Bounds;
 use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::{Error, Family, Recipe, seen_through, split};
 
@@ -104,8 +105,10 @@ fn plan_part(
     });
     let by_host = of_host.is_some() || (host.is_some() && options.bn_eps.is_some());
     let recipe = guest.as_ref().unwrap_or(family.recipe);
+    let bounds = Bounds::of(recipe, part);
+    let (part, outside) = bounds.split(part);
     let budget = MatchBudget::default();
-    let mut plan = ledger_of(part, recipe, &options, select, &budget)?.finish(select)?;
+    let mut plan = ledger_of(&part, recipe, &options, select, &budget)?.finish(select)?;
     for applied in &mut plan.families {
         applied.at = family.at.clone();
         applied.host = family.host.map(|host| host.name.clone());
@@ -114,6 +117,7 @@ fn plan_part(
             applied.eps_source = EpsSource::Host;
         }
     }
+    keep_within(&mut plan, &bounds, &part, outside);
     Ok(plan)
 }
 

@@ -35,6 +35,7 @@ pub use select::glob;
 use self::ledger::{Fate, Ledger};
 use self::select::Select;
 use crate::algebra::{GeometryError, Part};
+use crate::recipe::bounds::Bounds;
 use crate::recipe::detect::nothing;
 use crate::recipe::expand::{Index, MatchBudget};
 use crate::recipe::model::Recipe;
@@ -52,8 +53,10 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
     let index = &*seen_through(rest.as_ref().unwrap_or(index), &[recipe])?;
     let select = Select::new(&options.only, &options.skip)?;
     closed::expect_beside(&options.beside, index)?;
+    let bounds = Bounds::of(recipe, index);
+    let (part, outside) = bounds.split(index);
     let budget = MatchBudget::default();
-    let mut ledger = ledger_of(index, recipe, options, &select, &budget)?;
+    let mut ledger = ledger_of(&part, recipe, options, &select, &budget)?;
     ledger.dropped = dropped;
     match (
         ledger.blocks.len(),
@@ -71,11 +74,25 @@ pub fn plan(index: &Index, recipe: &Recipe, options: &Options) -> Result<Plan, E
         (0, blocks, _) => Err(Error::NoneSelected { blocks }),
         _ => {
             let mut plan = ledger.finish(&select)?;
+            keep_within(&mut plan, &bounds, &part, outside);
             select.expect_used()?;
             closed::expect_not_fused(&options.beside, index, &plan.blocks)?;
             wrapped::restore(&mut plan, index.values());
             plan.without_clashes()
         }
+    }
+}
+
+/// Adds to the plan of a recipe's part of a file what stands outside of it.
+fn keep_within(plan: &mut Plan, bounds: &Bounds<'_>, part: &Index, outside: Vec<&Tensor>) {
+    if outside.is_empty() {
+        return;
+    }
+    let copied = outside.into_iter();
+    plan.outputs
+        .extend(copied.flat_map(|tensor| copies(tensor, tensor.name())));
+    for family in &mut plan.families {
+        family.at = bounds.modules_in(part).into_iter().collect();
     }
 }
 

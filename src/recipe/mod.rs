@@ -3,6 +3,7 @@
 //! This is where the algebra and the tensors meet. A recipe is data; no line of Rust knows a family. Planning reads
 //! names and shapes only, never a tensor's bytes.
 
+pub(crate) mod bounds;
 mod builtin;
 mod captures;
 pub(crate) mod detect;

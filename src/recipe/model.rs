@@ -27,6 +27,9 @@ pub struct Recipe {
     pub identity_note: Option<String>,
     /// Detection: of each list, one must match some tensor.
     pub when: Vec<Vec<Pattern>>,
+    /// The modules that its network consists of: its blocks are in these, below the path at which they have the evidence. A `*` at the
+    /// end of a name stands for any end.
+    pub modules: Vec<String>,
     /// Detection: none may match a tensor.
     pub unless: Vec<Pattern>,
     /// Path segments of the training form that must not be left over.

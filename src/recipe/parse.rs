@@ -42,6 +42,7 @@ const RECIPE: &[&str] = &[
     "eps_note",
     "identity_note",
     "when",
+    "modules",
     "unless",
     "owns",
     "deploy",
@@ -68,6 +69,7 @@ fn parse_recipe(at: &At<'_>) -> Parsed<Recipe> {
         eps_note: at.text("eps_note")?,
         identity_note: at.text("identity_note")?,
         when: at.list("when", parse_evidence)?,
+        modules: at.list("modules", |at| at.strings("an array of module names"))?,
         unless: at.list("unless", At::patterns)?,
         owns: at.list("owns", |at| at.strings("an array of path segments"))?,
         deploy: at.list("deploy", At::patterns)?,
@@ -106,6 +108,7 @@ fn check_recipe(at: &At<'_>, recipe: &Recipe) -> Parsed<()> {
             .need("blocks")?
             .wrong("a recipe needs at least one block");
     }
+    check_modules(at, recipe)?;
     for (from, to) in &recipe.rename {
         let bound: Vec<&str> = from.captures().collect();
         if let Some(free) = to.captures().find(|name| !bound.contains(name)) {
@@ -125,6 +128,29 @@ fn check_recipe(at: &At<'_>, recipe: &Recipe) -> Parsed<()> {
         }
     }
     Ok(())
+}
+
+/// Modules are found by evidence, and are the outermost ones of a network.
+fn check_modules(at: &At<'_>, recipe: &Recipe) -> Parsed<()> {
+    let Some(modules) = at.get("modules") else {
+        return Ok(());
+    };
+    if recipe.when.is_empty() {
+        return modules.wrong(
+            "the key `when` is missing; `modules` says in which modules its evidence stands",
+        );
+    }
+    let is_name = |name: &String| {
+        let start = name.strip_suffix('*').unwrap_or(name);
+        !start.is_empty() && !start.contains(['.', '{', '}', '*'])
+    };
+    match recipe.modules.iter().find(|name| !is_name(name)) {
+        None => Ok(()),
+        Some(name) => modules.wrong(format!(
+            "{} is not the name of one module; expected one segment of a path, such as `backbone`, or its beginning and `*`",
+            quoted(name)
+        )),
+    }
 }
 
 fn renames(at: &At<'_>) -> Parsed<Vec<(Pattern, Pattern)>> {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::bounds::Bounds;
 use super::error::Error;
 use super::expand::{Index, MatchBudget, anywhere};
 use super::model::{BlockRule, Recipe};
@@ -124,6 +125,9 @@ fn is_in(name: &str, path: &str) -> bool {
             .is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// A module and its tensors.
+type Module<'n> = (&'n str, Range<usize>);
+
 /// What a recipe finds in a file, tensors by their numbers in it.
 struct Seen<'a> {
     recipe: &'a Recipe,
@@ -136,6 +140,8 @@ struct Seen<'a> {
     unless: Vec<usize>,
     /// The paths above what matches `when`: where its networks begin.
     roots: BTreeSet<String>,
+    /// The modules that its networks consist of. What stands beside them is not seen.
+    bounds: Bounds<'a>,
 }
 
 /// A part of a file, and the recipes that it may be of.
@@ -191,6 +197,10 @@ impl<'a, 'i> File<'a, 'i> {
         if self.are_networks(&below, &tensors) {
             return below;
         }
+        let below = match self.network_beside(path, &tensors, below, true) {
+            Ok(regions) => return regions,
+            Err(below) => below,
+        };
         let fitting = self.fitting(&below, path, &tensors);
         if !fitting.is_empty() {
             return vec![Region {
@@ -202,7 +212,8 @@ impl<'a, 'i> File<'a, 'i> {
         }
         let is_host = |i: &usize| self.hosts(*i, &below, path, &tensors);
         let Some(host) = (0..self.seen.len()).find(is_host) else {
-            return below;
+            let network = self.network_beside(path, &tensors, below, false);
+            return network.unwrap_or_else(|below| below);
         };
         let network = Region {
             path: path.to_owned(),
@@ -218,10 +229,78 @@ impl<'a, 'i> File<'a, 'i> {
         std::iter::once(network).chain(guests).collect()
     }
 
+    /// The network below a path without the modules of others, and what was found in those; as it was, if there is none.
+    fn network_beside(
+        &self,
+        path: &str,
+        tensors: &Range<usize>,
+        below: Vec<Region>,
+        is_bounded: bool,
+    ) -> Result<Vec<Region>, Vec<Region>> {
+        let modules: Vec<Range<usize>> = self.modules(path, tensors.clone()).map(|m| m.1).collect();
+        let others = |i: usize| -> Vec<&Range<usize>> {
+            let is_other = |module: &&Range<usize>| {
+                let mut inside = below.iter().filter(|r| module.contains(&r.tensors.start));
+                let first = self.names.get(module.start);
+                first.is_some_and(|name| !self.seen[i].bounds.hold(name))
+                    || inside.any(|region| !self.explains(i, region))
+            };
+            modules.iter().filter(is_other).collect()
+        };
+        let is_network = |i: &usize| {
+            let (seen, others) = (&self.seen[*i], others(*i));
+            let is_evident = match is_bounded {
+                true => seen.bounds.are_known(),
+                false => !seen.recipe.when.is_empty() && seen.is_in_several(&modules, &others),
+            };
+            let finds = |range: &&Range<usize>| {
+                let mut found = below.iter();
+                found.any(|region| range.contains(&region.tensors.start))
+            };
+            (is_evident || seen.has_across(&modules, tensors))
+                && others.len() + 1 < modules.len()
+                && others.iter().any(finds)
+                && seen.fits_without(tensors, &others)
+        };
+        let found: Vec<usize> = (0..self.seen.len()).filter(is_network).collect();
+        // The network has most of the modules; those beside it are fewer.
+        let count = |i: &usize| others(*i).len();
+        let fewest = found.iter().map(count).min();
+        let networks: Vec<usize> = found
+            .into_iter()
+            .filter(|i| Some(count(i)) == fewest)
+            .collect();
+        let Some(first) = networks.first() else {
+            return Err(below);
+        };
+        let others = others(*first);
+        let is_other = |region: &Region| others.iter().any(|o| o.contains(&region.tensors.start));
+        let beside: Vec<bool> = below.iter().map(is_other).collect();
+        let network = Region {
+            path: path.to_owned(),
+            tensors: tensors.clone(),
+            recipes: networks,
+            host: None,
+        };
+        let beside = below.into_iter().zip(beside).filter(|(_, is)| *is);
+        Ok(std::iter::once(network)
+            .chain(beside.map(|(region, _)| region))
+            .collect())
+    }
+
     /// The recipes that a part of a file may be of as a whole: several where they fit equally well.
     fn fitting(&self, below: &[Region], path: &str, tensors: &Range<usize>) -> Vec<usize> {
         let all = 0..self.seen.len();
-        let mut whole: Vec<usize> = all.filter(|i| self.seen[*i].fits(tensors)).collect();
+        let fitting: Vec<usize> = all.filter(|i| self.seen[*i].fits(tensors)).collect();
+        let mut whole = fitting.clone();
+        // What has its own evidence and shares nothing with a recipe is another network, though it is found in no one module.
+        let is_apart = |i: &usize, other: &usize| {
+            let [recipe, other] = [&self.seen[*i], &self.seen[*other]];
+            let is_claimed = |tensor: &usize| recipe.claimed[*tensor].is_some();
+            let mut blocks = other.blocks_in(tensors);
+            !other.recipe.when.is_empty() && !blocks.any(|block| block.1.iter().any(is_claimed))
+        };
+        whole.retain(|i| !fitting.iter().any(|other| is_apart(i, other)));
         // A recipe that found its evidence is preferred to one that asks for none.
         whole.retain(|i| below.iter().all(|region| self.explains(*i, region)));
         if whole.iter().any(|i| !self.seen[*i].recipe.when.is_empty()) {
@@ -261,6 +340,9 @@ impl<'a, 'i> File<'a, 'i> {
             return false;
         }
         let guests: Vec<&Region> = below.iter().filter(|r| !self.explains(host, r)).collect();
+        if !guests.iter().all(|guest| seen.bounds.hold(&guest.path)) {
+            return false;
+        }
         let is_guests = |tensor: usize| guests.iter().any(|g| g.tensors.contains(&tensor));
         // A network that is whole further down has nothing to do with what stands beside it.
         let outside = |block: &(usize, Vec<usize>)| {
@@ -313,12 +395,12 @@ impl<'a, 'i> File<'a, 'i> {
         region.recipes.contains(&recipe) || region.recipes.iter().all(is_part)
     }
 
-    /// The paths one or more segments further down at which names part, and blocks are found.
-    fn children<'s>(
+    /// The modules directly below a path, each with its tensors.
+    fn modules<'s>(
         &'s self,
         path: &str,
         tensors: Range<usize>,
-    ) -> impl Iterator<Item = (&'i str, Range<usize>)> + use<'s, 'a, 'i> {
+    ) -> impl Iterator<Item = Module<'i>> + use<'s, 'a, 'i> {
         let mut next = tensors.start;
         let end = tensors.end;
         let skip = if path.is_empty() { 0 } else { path.len() + 1 };
@@ -334,12 +416,21 @@ impl<'a, 'i> File<'a, 'i> {
                 let count = self.names[next..end].partition_point(of_child);
                 let tensors = next..next + count;
                 next = tensors.end;
-                let found = |seen: &Seen<'_>| !within(&seen.blocks, &tensors, |b| b.0).is_empty();
-                if self.seen.iter().any(found) {
-                    return Some((child, tensors));
-                }
+                return Some((child, tensors));
             }
             None
+        })
+    }
+
+    /// Those of them in which blocks are found.
+    fn children<'s>(
+        &'s self,
+        path: &str,
+        tensors: Range<usize>,
+    ) -> impl Iterator<Item = Module<'i>> + use<'s, 'a, 'i> {
+        self.modules(path, tensors).filter(|(_, tensors)| {
+            let found = |seen: &Seen<'_>| !within(&seen.blocks, tensors, |b| b.0).is_empty();
+            self.seen.iter().any(found)
         })
     }
 
@@ -379,9 +470,11 @@ impl<'a> Seen<'a> {
     fn of(recipe: &'a Recipe, index: &Index, all: &[&str], budget: &MatchBudget) -> Seen<'a> {
         // Every name is one of the file.
         let number = |tensor: &Tensor| all.binary_search(&tensor.name()).ok();
+        let bounds = Bounds::of(recipe, index);
         let matching = |pattern: &Pattern| -> Vec<usize> {
             let found = anywhere(index, pattern);
-            found.filter_map(|(tensor, _)| number(tensor)).collect()
+            let own = found.filter(|(tensor, _)| bounds.hold(tensor.name()));
+            own.filter_map(|(tensor, _)| number(tensor)).collect()
         };
         let sorted = |patterns: &[Pattern]| {
             let mut found: Vec<usize> = patterns.iter().flat_map(matching).collect();
@@ -405,7 +498,7 @@ impl<'a> Seen<'a> {
             // As in a plan, the first rule has it.
             let free = number(start.anchor)
                 .filter(|anchor| claimed[*anchor].is_none())
-                .filter(|_| is_start(&start, index));
+                .filter(|_| bounds.hold(start.anchor.name()) && is_start(&start, index));
             let of_rule = own.iter().find(|(rule, _)| std::ptr::eq(*rule, start.rule));
             let (Some(anchor), Some((_, own))) = (free, of_rule) else {
                 continue;
@@ -429,6 +522,7 @@ impl<'a> Seen<'a> {
             when: recipe.when.iter().map(|any| sorted(any)).collect(),
             unless: sorted(&recipe.unless),
             roots,
+            bounds,
         }
     }
 
@@ -443,6 +537,36 @@ impl<'a> Seen<'a> {
             ends.iter().flatten().all(|tensor| range.contains(tensor))
         };
         blocks.iter().filter(is_in)
+    }
+
+    /// Whether the recipe needs several of some modules, without those of others: it has blocks in several, or does not hold for
+    /// one alone.
+    fn is_in_several(&self, modules: &[Range<usize>], others: &[&Range<usize>]) -> bool {
+        let own = || modules.iter().filter(|module| !others.contains(module));
+        let has_block = |module: &&Range<usize>| self.blocks_in(module).next().is_some();
+        own().filter(has_block).count() > 1 || !own().any(|module| self.fits(module))
+    }
+
+    /// Whether a block stands in several of some modules.
+    fn has_across(&self, modules: &[Range<usize>], tensors: &Range<usize>) -> bool {
+        let across = |block: &(usize, Vec<usize>)| {
+            let is_in =
+                |module: &Range<usize>| block.1.iter().all(|tensor| module.contains(tensor));
+            !modules.iter().any(is_in)
+        };
+        self.blocks_in(tensors).any(across)
+    }
+
+    /// Whether the recipe holds for a part of the file without some modules of it.
+    fn fits_without(&self, tensors: &Range<usize>, others: &[&Range<usize>]) -> bool {
+        let is_own = |tensor: &usize| {
+            let mut others = others.iter();
+            tensors.contains(tensor) && !others.any(|other| other.contains(tensor))
+        };
+        let mut blocks = self.blocks_in(tensors);
+        blocks.any(|(_, tensors)| tensors.iter().all(is_own))
+            && self.when.iter().all(|any| any.iter().any(is_own))
+            && !self.unless.iter().any(|tensor| tensors.contains(tensor))
     }
 
     /// Whether the recipe holds for a part of the file.

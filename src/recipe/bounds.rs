@@ -1,0 +1,125 @@
+//! Where in a file the network of a recipe is: in the modules that the recipe says it consists of, where its evidence stands.
+//!
+//! A plain conv with its batch norm has the same names in many networks. What stands beside the network of a recipe is not the
+//! recipe's, though its names fit: nothing says that its eps is the same.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::expand::{Index, anywhere};
+use super::model::Recipe;
+use super::pattern::Pattern;
+use crate::tensor::Tensor;
+
+/// The part of a file that is a recipe's.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Bounds<'a> {
+    /// The names of the modules that a network consists of.
+    modules: &'a [String],
+    /// The paths that networks are below. Without one all of the file is the recipe's: it names no modules, or none of them has its
+    /// evidence.
+    networks: BTreeSet<String>,
+}
+
+impl<'a> Bounds<'a> {
+    /// Finds the networks of a recipe: the paths below which a module that it names has its evidence.
+    pub(crate) fn of(recipe: &'a Recipe, index: &Index) -> Bounds<'a> {
+        let modules = &recipe.modules;
+        let lists = match modules.is_empty() {
+            true => &[][..],
+            false => &recipe.when,
+        };
+        let above = |any: &Vec<Pattern>| -> Vec<Vec<String>> {
+            let found = any.iter().flat_map(|pattern| anywhere(index, pattern));
+            let above = |name| paths(name, modules).map(str::to_owned).collect();
+            found.map(|(tensor, _)| above(tensor.name())).collect()
+        };
+        let evidence: Vec<Vec<Vec<String>>> = lists.iter().map(above).collect();
+        let common = in_all(
+            evidence
+                .iter()
+                .map(|list| list.iter().flatten().cloned().collect()),
+        );
+        // Evidence is of the innermost network that it stands in.
+        let innermost = |above: &Vec<String>| {
+            let mut above = above.iter().rev();
+            above.find(|path| common.contains(*path)).cloned()
+        };
+        let networks = in_all(
+            evidence
+                .iter()
+                .map(|list| list.iter().filter_map(innermost).collect()),
+        );
+        Bounds { modules, networks }
+    }
+
+    /// Whether the recipe's part of a file has an end.
+    pub(super) fn are_known(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
+    /// Whether a tensor or module of this name is the recipe's.
+    pub(crate) fn hold(&self, name: &str) -> bool {
+        !self.are_known() || self.module_of(name).is_some()
+    }
+
+    /// The tensors of a file that are the recipe's, and the others.
+    pub(crate) fn split<'i>(&self, index: &'i Index) -> (Cow<'i, Index>, Vec<&'i Tensor>) {
+        if index.keys().all(|name| self.hold(name)) {
+            return (Cow::Borrowed(index), Vec::new());
+        }
+        let (mut part, mut outside) = (Index::new(), Vec::new());
+        for (name, tensor) in index {
+            match self.hold(name) {
+                true => drop(part.insert(name.clone(), tensor.clone())),
+                false => outside.push(tensor),
+            }
+        }
+        (Cow::Owned(part), outside)
+    }
+
+    /// The modules of the networks that a file has.
+    pub(crate) fn modules_in(&self, index: &Index) -> BTreeSet<String> {
+        let modules = index.keys().filter_map(|name| self.module_of(name));
+        modules.map(str::to_owned).collect()
+    }
+
+    /// The module of a network that has this name or stands above it.
+    fn module_of<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let mut above = paths(name, self.modules);
+        let path = above.find(|path| self.networks.contains(*path))?;
+        let start = if path.is_empty() { 0 } else { path.len() + 1 };
+        let end = name[start..]
+            .find('.')
+            .map_or(name.len(), |dot| start + dot);
+        Some(&name[..end])
+    }
+}
+
+/// The paths above a name at which a network of these modules may be, the outermost first.
+fn paths<'n>(name: &'n str, modules: &[String]) -> impl Iterator<Item = &'n str> {
+    let mut start = 0;
+    let segments = name.split('.').map(move |segment| {
+        let path = &name[..start.max(1) - 1];
+        start += segment.len() + 1;
+        (path, segment)
+    });
+    let is_module = |segment: &str| {
+        let mut modules = modules.iter();
+        modules.any(|module| match module.strip_suffix('*') {
+            Some(start) => segment.starts_with(start),
+            None => module == segment,
+        })
+    };
+    let found: Vec<&str> = segments
+        .filter(|(_, segment)| is_module(segment))
+        .map(|(path, _)| path)
+        .collect();
+    found.into_iter()
+}
+
+/// What is in all of some sets.
+fn in_all(sets: impl Iterator<Item = BTreeSet<String>>) -> BTreeSet<String> {
+    let common = sets.reduce(|one, other| &one & &other);
+    common.into_iter().flatten().collect()
+}
