@@ -135,7 +135,10 @@ impl<'a> Ledger<'a> {
         };
         let mut optional = Vec::new();
         for (module, template) in &rule.fuse {
-            let (conv, mut expanded) = self.fused(module, template, start, &block.name)?;
+            let (mut conv, mut expanded) = self.fused(module, template, start, &block.name)?;
+            if rule.exported {
+                conv.exported = exported(&conv, self.index);
+            }
             block.fused.push(conv);
             block.consumed.append(&mut expanded.claimed);
             block.assumes_identity |= expanded.assumes_identity;
@@ -325,6 +328,7 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// When neither is a name.
     pub(super) fn name_of(
+            exported: Vec::new(),
         &mut self,
         rule: &BlockRule,
         captures: &Captures,
@@ -590,6 +594,14 @@ fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
     match tensor.dtype().float() {
         None => Err(fail(format!(
             "{tensor} is {}; only a floating-point tensor can be set to {value}",
+/// What a file has of a fused conv beside what it is fused from.
+fn exported(conv: &PlannedConv, index: &Index) -> Vec<Tensor> {
+    let leaves = conv.expr.root().leaves();
+    let is_leaf = |tensor: &&Tensor| leaves.iter().any(|leaf| leaf.name() == tensor.name());
+    let found = conv.names().filter_map(|name| index.get(&name));
+    found.filter(|tensor| !is_leaf(tensor)).cloned().collect()
+}
+
             tensor.dtype()
         ))),
         Some(float) if !float.round(value).is_finite() => Err(fail(format!(

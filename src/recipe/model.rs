@@ -95,6 +95,9 @@ pub struct BlockRule {
     pub drop: Vec<Pattern>,
     /// Tensors and modules of this block that are copied under another name.
     pub rename: Vec<(Pattern, Pattern)>,
+    /// Whether a fused conv that is in the file beside its branches was computed from them when the network was exported, and has to
+    /// be what they give. Otherwise it is a placeholder that training leaves alone, and may hold anything.
+    pub exported: bool,
     /// Tensors that the block uses and that are copied all the same.
     pub keep: Vec<Pattern>,
     /// Tensors that are written with their own shape and one number everywhere.

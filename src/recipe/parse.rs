@@ -173,7 +173,8 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
         &[
-            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set", "beside", "classes",
+            "at", "where", "fuse", "bias", "drop", "exported", "rename", "keep", "set",
+            "beside", "classes",
         ],
     )?;
     let anchor = at.need("at")?;
@@ -204,6 +205,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         bias,
         drop: at.list("drop", At::patterns)?,
         rename: at.list("rename", renames)?,
+        exported: at.flag("exported")?,
         keep: at.list("keep", At::patterns)?,
         set: at.list("set", numbers)?,
         beside: at.list("beside", At::patterns)?,
@@ -221,13 +223,31 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         .flat_map(|at| anchors(at, &block.fuse))
         .collect();
     for (module, _) in &block.fuse {
+    check_written(at, &block)?;
+    check_captures(at, &block)?;
+    Ok(block)
+}
+
+/// What a block writes has names, and nothing else is written under them.
+fn check_written(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
         has_digits(&at.need("fuse")?, module, &block.at)?;
     }
     for (_, to) in &block.rename {
         has_digits(&at.need("rename")?, to, &block.at)?;
     }
-    check_captures(at, &block)?;
-    Ok(block)
+    exported_is_dropped(at, block)
+}
+
+/// A fused conv that is in the file and is written anew has to be dropped.
+fn exported_is_dropped(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
+    let mut outputs = block.fuse.iter().map(|(module, _)| module);
+    let kept = outputs.find(|module| !block.drop.contains(module));
+    match kept.filter(|_| block.exported) {
+        None => Ok(()),
+        Some(module) => at.need("exported")?.wrong(format!(
+            "{module} is not in `drop`; what the file has of a fused conv is left out where that is written"
+        )),
+    }
 }
 
 /// Every name of a block can be told from what it is found by.

@@ -6,6 +6,7 @@ mod support;
 
 mod architecture;
 mod archives;
+mod beside_branches;
 mod closed_world;
 mod conv2d_laws;
 mod documents;
