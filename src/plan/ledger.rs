@@ -8,6 +8,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
+use super::dropped::{dropped, expect_counters};
 use super::leftover::{Half, Lack, Operators};
 use super::path::{is_below, module_or_own, modules_above};
 use super::select::Select;
@@ -144,14 +145,19 @@ impl<'a> Ledger<'a> {
             block.assumes_identity |= expanded.assumes_identity;
             optional.append(&mut expanded.optional);
         }
-        for module in rule.drop.iter().filter_map(|p| p.fill(captures)) {
-            block.consumed.extend(below(self.index, &module).cloned());
+        for name in rule.drop.iter().filter_map(|p| p.fill(captures)) {
+            let with_it = dropped(self.index, &name, &block.fused);
+            block.consumed.extend(with_it.into_iter().cloned());
         }
         block.consumed.sort_by(|a, b| a.name().cmp(b.name()));
         block.consumed.dedup_by(|a, b| a.name() == b.name());
         if self.is_again(&block.consumed) {
             return Ok(());
         }
+        expect_counters(&block.consumed).map_err(|message| Error::Block {
+            block: block.name.clone(),
+            message,
+        })?;
         let used = block.consumed.iter().map(Tensor::name);
         let region = Region::of(&block.name, rule, captures, used);
         self.take(&mut block, start)?;
