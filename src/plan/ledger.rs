@@ -23,7 +23,7 @@ use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand
 use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM, Recipe, Template};
 use crate::recipe::near::owner;
 use crate::recipe::pattern::{Captures, Pattern, covers};
-use crate::recipe::start::Start;
+use crate::recipe::start::{Start, misshapen};
 use crate::tensor::{Tensor, quoted};
 
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
@@ -194,8 +194,11 @@ impl<'a> Ledger<'a> {
         // A start with a tensor missing was let through as half a block.
         let wanted = rule.shapes.iter().filter(|(_, shape)| shape.is_some());
         let mut names = wanted.filter_map(|(pattern, _)| pattern.fill(captures));
-        match names.find(|name| !self.index.contains_key(name)) {
-            Some(name) => Err(fail(format!("{} is missing", quoted(&name)))),
+        if let Some(name) = names.find(|name| !self.index.contains_key(name)) {
+            return Err(fail(format!("{} is missing", quoted(&name))));
+        }
+        match misshapen(rule, captures, self.index) {
+            Some(message) => Err(fail(message)),
             None => Ok(()),
         }
     }
@@ -325,6 +328,7 @@ impl<'a> Ledger<'a> {
             expr,
             bias: rule.bias,
             dtype: self.options.dtype.unwrap_or(stored),
+            exported: Vec::new(),
         };
         Ok((fused, expanded))
     }
@@ -334,7 +338,6 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// When neither is a name.
     pub(super) fn name_of(
-            exported: Vec::new(),
         &mut self,
         rule: &BlockRule,
         captures: &Captures,
@@ -591,6 +594,14 @@ fn named(module: &Pattern, captures: &Captures) -> Result<String, String> {
     name.ok_or_else(|| format!("{module} has no name here: a number in it is below 0"))
 }
 
+/// What a file has of a fused conv beside what it is fused from.
+fn exported(conv: &PlannedConv, index: &Index) -> Vec<Tensor> {
+    let leaves = conv.expr.root().leaves();
+    let is_leaf = |tensor: &&Tensor| leaves.iter().any(|leaf| leaf.name() == tensor.name());
+    let found = conv.names().filter_map(|name| index.get(&name));
+    found.filter(|tensor| !is_leaf(tensor)).cloned().collect()
+}
+
 /// A tensor that a block sets to one number everywhere.
 fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
     let fail = |message: String| Error::Block {
@@ -600,14 +611,6 @@ fn filled(block: &str, tensor: &Tensor, value: f64) -> Result<Planned, Error> {
     match tensor.dtype().float() {
         None => Err(fail(format!(
             "{tensor} is {}; only a floating-point tensor can be set to {value}",
-/// What a file has of a fused conv beside what it is fused from.
-fn exported(conv: &PlannedConv, index: &Index) -> Vec<Tensor> {
-    let leaves = conv.expr.root().leaves();
-    let is_leaf = |tensor: &&Tensor| leaves.iter().any(|leaf| leaf.name() == tensor.name());
-    let found = conv.names().filter_map(|name| index.get(&name));
-    found.filter(|tensor| !is_leaf(tensor)).cloned().collect()
-}
-
             tensor.dtype()
         ))),
         Some(float) if !float.round(value).is_finite() => Err(fail(format!(

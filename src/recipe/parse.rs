@@ -173,7 +173,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
         &[
-            "at", "where", "fuse", "bias", "drop", "exported", "rename", "keep", "set",
+            "at", "where", "shapes", "fuse", "bias", "drop", "exported", "rename", "keep", "set",
             "beside", "classes",
         ],
     )?;
@@ -196,6 +196,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     let mut block = BlockRule {
         at: starts,
         shapes: at.list("where", parse_shapes)?,
+        forms: at.list("shapes", parse_forms)?,
         fuse: at
             .need("fuse")?
             .written_entries("an object: output module to expression")?
@@ -204,8 +205,8 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .collect::<Parsed<_>>()?,
         bias,
         drop: at.list("drop", At::patterns)?,
-        rename: at.list("rename", renames)?,
         exported: at.flag("exported")?,
+        rename: at.list("rename", renames)?,
         keep: at.list("keep", At::patterns)?,
         set: at.list("set", numbers)?,
         beside: at.list("beside", At::patterns)?,
@@ -222,7 +223,6 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         .iter()
         .flat_map(|at| anchors(at, &block.fuse))
         .collect();
-    for (module, _) in &block.fuse {
     check_written(at, &block)?;
     check_captures(at, &block)?;
     Ok(block)
@@ -230,6 +230,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
 
 /// What a block writes has names, and nothing else is written under them.
 fn check_written(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
+    for (module, _) in &block.fuse {
         has_digits(&at.need("fuse")?, module, &block.at)?;
     }
     for (_, to) in &block.rename {
@@ -261,6 +262,7 @@ fn check_captures(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
         .filter(|name| block.at.iter().all(|p| p.captures().any(|c| c == *name)))
         .collect();
     let shapes = block.shapes.iter().map(|(p, _)| ("where", p));
+    let forms = block.forms.iter().map(|(p, _)| ("shapes", p));
     let drops = block.drop.iter().map(|p| ("drop", p));
     let renames = block
         .rename
@@ -269,7 +271,7 @@ fn check_captures(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
     let keeps = block.keep.iter().map(|p| ("keep", p));
     let sets = block.set.iter().map(|(p, _)| ("set", p));
     let classes = block.classes.iter().map(|(p, _)| ("classes", p));
-    let of_block = shapes.chain(drops).chain(renames).chain(keeps);
+    let of_block = shapes.chain(forms).chain(drops).chain(renames).chain(keeps);
     for (key, pattern) in of_block.chain(sets).chain(classes) {
         all_bound(&at.need(key)?, pattern.captures(), &bound)?;
     }
@@ -392,6 +394,17 @@ fn parse_classes(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<String>)>> {
     at.few(at.entries("an object: module to the names of classes")?)?
         .into_iter()
         .map(|(module, at)| Ok((module, names(&at)?)))
+        .collect()
+}
+
+fn parse_forms(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<Dim>)>> {
+    let shape = |at: At<'_>| {
+        let dims = at.items("a shape such as [1, \"c\", 1, 1]")?;
+        dims.iter().map(parse_dim).collect::<Parsed<Vec<_>>>()
+    };
+    at.few(at.entries("an object: tensor to shape")?)?
+        .into_iter()
+        .map(|(name, at)| Ok((name, shape(at)?)))
         .collect()
 }
 

@@ -27,6 +27,7 @@ mod single_weights;
 mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
+mod vectors;
 mod verify;
 mod wrapped_states;
 mod wrappers;
