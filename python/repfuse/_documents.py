@@ -230,6 +230,7 @@ class Verdict(TypedDict):
     worst_ratio: Optional[float]
     copied: int
     rounded: int
+    unfused: int
     names: Optional[str]
     failures: List[str]
     blocks: List[BlockVerdict]

@@ -24,6 +24,12 @@ pub(super) fn of(error: &(dyn Error + 'static)) -> Option<String> {
         return (!types.is_empty())
             .then(|| format!("store it with --dtype {}", types.join(" or ")));
     }
+    if let Some(diagnose::Error::Exported { block, conv, .. }) = error.downcast_ref() {
+        let [block, conv] = [block, conv].map(|name| quoted(name));
+        return Some(format!(
+            "--drop {conv} folds the branches all the same, --skip {block} leaves the block as it is"
+        ));
+    }
     if let Some(Beyond { block, .. }) = error.downcast_ref() {
         let block = quoted(block);
         return Some(format!("--skip {block} leaves the block as it is"));

@@ -161,6 +161,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(evidence) = sample.as_ref().filter(|evidence| !evidence.accepted) {
         return not_supported(args, &plan, evidence);
     }
+    if !args.dry_run {
+        // As long as its names are those of the input.
+        with_workers(|| verify::expect_exported(&checkpoint, &plan, &Default::default()))??;
+    }
     if let Some(float) = args.dtype_all.and_then(Stored::float) {
         plan.store_all(float);
     }

@@ -23,6 +23,7 @@ mod schema;
 mod select;
 mod shell;
 mod signals;
+mod stranger;
 mod verdict;
 mod verify;
 mod whole;

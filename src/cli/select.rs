@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::stranger;
 use super::{graph, output};
 use crate::graph::{Folded, GraphFile};
 use crate::plan::{self, Block, Options, Plan};
@@ -233,7 +234,8 @@ fn advised(
             block,
             ..
         }) => {
-            let advice = about_stranger([name, recipe, block], index, options);
+            let of = families.iter().find(|f| f.recipe.name == *recipe);
+            let advice = stranger::advice([name, recipe, block], of, index, options);
             anyhow::anyhow!("{error:#}; {advice}")
         }
         Some(recipe::Error::UnknownClass { recipe, .. }) => {
@@ -338,30 +340,6 @@ fn helps_to_skip(
         Err(recipe::Error::Shapes { block: other, .. }) => other != block,
         Err(_) => false,
     }
-}
-
-/// Says what to do about a tensor that a block's recipe does not know.
-fn about_stranger([name, of, block]: [&str; 3], index: &Index, options: &Options) -> String {
-    let knows = |recipe: &Recipe| {
-        let planned = plan::plan(index, recipe, options).ok();
-        let mut blocks = planned.iter().flat_map(|plan| plan.blocks());
-        blocks.any(|block| block.consumed().iter().any(|t| t.name() == name))
-    };
-    let recipes = recipe::builtin().unwrap_or_default();
-    let others = recipes.iter().filter(|recipe| recipe.name != of);
-    let knowing: Vec<String> = others
-        .filter(|recipe| knows(recipe))
-        .map(|recipe| format!("`--recipe {}`", recipe.name))
-        .collect();
-    let known = match knowing.is_empty() {
-        true => String::new(),
-        false => format!("{} knows it; ", knowing.join(" or ")),
-    };
-    format!(
-        "{known}pass `--beside '{}'` if it acts after the block, `--skip '{}'` to leave the block as it is, or a recipe of your own that says what it does (`repfuse recipes {of}` prints this one)",
-        plain(name),
-        plain(block)
-    )
 }
 
 /// Says which recipe a file was taken for, where it turns out not to fit.

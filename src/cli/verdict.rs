@@ -102,8 +102,13 @@ impl Told<'_> {
                 plural(n, "copied tensor")
             ),
         };
+        let unfused = match verdict.unfused {
+            0 => String::new(),
+            1 => ", 1 training tensor is still in the file".to_owned(),
+            n => format!(", {n} training tensors are still in the file"),
+        };
         format!(
-            "{}, worst error {} × {bound}, {} copied{rounded}",
+            "{}, worst error {} × {bound}, {} copied{rounded}{unfused}",
             plural(verdict.blocks.len(), "conv"),
             units::ratio(verdict.worst_ratio()),
             plural(verdict.copied, "tensor")

@@ -139,6 +139,8 @@ pub(super) struct Report<'a> {
     copied: usize,
     /// Tensors that were copied with each number rounded once to the type of the whole deploy form.
     rounded: usize,
+    /// Tensors of the training form that are still in the deploy form beside what was fused of them, and are what they were.
+    unfused: usize,
     /// How the names of the deploy form differ from those that `fuse` would write; null if they do not.
     names: Option<&'a str>,
     /// What is wrong apart from the convs: names missing or left over, copies that differ.
@@ -412,6 +414,7 @@ fn report<'a>(args: &Args, begin: Instant, told: &Told<'a>, warnings: &[Warning]
         worst_ratio: finite(verdict.worst_ratio()),
         copied: verdict.copied,
         rounded: verdict.rounded,
+        unfused: verdict.unfused,
         names: told.names,
         failures: verdict.failures_in_words(),
         blocks: verdict.blocks.iter().map(block).collect(),

@@ -51,6 +51,18 @@ pub enum Error {
         dtype: Float,
         largest: f64,
     },
+    #[error(
+        "block {}: the file has the conv {} beside the branches that it was computed from, and it is not what they give: {why}{}",
+        quoted(block),
+        quoted(conv),
+        and_more(*more)
+    )]
+    Exported {
+        block: String,
+        conv: String,
+        why: String,
+        more: usize,
+    },
     #[error("{0}")]
     Deployed(String),
     #[error(transparent)]
@@ -67,6 +79,14 @@ impl From<forward::Error<TensorError>> for Error {
             forward::Error::Misfit(misfit) => misfit.into(),
             forward::Error::Values(error) => error.into(),
         }
+    }
+}
+
+fn and_more(convs: usize) -> String {
+    match convs {
+        0 => String::new(),
+        1 => "; so it is with another conv".to_owned(),
+        n => format!("; so it is with {n} other convs"),
     }
 }
 

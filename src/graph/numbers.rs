@@ -196,6 +196,7 @@ impl Numbers<'_> {
                 expr,
                 bias: conv.bias,
                 dtype: dtype.unwrap_or(stored),
+                exported: Vec::new(),
             });
         }
         let consumed = block

@@ -145,6 +145,7 @@ fn block(
             expr: region.expr.clone(),
             bias: expr.constant().is_some(),
             dtype: options.dtype.unwrap_or(stored),
+            exported: Vec::new(),
         }],
         name,
         consumed,

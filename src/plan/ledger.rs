@@ -8,6 +8,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
+use super::dropped::{dropped, expect_counters};
 use super::leftover::{Half, Lack, Operators};
 use super::path::{is_below, module_or_own, modules_above};
 use super::select::Select;
@@ -22,7 +23,7 @@ use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand
 use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM, Recipe, Template};
 use crate::recipe::near::owner;
 use crate::recipe::pattern::{Captures, Pattern, covers};
-use crate::recipe::start::Start;
+use crate::recipe::start::{Start, misshapen};
 use crate::tensor::{Tensor, quoted};
 
 /// A recipe may make several convs of one tensor, but a small file no endless plan.
@@ -135,20 +136,28 @@ impl<'a> Ledger<'a> {
         };
         let mut optional = Vec::new();
         for (module, template) in &rule.fuse {
-            let (conv, mut expanded) = self.fused(module, template, start, &block.name)?;
+            let (mut conv, mut expanded) = self.fused(module, template, start, &block.name)?;
+            if rule.exported {
+                conv.exported = exported(&conv, self.index);
+            }
             block.fused.push(conv);
             block.consumed.append(&mut expanded.claimed);
             block.assumes_identity |= expanded.assumes_identity;
             optional.append(&mut expanded.optional);
         }
-        for module in rule.drop.iter().filter_map(|p| p.fill(captures)) {
-            block.consumed.extend(below(self.index, &module).cloned());
+        for name in rule.drop.iter().filter_map(|p| p.fill(captures)) {
+            let with_it = dropped(self.index, &name, &block.fused);
+            block.consumed.extend(with_it.into_iter().cloned());
         }
         block.consumed.sort_by(|a, b| a.name().cmp(b.name()));
         block.consumed.dedup_by(|a, b| a.name() == b.name());
         if self.is_again(&block.consumed) {
             return Ok(());
         }
+        expect_counters(&block.consumed).map_err(|message| Error::Block {
+            block: block.name.clone(),
+            message,
+        })?;
         let used = block.consumed.iter().map(Tensor::name);
         let region = Region::of(&block.name, rule, captures, used);
         self.take(&mut block, start)?;
@@ -185,8 +194,11 @@ impl<'a> Ledger<'a> {
         // A start with a tensor missing was let through as half a block.
         let wanted = rule.shapes.iter().filter(|(_, shape)| shape.is_some());
         let mut names = wanted.filter_map(|(pattern, _)| pattern.fill(captures));
-        match names.find(|name| !self.index.contains_key(name)) {
-            Some(name) => Err(fail(format!("{} is missing", quoted(&name)))),
+        if let Some(name) = names.find(|name| !self.index.contains_key(name)) {
+            return Err(fail(format!("{} is missing", quoted(&name))));
+        }
+        match misshapen(rule, captures, self.index) {
+            Some(message) => Err(fail(message)),
             None => Ok(()),
         }
     }
@@ -316,6 +328,7 @@ impl<'a> Ledger<'a> {
             expr,
             bias: rule.bias,
             dtype: self.options.dtype.unwrap_or(stored),
+            exported: Vec::new(),
         };
         Ok((fused, expanded))
     }
@@ -579,6 +592,14 @@ impl<'a> Ledger<'a> {
 fn named(module: &Pattern, captures: &Captures) -> Result<String, String> {
     let name = module.fill(captures);
     name.ok_or_else(|| format!("{module} has no name here: a number in it is below 0"))
+}
+
+/// What a file has of a fused conv beside what it is fused from.
+fn exported(conv: &PlannedConv, index: &Index) -> Vec<Tensor> {
+    let leaves = conv.expr.root().leaves();
+    let is_leaf = |tensor: &&Tensor| leaves.iter().any(|leaf| leaf.name() == tensor.name());
+    let found = conv.names().filter_map(|name| index.get(&name));
+    found.filter(|tensor| !is_leaf(tensor)).cloned().collect()
 }
 
 /// A tensor that a block sets to one number everywhere.

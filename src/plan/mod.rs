@@ -6,6 +6,7 @@ mod agree;
 mod build;
 mod classes;
 pub(crate) mod closed;
+mod dropped;
 mod facts;
 mod families;
 mod idle;

@@ -124,6 +124,9 @@ pub struct PlannedConv {
     pub(crate) bias: bool,
     /// The element type in which it is stored.
     pub(crate) dtype: Float,
+    /// What the file has of it already, beside the branches that it was computed from; empty where the file has nothing or a
+    /// placeholder.
+    pub(crate) exported: Vec<Tensor>,
 }
 
 /// One of the two tensors that a fused conv may have.
@@ -278,6 +281,13 @@ impl Plan {
     }
 }
 
+fn end_of(which: WeightOrBias) -> &'static str {
+    match which {
+        WeightOrBias::Weight => "weight",
+        WeightOrBias::Bias => "bias",
+    }
+}
+
 impl Block {
     /// The path that its names share, or the output's name if there is none.
     pub fn name(&self) -> &str {
@@ -323,11 +333,7 @@ impl PlannedConv {
 
     /// The name of one of its tensors. (Only here is it put together.)
     pub(crate) fn name_of(&self, which: WeightOrBias) -> String {
-        let end = match which {
-            WeightOrBias::Weight => "weight",
-            WeightOrBias::Bias => "bias",
-        };
-        within(&self.module, end)
+        within(&self.module, end_of(which))
     }
 
     /// What is written of it; `place` are the numbers of its block and of itself in the plan.
@@ -343,6 +349,13 @@ impl PlannedConv {
             .bias_name()
             .map(|name| planned(name, self.dtype, channels, Source::Bias(b, f)));
         std::iter::once(weight).chain(bias)
+    }
+
+    /// One of its tensors as the file has it already, beside the branches.
+    pub(crate) fn exported(&self, which: WeightOrBias) -> Option<&Tensor> {
+        let end = end_of(which);
+        let mut all = self.exported.iter();
+        all.find(|tensor| tensor.name().rsplit('.').next() == Some(end))
     }
 
     /// What it is fused from.

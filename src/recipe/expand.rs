@@ -304,13 +304,18 @@ impl Expander<'_> {
             Template::Scale(Factor::Number(n)) => Expr::Scale(Factor::Number(*n)),
             Template::Scale(Factor::Tensor(t)) => {
                 let tensor = self.claim(&t.tensor, captures)?;
+                is_vector(&tensor, t.row.is_some())?;
                 Expr::Scale(Factor::Tensor(Vector {
                     tensor,
                     row: t.row,
                     through: t.through,
                 }))
             }
-            Template::Shift(t) => Expr::Shift(self.claim(t, captures)?),
+            Template::Shift(t) => {
+                let tensor = self.claim(t, captures)?;
+                is_vector(&tensor, false)?;
+                Expr::Shift(tensor)
+            }
             Template::AvgPool(Window::Is(window)) => Expr::AvgPool(*window),
             Template::AvgPool(Window::Of(weight)) => {
                 Expr::AvgPool(self.window_of(weight, captures)?)
@@ -350,6 +355,7 @@ impl Expander<'_> {
             Some(bias) => self.bias(bias, *presence, captures)?,
             None => None,
         };
+        bias.iter().try_for_each(has_one_axis)?;
         let groups = match groups {
             Some(Groups::Is(n)) => Some(*n),
             // One kernel for all channels is depthwise by itself.
@@ -493,6 +499,7 @@ impl Expander<'_> {
         })?;
         let count = self.find(&norm.count, captures);
         let vectors = affine.iter().flatten().chain([&mean, &var]);
+        vectors.clone().try_for_each(has_one_axis)?;
         self.claimed.extend(vectors.chain(&count).cloned());
         Ok(Expr::Bn(Bn {
             mean,
@@ -570,6 +577,28 @@ impl Expander<'_> {
             || "a tensor".to_owned(),
             |p| quoted(&p.fill(captures).unwrap_or_else(|| p.text().to_owned())),
         )
+    }
+}
+
+/// Checks that the numbers of a norm, or a bias, lie along one axis, as every framework stores them.
+fn has_one_axis(tensor: &Tensor) -> Result<(), String> {
+    match tensor.shape() {
+        [_] => Ok(()),
+        shape => Err(format!(
+            "{tensor} has shape {shape:?}; expected one axis, with one number for each channel"
+        )),
+    }
+}
+
+/// Checks that factors lie along one axis, whichever it is of a map or a weight; or those of each row.
+fn is_vector(tensor: &Tensor, in_rows: bool) -> Result<(), String> {
+    let shape = tensor.shape();
+    let axes = &shape[usize::from(in_rows).min(shape.len())..];
+    match axes.iter().filter(|n| **n != 1).count() {
+        0 | 1 => Ok(()),
+        _ => Err(format!(
+            "{tensor} has shape {shape:?}; expected one number for each channel, along one axis"
+        )),
     }
 }
 

@@ -90,12 +90,17 @@ pub struct BlockRule {
     pub at: Vec<Pattern>,
     /// Tensors that must be there with a shape, or (`None`) must not be there.
     pub shapes: Vec<(Pattern, Option<Vec<Dim>>)>,
+    /// The shapes that tensors of a block have, where they are there. One that has another is an error, and not another kind of block.
+    pub forms: Vec<(Pattern, Vec<Dim>)>,
     /// Output modules and what each is fused from.
     pub fuse: Vec<(Pattern, Template)>,
     /// Whether the outputs have a bias; without one, nothing in the block may add a constant.
     pub bias: bool,
     /// Tensors and modules of this block that are not written.
     pub drop: Vec<Pattern>,
+    /// Whether a fused conv that is in the file beside its branches was computed from them when the network was exported, and has to
+    /// be what they give. Otherwise it is a placeholder that training leaves alone, and may hold anything.
+    pub exported: bool,
     /// Tensors and modules of this block that are copied under another name.
     pub rename: Vec<(Pattern, Pattern)>,
     /// Tensors that the block uses and that are copied all the same.

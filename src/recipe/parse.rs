@@ -199,7 +199,8 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     at.object_of(
         "an object with `at` and `fuse`",
         &[
-            "at", "where", "fuse", "bias", "drop", "rename", "keep", "set", "beside", "classes",
+            "at", "where", "shapes", "fuse", "bias", "drop", "exported", "rename", "keep", "set",
+            "beside", "classes",
         ],
     )?;
     let anchor = at.need("at")?;
@@ -221,6 +222,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
     let mut block = BlockRule {
         at: starts,
         shapes: at.list("where", parse_shapes)?,
+        forms: at.list("shapes", parse_forms)?,
         fuse: at
             .need("fuse")?
             .written_entries("an object: output module to expression")?
@@ -229,6 +231,7 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
             .collect::<Parsed<_>>()?,
         bias,
         drop: at.list("drop", At::patterns)?,
+        exported: at.flag("exported")?,
         rename: at.list("rename", renames)?,
         keep: at.list("keep", At::patterns)?,
         set: at.list("set", numbers)?,
@@ -246,14 +249,32 @@ fn parse_block(at: &At<'_>) -> Parsed<BlockRule> {
         .iter()
         .flat_map(|at| anchors(at, &block.fuse))
         .collect();
+    check_written(at, &block)?;
+    check_captures(at, &block)?;
+    Ok(block)
+}
+
+/// What a block writes has names, and nothing else is written under them.
+fn check_written(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
     for (module, _) in &block.fuse {
         has_digits(&at.need("fuse")?, module, &block.at)?;
     }
     for (_, to) in &block.rename {
         has_digits(&at.need("rename")?, to, &block.at)?;
     }
-    check_captures(at, &block)?;
-    Ok(block)
+    exported_is_dropped(at, block)
+}
+
+/// A fused conv that is in the file and is written anew has to be dropped.
+fn exported_is_dropped(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
+    let mut outputs = block.fuse.iter().map(|(module, _)| module);
+    let kept = outputs.find(|module| !block.drop.contains(module));
+    match kept.filter(|_| block.exported) {
+        None => Ok(()),
+        Some(module) => at.need("exported")?.wrong(format!(
+            "{module} is not in `drop`; what the file has of a fused conv is left out where that is written"
+        )),
+    }
 }
 
 /// Every name of a block can be told from what it is found by.
@@ -267,6 +288,7 @@ fn check_captures(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
         .filter(|name| block.at.iter().all(|p| p.captures().any(|c| c == *name)))
         .collect();
     let shapes = block.shapes.iter().map(|(p, _)| ("where", p));
+    let forms = block.forms.iter().map(|(p, _)| ("shapes", p));
     let drops = block.drop.iter().map(|p| ("drop", p));
     let renames = block
         .rename
@@ -275,7 +297,7 @@ fn check_captures(at: &At<'_>, block: &BlockRule) -> Parsed<()> {
     let keeps = block.keep.iter().map(|p| ("keep", p));
     let sets = block.set.iter().map(|(p, _)| ("set", p));
     let classes = block.classes.iter().map(|(p, _)| ("classes", p));
-    let of_block = shapes.chain(drops).chain(renames).chain(keeps);
+    let of_block = shapes.chain(forms).chain(drops).chain(renames).chain(keeps);
     for (key, pattern) in of_block.chain(sets).chain(classes) {
         all_bound(&at.need(key)?, pattern.captures(), &bound)?;
     }
@@ -398,6 +420,17 @@ fn parse_classes(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<String>)>> {
     at.few(at.entries("an object: module to the names of classes")?)?
         .into_iter()
         .map(|(module, at)| Ok((module, names(&at)?)))
+        .collect()
+}
+
+fn parse_forms(at: &At<'_>) -> Parsed<Vec<(Pattern, Vec<Dim>)>> {
+    let shape = |at: At<'_>| {
+        let dims = at.items("a shape such as [1, \"c\", 1, 1]")?;
+        dims.iter().map(parse_dim).collect::<Parsed<Vec<_>>>()
+    };
+    at.few(at.entries("an object: tensor to shape")?)?
+        .into_iter()
+        .map(|(name, at)| Ok((name, shape(at)?)))
         .collect()
 }
 

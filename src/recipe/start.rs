@@ -141,6 +141,42 @@ pub(crate) fn misfit<'a>(start: &Start<'_>, index: &'a Index) -> Option<Misfit<'
     missing.into_iter().find(lost).map(Misfit::Missing)
 }
 
+/// The first tensor of a block that has not the shape which the rule's `shapes` say, in words.
+pub(crate) fn misshapen(rule: &BlockRule, captures: &Captures, index: &Index) -> Option<String> {
+    let there = rule.forms.iter().filter_map(|(pattern, shape)| {
+        let tensor = index.get(&pattern.fill(captures)?)?;
+        Some((tensor, shape))
+    });
+    let mut letters: BTreeMap<&str, usize> = BTreeMap::new();
+    for (tensor, shape) in there {
+        let found = tensor.shape();
+        let expected = shown(shape, &letters);
+        let all = found.len() == shape.len();
+        let mut dims = shape.iter().zip(found);
+        if !(all && dims.all(|(dim, n)| fits(dim, *n, &mut letters))) {
+            return Some(format!(
+                "{tensor} has shape {found:?}; the recipe expects {expected}"
+            ));
+        }
+    }
+    None
+}
+
+/// A shape of a recipe, with the numbers of the letters that are known.
+fn shown(shape: &[Dim], letters: &BTreeMap<&str, usize>) -> String {
+    let dim = |dim: &Dim| match dim {
+        Dim::Is(n) => n.to_string(),
+        Dim::Same(letter) => match letters.get(letter.as_str()) {
+            Some(n) => n.to_string(),
+            None => letter.clone(),
+        },
+        Dim::Odd => "odd".to_owned(),
+        Dim::Any => "_".to_owned(),
+    };
+    let dims: Vec<String> = shape.iter().map(dim).collect();
+    format!("[{}]", dims.join(", "))
+}
+
 /// Whether other tensors of the branch that a tensor belongs to are in the file.
 fn branch_is_there(start: &Start<'_>, name: &str, index: &Index) -> bool {
     let captures = &start.captures;

@@ -174,7 +174,7 @@ pub fn report(
 ) -> Result<Report, Error> {
     let file = match deployed {
         Deployed::File(file) => Some(file),
-        Deployed::InMemory => None,
+        Deployed::Beside(_) | Deployed::InMemory => None,
     };
     Ok(Report {
         input: checkpoint.path().display().to_string(),

@@ -75,7 +75,7 @@ pub fn kernel_maps(
     let fused_label = describe::size(g.extent());
     let stored = match deployed {
         Deployed::InMemory => Some(whole),
-        Deployed::File(_) => stored_magnitudes(checkpoint, fused, deployed)?,
+        Deployed::File(_) | Deployed::Beside(_) => stored_magnitudes(checkpoint, fused, deployed)?,
     };
     Ok(KernelMaps {
         branches: branches

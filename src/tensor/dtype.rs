@@ -48,6 +48,15 @@ impl Dtype {
         }
     }
 
+    /// Whether it is a type of integers.
+    pub fn is_integer(&self) -> bool {
+        use safetensors::Dtype::{I8, I16, I32, I64, U8, U16, U32, U64};
+        matches!(
+            self,
+            Dtype::Known(I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+        )
+    }
+
     /// The floating-point format, if arithmetic is defined for this type.
     pub fn float(&self) -> Option<Float> {
         match self {

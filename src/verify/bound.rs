@@ -28,6 +28,7 @@ pub(crate) fn allowance_of(deployed: Deployed<'_>) -> Allowance {
     };
     match deployed {
         Deployed::File(file) if !ours(file) => Allowance::Arithmetic,
+        Deployed::Beside(_) => Allowance::Arithmetic,
         _ => Allowance::OneRounding,
     }
 }

@@ -21,6 +21,18 @@ pub enum Deployed<'a> {
     File(&'a Checkpoint),
     /// What `fuse` would write, folded and rounded in memory.
     InMemory,
+    /// The training form itself, which has fused convs beside the branches that they were computed from.
+    Beside(&'a Checkpoint),
+}
+
+impl<'a> Deployed<'a> {
+    /// The file that its tensors are in.
+    fn file(self) -> Option<&'a Checkpoint> {
+        match self {
+            Deployed::File(file) | Deployed::Beside(file) => Some(file),
+            Deployed::InMemory => None,
+        }
+    }
 }
 
 /// Some output channels of a deploy form.
@@ -39,18 +51,23 @@ type Typed<'a> = (&'a Tensor, Float);
 
 /// The deploy form's weight and, if it has one, its bias, or what is wrong with them. None in memory.
 pub(super) fn stored<'a>(
-    fused: &PlannedConv,
+    fused: &'a PlannedConv,
     deployed: Deployed<'a>,
 ) -> Result<Option<(Typed<'a>, Option<Typed<'a>>)>, String> {
-    let Deployed::File(file) = deployed else {
+    let find = |which: WeightOrBias| {
+        let name = fused.name_of(which);
+        let found = match deployed {
+            Deployed::File(file) => file.get(&name),
+            Deployed::Beside(_) => fused.exported(which),
+            Deployed::InMemory => None,
+        };
+        found.ok_or_else(|| format!("{} is missing", quoted(&name)))
+    };
+    if deployed.file().is_none() {
         return Ok(None);
-    };
-    let find = |name: String| {
-        file.get(&name)
-            .ok_or_else(|| format!("{} is missing", quoted(&name)))
-    };
-    let weight = find(fused.weight_name())?;
-    let bias = fused.bias_name().map(find).transpose()?;
+    }
+    let weight = find(WeightOrBias::Weight)?;
+    let bias = fused.bias.then(|| find(WeightOrBias::Bias)).transpose()?;
     let g = fused.geometry();
     let check = |tensor: &'a Tensor, expected: Vec<usize>| {
         if tensor.shape() != expected {
@@ -95,9 +112,9 @@ pub fn deployed_rows(
     let g = fused.geometry();
     match (
         stored(fused, deployed).map_err(diagnose::Error::Deployed)?,
-        deployed,
+        deployed.file(),
     ) {
-        (Some(((weight, of_weight), bias)), Deployed::File(file)) => {
+        (Some(((weight, of_weight), bias)), Some(file)) => {
             let mut reader = Reader::new(file, 0);
             let kernel = if g.transposed() {
                 turned_rows(g, rows.clone(), |first, taps| {

@@ -14,9 +14,11 @@
 
 mod block;
 mod bound;
+mod compared;
 mod copies;
 pub mod deploy;
 mod deployed;
+mod exported;
 mod names;
 mod narrow;
 mod probes;
@@ -24,6 +26,7 @@ pub mod random;
 pub mod shown;
 mod tally;
 mod types;
+mod unfused;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -32,7 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use crate::fuse::diagnose;
-use crate::plan::{Plan, Source};
+use crate::plan::{Plan, PlannedConv, Source};
 use crate::tensor::{Checkpoint, Error as TensorError, Float, quoted};
 
 use block::{Check, impulse_share};
@@ -42,6 +45,7 @@ pub use bound::Allowance;
 pub(crate) use bound::{Rounding, Shown, allowance_of, allowed, beyond, while_running};
 pub(crate) use deployed::fits;
 pub use deployed::{Deployed, DeployedRows, deployed_rows};
+pub use exported::expect_exported;
 pub use names::aligned;
 pub use shown::Place;
 pub(crate) use tally::{is_worse, ratio, worse};
@@ -112,6 +116,9 @@ pub struct Verdict {
     pub copied: usize,
     /// Tensors that were copied with each number rounded once to the type that all of the deploy form is stored in.
     pub rounded: usize,
+    /// Tensors of the training form that are still in the deploy form beside what was fused of them, and are what they were. The
+    /// deploy form does not need them.
+    pub unfused: usize,
     /// What is wrong apart from the blocks, by name, numbers as numbers.
     pub failures: Vec<Failure>,
     /// Of the tensors that fusing makes, of a graph of the convs, those that the deploy form has with that shape, and all; none where
@@ -223,9 +230,11 @@ pub fn verify(
     deployed: Deployed<'_>,
     options: &Options,
 ) -> Result<Verdict, diagnose::Error> {
+    expect_exported(checkpoint, plan, options)?;
     let blocks = verify_blocks(checkpoint, plan, deployed, options)?;
     let copies = match deployed {
         Deployed::File(file) => compare_copies(checkpoint, plan, file, options)?,
+        Deployed::Beside(_) => Copies::default(),
         Deployed::InMemory => {
             let count =
                 |is: fn(&Source) -> bool| plan.outputs.iter().filter(|p| is(&p.what)).count();
@@ -242,6 +251,7 @@ pub fn verify(
         blocks,
         copied: copies.copied,
         rounded: copies.rounded,
+        unfused: copies.unfused,
         failures,
         fits: copies.fits,
         allowance: allowance_of(deployed),
@@ -260,13 +270,24 @@ pub fn verify_blocks(
     options: &Options,
 ) -> Result<Vec<BlockVerdict>, diagnose::Error> {
     diagnose::check_variances(checkpoint, &plan.blocks)?;
+    compare(checkpoint, plan, deployed, options, |_| true)
+}
+
+/// Compares those of the fused convs that are wanted.
+fn compare(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    deployed: Deployed<'_>,
+    options: &Options,
+    wanted: impl Fn(&PlannedConv) -> bool,
+) -> Result<Vec<BlockVerdict>, diagnose::Error> {
     let allowance = allowance_of(deployed);
     let made_in = types::made_in(checkpoint, plan, deployed)?;
-    let convs: Vec<_> = plan
+    let convs = plan
         .blocks
         .iter()
-        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)))
-        .collect();
+        .flat_map(|block| block.fused.iter().map(move |fused| (block, fused)));
+    let convs: Vec<_> = convs.filter(|(_, fused)| wanted(fused)).collect();
     let share = impulse_share(convs.iter().map(|(_, fused)| *fused));
     convs
         .par_iter()

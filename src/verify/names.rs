@@ -35,8 +35,10 @@ pub fn aligned(file: Checkpoint, plan: &Plan) -> Result<(Checkpoint, Option<Stri
     let Some(found) = by_bare_name(found.iter().map(String::as_str)) else {
         return Ok((file, None));
     };
+    let consumed = plan.blocks.iter().flat_map(|block| &block.consumed);
+    let trained: BTreeSet<String> = consumed.map(|tensor| bare(tensor.name())).collect();
     let first = weights().next().map(|planned| bare(&planned.output.name));
-    let difference = match one_difference(&expected, &found, first.as_deref()) {
+    let difference = match one_difference(&expected, &trained, &found, first.as_deref()) {
         Ok(Some(difference)) => difference,
         // What is missing of names that are the same otherwise is said one by one.
         Err(why) if there == 0 => return Err(why),
@@ -106,13 +108,9 @@ impl Difference {
     }
 }
 
-fn one_difference(
-    expected: &BTreeMap<String, &str>,
-    found: &BTreeMap<String, &str>,
-    first: Option<&str>,
-) -> Result<Option<Difference>, String> {
+/// The ways in which names may differ, given those that are found and one that is expected.
+fn ways(found: &BTreeMap<String, &str>, first: &str) -> Vec<Difference> {
     let mut ways: BTreeSet<(bool, &str)> = BTreeSet::new();
-    let Some(first) = first else { return Ok(None) };
     for name in found.keys() {
         let before = |long: &'_ str, short: &str| -> Option<usize> {
             Some(long.strip_suffix(short)?.strip_suffix('.')?.len())
@@ -128,12 +126,30 @@ fn one_difference(
         true => Difference::More(path.to_owned()),
         false => Difference::Less(path.to_owned()),
     }));
+    all
+}
+
+/// `trained` are names of the training form, which other converters leave in the file.
+fn one_difference(
+    expected: &BTreeMap<String, &str>,
+    trained: &BTreeSet<String>,
+    found: &BTreeMap<String, &str>,
+    first: Option<&str>,
+) -> Result<Option<Difference>, String> {
+    let Some(first) = first else { return Ok(None) };
+    let all = ways(found, first);
     let fits = |way: &Difference, name: &str| {
         way.expected(name)
             .is_some_and(|name| expected.contains_key(&name))
     };
+    let left = |way: &Difference, name: &str| {
+        way.expected(name)
+            .is_some_and(|name| trained.contains(&name))
+    };
     let whole = |way: &&Difference| {
-        found.len() == expected.len() && found.keys().all(|name| fits(way, name))
+        let fit = found.keys().filter(|name| fits(way, name)).count();
+        let known = |name: &String| fits(way, name) || left(way, name);
+        fit == expected.len() && found.keys().all(known)
     };
     // Two ways would make names of different lengths.
     if let Some(way) = all.iter().find(whole) {
@@ -144,7 +160,8 @@ fn one_difference(
     let best = all.iter().map(|way| (share(way), way)).max_by_key(|x| x.0);
     match best {
         Some((n, way)) if n > 1 && 2 * n > found.len().min(expected.len()) => {
-            let odd = found.iter().find(|(bare, _)| !fits(way, bare));
+            let of_none = |name: &str| !fits(way, name) && !left(way, name);
+            let odd = found.iter().find(|(bare, _)| of_none(bare));
             let reached: BTreeSet<String> =
                 found.keys().filter_map(|name| way.expected(name)).collect();
             let missing = expected.iter().find(|(bare, _)| !reached.contains(*bare));

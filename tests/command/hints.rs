@@ -1,5 +1,7 @@
 //! Hints for mistakes in a recipe of one's own, and for files that no recipe knows.
 
+use crate::support::Random;
+use crate::support::file::{Place, checkpoint, norm, tensor};
 use crate::support::tiny::Tiny;
 
 fn network() -> Tiny {
@@ -80,5 +82,40 @@ fn a_model_name_leads_to_its_recipes() {
         none.stderr.contains("no recipe names `no such model`"),
         "{}",
         none.stderr
+    );
+}
+
+/// Many recipes know any conv and norm. One is offered for a tensor that stands in the way where it has a place for it in one block
+/// with all of its neighbours.
+#[test]
+fn a_recipe_is_offered_where_it_explains_the_block() {
+    let (place, mut random) = (Place::new(), Random(5));
+    let said = |file: &crate::support::forge::File, more: &str| {
+        file.write(&place.path("in.safetensors"));
+        let ran = place.run(&format!("fuse in.safetensors out.safetensors {more}"));
+        assert_eq!(ran.code(), Some(2), "{}", ran.stderr);
+        let stands = "stands among its tensors, and recipe ";
+        assert!(ran.stderr.contains(stands), "{}", ran.stderr);
+        ran.stderr
+    };
+    let mut more = checkpoint(2, 4);
+    let branch = "stage0.0.rbr_dense_2";
+    tensor(
+        &mut more,
+        &format!("{branch}.conv.weight"),
+        &[4, 4, 3, 3],
+        &mut random,
+    );
+    norm(&mut more, &format!("{branch}.bn"), 4, &mut random);
+    let none = said(&more, "");
+    assert!(!none.contains("knows it"), "{none}");
+    let mut scaled = checkpoint(2, 4);
+    tensor(&mut scaled, "stage0.0.alpha", &[1], &mut random);
+    tensor(&mut scaled, "stage1.0.alpha", &[1], &mut random);
+    let one = said(&scaled, "--recipe repvgg");
+    assert!(one.contains("`--recipe mmyolo` "), "{one}");
+    assert!(
+        one.contains("knows it; pass `--beside 'stage0.0.alpha'`"),
+        "{one}"
     );
 }

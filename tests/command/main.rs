@@ -12,6 +12,7 @@ mod cli_json;
 mod cli_report;
 mod cli_text;
 mod documents;
+mod exported;
 mod facts;
 mod families;
 mod foreign;

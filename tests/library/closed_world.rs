@@ -251,16 +251,12 @@ fn leaves(plan: &Plan) -> BTreeSet<String> {
     leaves.map(|leaf| leaf.name().to_owned()).collect()
 }
 
-/// Every module of a block, and every path between them and the path above all. (A stale copy of the fused conv, which is
-/// dropped with all that is in it, is no module of the block.)
-fn places(block: &Block, plan: &Plan, leaves: &BTreeSet<String>) -> BTreeSet<String> {
+/// Every module of a block, and every path between them and the path above all. A copy of the fused conv that the block leaves out is
+/// one, too.
+fn places(block: &Block, plan: &Plan) -> BTreeSet<String> {
     let start = start_of_kind(block, plan);
     let mut places = BTreeSet::from([start.clone()]);
-    for tensor in block
-        .consumed()
-        .iter()
-        .filter(|t| leaves.contains(t.name()))
-    {
+    for tensor in block.consumed() {
         let mut module = parent(tensor.name());
         while module.len() > start.len() {
             places.insert(module.to_owned());
@@ -284,6 +280,9 @@ fn additions() -> Vec<Vec<(&'static str, Vec<usize>)>> {
         vec![("alpha", vec![1])],
         vec![("gamma", vec![4])],
         vec![("layer_scale", vec![4, 1, 1])],
+        vec![("running_mean", vec![4])],
+        vec![("num_batches_tracked", vec![4, 4])],
+        vec![("more.weight", vec![4])],
         branch,
         norm([
             "more_norm.weight",
@@ -376,7 +375,7 @@ fn one_tensor_more_is_refused() {
         let plan = planned(&file, case, recipes).expect("a plan");
         let header = Header::of(&file);
         for block in kinds(&plan) {
-            for place in places(block, &plan, &leaves(&plan)) {
+            for place in places(block, &plan) {
                 for added in additions() {
                     let named = |end: &str| match place.is_empty() {
                         true => end.to_owned(),
@@ -402,6 +401,51 @@ fn one_tensor_more_is_refused() {
         }
     });
     sweep.holds(&[MAY_BE_MORE]);
+}
+
+/// The counter of a norm is one integer: what has its name and is none has been put there.
+#[test]
+fn a_counter_is_one_integer() {
+    let sweep = swept(|case, recipes, sweep| {
+        let file = Checkpoint::open(&case.train).expect("a checkpoint");
+        let plan = planned(&file, case, recipes).expect("a plan");
+        let header = Header::of(&file);
+        for block in kinds(&plan) {
+            let norms = block.consumed().iter().filter_map(|tensor| {
+                let norm = tensor.name().strip_suffix("running_mean")?;
+                Some(format!("{norm}num_batches_tracked"))
+            });
+            for count in norms {
+                for (shape, dtype, counts) in [
+                    (&[][..], "I64", true),
+                    (&[1], "I64", true),
+                    (&[], "I32", true),
+                    // All tensors of the file are cast.
+                    (&[], "F32", true),
+                    (&[], "F16", false),
+                    (&[], "BOOL", false),
+                    (&[4, 4], "I64", false),
+                    (&[0], "I64", false),
+                ] {
+                    let mut other = header.clone();
+                    other.set(&count, dtype, shape);
+                    sweep.tried += 1;
+                    match planned(&other.open(), case, recipes) {
+                        Ok(_) if counts => sweep.known += 1,
+                        Ok(_) => sweep.passed(case, &count, &[]),
+                        Err(said) if counts || !said.contains(&count) => {
+                            sweep.unnamed.push(format!("{}: {said}", case.name));
+                        }
+                        Err(said) => {
+                            let expected = "; expected one integer, which counts the batches that a norm has seen";
+                            assert!(said.contains(expected), "{said}");
+                        }
+                    }
+                }
+            }
+        }
+    });
+    sweep.holds(&[]);
 }
 
 #[test]

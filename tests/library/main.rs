@@ -6,6 +6,7 @@ mod support;
 
 mod architecture;
 mod archives;
+mod beside_branches;
 mod closed_world;
 mod conv2d_laws;
 mod documents;
@@ -26,6 +27,7 @@ mod single_weights;
 mod slabs;
 mod torch_consistency;
 mod torch_conv2d;
+mod vectors;
 mod verify;
 mod wrapped_states;
 mod wrappers;

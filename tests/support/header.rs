@@ -31,6 +31,14 @@ impl Header {
         self.0.insert(name.to_owned(), about);
     }
 
+    /// A tensor of any type, in the place of one of this name.
+    pub fn set(&mut self, name: &str, dtype: &str, shape: &[usize]) {
+        let bits = repfuse::tensor::Dtype::from_name(dtype).bits();
+        let bytes = bits.expect("a known type") * shape.iter().product::<usize>() / 8;
+        let about = (dtype.to_owned(), shape.to_vec(), bytes as u64);
+        self.0.insert(name.to_owned(), about);
+    }
+
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name).expect("a tensor of this name");
     }

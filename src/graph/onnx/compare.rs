@@ -55,6 +55,7 @@ pub fn verify(
         blocks,
         copied,
         rounded: 0,
+        unfused: 0,
         failures: failures.into_iter().map(Wrong::Differs).collect(),
         fits: made.map(|_| fits(&edit.plan, deployed)),
         allowance: allowance_of(deployed),

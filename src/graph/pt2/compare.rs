@@ -48,6 +48,7 @@ pub fn verify(
         blocks,
         copied: compare.copied,
         rounded: 0,
+        unfused: 0,
         failures: compare.failures.into_iter().map(Wrong::Differs).collect(),
         fits: made.map(|_| fits(&edit.plan, deployed)),
         allowance: allowance_of(deployed),
