@@ -301,8 +301,6 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     ("graph/onnx/grids.rs", "line"),
     // A file from its bytes to its graph, in the order in which one part needs another.
     ("graph/onnx/open.rs", "open_with"),
-    // Names, descriptions and bytes of the same tensors are compared, with what the three share.
-    ("graph/pt2/compare.rs", "tensors"),
     // What makes a padding one that is filled: one condition after the other.
     ("graph/pt2/fills.rs", "found"),
     // One walk from the last node to the first, with what each node decides for those before it.
