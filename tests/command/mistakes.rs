@@ -68,6 +68,21 @@ fn recipes_with_one_mistake() {
             top(r#""owns": ["a"]"#),
         ),
         (
+            top(r#""when": ["a"], "modules": "backbone""#),
+            "at `modules`: found a string; expected an array of module names",
+            top(r#""when": ["a"], "modules": ["backbone", "stage*"]"#),
+        ),
+        (
+            top(r#""modules": ["backbone"]"#),
+            "at `modules`: the key `when` is missing; `modules` says in which modules its evidence stands",
+            top(r#""when": ["a"], "modules": ["backbone"]"#),
+        ),
+        (
+            top(r#""when": ["a"], "modules": ["a.b"]"#),
+            "at `modules`: `a.b` is not the name of one module; expected one segment of a path, such as `backbone`, or its beginning and `*`",
+            top(r#""when": ["a"], "modules": ["b"]"#),
+        ),
+        (
             top(r#""rename": ["a"]"#),
             "at `rename`: found an array; expected an object: old name to new name",
             top(r#""rename": {"a": "b"}"#),
@@ -84,7 +99,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `$schema`, `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `unless`, `owns`, `deploy`, \
+            "unknown key `zzzzzzzz`; expected one of `$schema`, `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `modules`, `unless`, `owns`, `deploy`, \
              `drop`, `rename`, `beside`, `blocks`, `network`, `host`",
             top(r#""eps_note": "1""#),
         ),

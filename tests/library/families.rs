@@ -228,26 +228,6 @@ fn a_network_beside_has_its_own_eps() {
     assert!(tried >= 20, "{tried}");
 }
 
-#[test]
-fn a_recipe_says_its_modules_by_name() {
-    let with = |keys: &str| {
-        let text = format!(
-            r#"{{"name": "own", "about": "a", {keys}, "blocks": [{{"at": "{{p}}.conv.weight", "fuse": {{"{{p}}.out": {{"conv": "{{p}}.conv"}}}}}}]}}"#
-        );
-        recipe::parse(&text, "own.json")
-            .expect_err("a mistake")
-            .to_string()
-    };
-    let without = with(r#""modules": ["head"]"#);
-    let says = "the key `when` is missing; `modules` says in which modules its evidence stands";
-    assert!(without.contains(says), "{without}");
-    for name in ["", "*", "a.b", "{p}", "a*b"] {
-        let wrong = with(&format!(r#""when": ["{{p}}.a"], "modules": ["{name}"]"#));
-        let says = " is not the name of one module; expected one segment of a path, such as `backbone`, or its beginning and `*`";
-        assert!(wrong.contains(says), "{wrong}");
-    }
-}
-
 /// A tensor of a file that nothing is read of.
 fn float(name: &str, shape: &[usize]) -> (String, Tensor) {
     let part = Part {
