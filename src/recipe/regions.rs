@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::bounds::Bounds;
 use super::error::Error;
 use super::expand::{Index, MatchBudget, anywhere};
-use super::model::{BlockRule, Recipe};
+use super::model::{BATCH_COUNT, BlockRule, NORM, Recipe};
 use super::pattern::{Captures, Pattern};
 use super::start::{Start, found_in, is_start, possible_starts, starts};
 use crate::tensor::Tensor;
@@ -611,17 +611,17 @@ fn tensors_of(
             None => {}
         }
     }
-    // What a block makes superfluous is its own, too.
-    for dropped in start
-        .rule
-        .drop
-        .iter()
-        .filter_map(|p| p.fill(&start.captures))
-    {
-        let inside = index.range(dropped.clone()..);
-        let inside = inside.take_while(|(name, _)| name.starts_with(&dropped));
-        let own = inside.filter(|(name, _)| **name == dropped || is_in(name, &dropped));
-        found.extend(own.map(|(_, tensor)| tensor.clone()));
+    // What a block makes superfluous is its own, too: of a fused conv that conv, of another module what a conv or a norm has.
+    let named = |pattern: &Pattern| pattern.fill(&start.captures);
+    let fused: Vec<String> = (start.rule.fuse.iter())
+        .filter_map(|(module, _)| named(module))
+        .collect();
+    for dropped in start.rule.drop.iter().filter_map(named) {
+        let (conv, all) = (&NORM[..2], [&NORM[..], &[BATCH_COUNT]].concat());
+        let ends = if fused.contains(&dropped) { conv } else { &all };
+        let inside = ends.iter().map(|end| format!("{dropped}.{end}"));
+        let names = inside.chain([dropped.clone()]);
+        found.extend(names.filter_map(|name| index.get(&name).cloned()));
     }
     found
 }
