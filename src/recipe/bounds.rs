@@ -86,13 +86,15 @@ impl<'a> Bounds<'a> {
 
     /// The module of a network that has this name or stands above it.
     fn module_of<'n>(&self, name: &'n str) -> Option<&'n str> {
-        let mut above = paths(name, self.modules);
-        let path = above.find(|path| self.networks.contains(*path))?;
-        let start = if path.is_empty() { 0 } else { path.len() + 1 };
-        let end = name[start..]
-            .find('.')
-            .map_or(name.len(), |dot| start + dot);
-        Some(&name[..end])
+        self.networks.iter().find_map(|path| {
+            let below = match &**path {
+                "" => name,
+                path => name.strip_prefix(path)?.strip_prefix('.')?,
+            };
+            let start = name.len() - below.len();
+            let end = below.find('.').map_or(name.len(), |dot| start + dot);
+            is_module(&name[start..end], self.modules).then_some(&name[..end])
+        })
     }
 }
 
@@ -104,18 +106,17 @@ fn paths<'n>(name: &'n str, modules: &[String]) -> impl Iterator<Item = &'n str>
         start += segment.len() + 1;
         (path, segment)
     });
-    let is_module = |segment: &str| {
-        let mut modules = modules.iter();
-        modules.any(|module| match module.strip_suffix('*') {
-            Some(start) => segment.starts_with(start),
-            None => module == segment,
-        })
-    };
-    let found: Vec<&str> = segments
-        .filter(|(_, segment)| is_module(segment))
-        .map(|(path, _)| path)
-        .collect();
-    found.into_iter()
+    let of_module = segments.filter(|(_, segment)| is_module(segment, modules));
+    of_module.map(|(path, _)| path)
+}
+
+/// Whether a segment of a name is one of some modules.
+fn is_module(segment: &str, modules: &[String]) -> bool {
+    let mut modules = modules.iter();
+    modules.any(|module| match module.strip_suffix('*') {
+        Some(start) => segment.starts_with(start),
+        None => module == segment,
+    })
 }
 
 /// What is in all of some sets.
