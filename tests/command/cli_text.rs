@@ -129,7 +129,7 @@ fn fuse_prints_what_became_less() {
   bytes       10.4 kB  →  4.68 kB
   recipe      repvgg
   bn eps      1e-5 from recipe repvgg; 1e-3 would change a scale by up to 0.4 %
-  load        model = create_RepVGG_A0(deploy=True); model.load_state_dict(safetensors.torch.load_file(\"deploy.safetensors\"))
+  load        model = MODEL; [m.switch_to_deploy() for m in list(model.modules()) if hasattr(m, \"switch_to_deploy\")]; model.load_state_dict(safetensors.torch.load_file(\"deploy.safetensors\"))
 "
     );
     assert_eq!(
