@@ -434,7 +434,7 @@ impl<'a> Ledger<'a> {
                 }
                 None => {}
             }
-            if self.recipe.drop.iter().any(|p| covers(p, name).is_some()) {
+            if self.is_dropped(name) {
                 self.dropped.push(tensor.clone());
                 continue;
             }
@@ -458,6 +458,22 @@ impl<'a> Ledger<'a> {
             outputs.extend(copies(tensor, to.as_deref().unwrap_or(name)));
         }
         Ok(())
+    }
+
+    /// Whether a tensor is what the recipe drops of a network that it has blocks of: another one may have the same names. (Where the
+    /// recipe says the modules of its network, nothing else is looked at.)
+    fn is_dropped(&self, name: &str) -> bool {
+        let has_block = |path: &str| {
+            let mut consumed = self.blocks.iter().flat_map(|block| &block.consumed);
+            path.is_empty() || consumed.any(|tensor| is_below(tensor.name(), path))
+        };
+        let mut drops = self.recipe.drop.iter();
+        drops.any(|pattern| {
+            covers(pattern, name).is_some_and(|(_, captures)| {
+                let path = pattern.prefix().and_then(|prefix| captures.get(prefix));
+                !self.recipe.modules.is_empty() || path.is_none_or(has_block)
+            })
+        })
     }
 
     /// The error of a tensor that is left of a block which is not whole.

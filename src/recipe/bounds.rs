@@ -14,43 +14,57 @@ use crate::tensor::Tensor;
 /// The part of a file that is a recipe's.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bounds<'a> {
-    /// The names of the modules that a network consists of.
-    modules: &'a [String],
-    /// The paths that networks are below. Without one all of the file is the recipe's: it names no modules, or none of them has its
-    /// evidence.
+    /// The names of the modules that a network consists of; without them, all modules.
+    modules: Option<&'a [String]>,
+    /// The paths that networks are below. Without one all of the file is the recipe's.
     networks: BTreeSet<String>,
 }
 
 impl<'a> Bounds<'a> {
-    /// Finds the networks of a recipe: the paths below which a module that it names has its evidence.
+    /// Finds the networks of a recipe: the paths below which a module that it names has its evidence. Where the modules have other
+    /// names, it is the path that all evidence is below.
     pub(crate) fn of(recipe: &'a Recipe, index: &Index) -> Bounds<'a> {
         let modules = &recipe.modules;
-        let lists = match modules.is_empty() {
-            true => &[][..],
-            false => &recipe.when,
-        };
-        let above = |any: &Vec<Pattern>| -> Vec<Vec<String>> {
+        if modules.is_empty() {
+            return Bounds {
+                modules: None,
+                networks: BTreeSet::new(),
+            };
+        }
+        let found = |any: &Vec<Pattern>| -> Vec<&str> {
             let found = any.iter().flat_map(|pattern| anywhere(index, pattern));
-            let above = |name| paths(name, modules).map(str::to_owned).collect();
-            found.map(|(tensor, _)| above(tensor.name())).collect()
+            found.map(|(tensor, _)| tensor.name()).collect()
         };
-        let evidence: Vec<Vec<Vec<String>>> = lists.iter().map(above).collect();
-        let common = in_all(
-            evidence
-                .iter()
-                .map(|list| list.iter().flatten().cloned().collect()),
-        );
+        let evidence: Vec<Vec<&str>> = recipe.when.iter().map(found).collect();
+        let above = |names: &Vec<&str>| {
+            let above = names.iter().flat_map(|name| paths(name, modules));
+            above.map(str::to_owned).collect()
+        };
+        let common = in_all(evidence.iter().map(above));
         // Evidence is of the innermost network that it stands in.
-        let innermost = |above: &Vec<String>| {
-            let mut above = above.iter().rev();
-            above.find(|path| common.contains(*path)).cloned()
+        let innermost = |names: &Vec<&str>| {
+            let of = |name: &&str| {
+                let above = paths(name, modules).filter(|path| common.contains(*path));
+                above.last().map(str::to_owned)
+            };
+            names.iter().filter_map(of).collect()
         };
-        let networks = in_all(
-            evidence
-                .iter()
-                .map(|list| list.iter().filter_map(innermost).collect()),
-        );
-        Bounds { modules, networks }
+        let networks = in_all(evidence.iter().map(innermost));
+        if !networks.is_empty() {
+            return Bounds {
+                modules: Some(modules),
+                networks,
+            };
+        }
+        let path = match evidence.iter().any(Vec::is_empty) {
+            true => None,
+            false => shared_path(evidence.iter().flatten().copied()),
+        };
+        let path = path.filter(|path| !path.is_empty());
+        Bounds {
+            modules: None,
+            networks: path.map(str::to_owned).into_iter().collect(),
+        }
     }
 
     /// Whether the recipe's part of a file has an end.
@@ -93,7 +107,8 @@ impl<'a> Bounds<'a> {
             };
             let start = name.len() - below.len();
             let end = below.find('.').map_or(name.len(), |dot| start + dot);
-            is_module(&name[start..end], self.modules).then_some(&name[..end])
+            let is_one = |modules| is_module(&name[start..end], modules);
+            self.modules.is_none_or(is_one).then_some(&name[..end])
         })
     }
 }
@@ -117,6 +132,21 @@ fn is_module(segment: &str, modules: &[String]) -> bool {
         Some(start) => segment.starts_with(start),
         None => module == segment,
     })
+}
+
+/// The longest path above all of some names in which no segment has a number: numbered modules are parts of a network.
+fn shared_path<'n>(mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let first = names.next()?;
+    let has_number = |segment: &&str| segment.contains(|c: char| c.is_ascii_digit());
+    let above = first.matches('.').count();
+    let plain = first.split('.').take_while(|segment| !has_number(segment));
+    let shared = names.fold(plain.count().min(above), |shared, name| {
+        let both = first.split('.').zip(name.split('.'));
+        shared.min(both.take_while(|(a, b)| a == b).count())
+    });
+    let mut dots = first.match_indices('.');
+    let (end, _) = dots.nth(shared.checked_sub(1)?)?;
+    Some(&first[..end])
 }
 
 /// What is in all of some sets.

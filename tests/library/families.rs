@@ -228,6 +228,61 @@ fn a_network_beside_has_its_own_eps() {
     assert!(tried >= 20, "{tried}");
 }
 
+#[test]
+fn a_network_of_other_modules_ends_with_its_path() {
+    let recipe = recipe::parse(
+        r#"{"name": "own", "about": "a", "cite": "c", "eps": 1e-5, "when": ["{p}.mixer.weight"], "modules": ["stages"], "drop": ["{p}.aux"],
+            "blocks": [{"at": "{p}.conv.weight", "fuse": {"{p}.conv": {"conv": "{p}.conv", "bn": "{p}.bn"}}}]}"#,
+        "own.json",
+    )
+    .expect("a recipe");
+    let block = |path: &str| {
+        let norm = ["weight", "bias", "running_mean", "running_var"];
+        let norm = norm.map(|end| float(&format!("{path}.bn.{end}"), &[4]));
+        let conv = float(&format!("{path}.conv.weight"), &[4, 4, 3, 3]);
+        norm.into_iter().chain([conv]).collect::<Vec<_>>()
+    };
+    let fused = |names: &[&str]| -> Vec<String> {
+        let mut index = Index::new();
+        for name in names {
+            index.extend(block(name));
+        }
+        index.extend([float("net.body1.mixer.weight", &[4])]);
+        index.extend([float("net.body2.mixer.weight", &[4])]);
+        index.extend([float("net.body1.aux.a.weight", &[4])]);
+        index.extend([float("other.aux.a.weight", &[4])]);
+        let plan = plan::plan(&index, &recipe, &Options::default()).expect("a plan");
+        let outputs = plan.outputs().iter().map(|o| o.output.name.clone());
+        assert!(outputs.clone().any(|name| name == "other.aux.a.weight"));
+        assert!(!outputs.clone().any(|name| name == "net.body1.aux.a.weight"));
+        let blocks = plan.blocks().iter();
+        blocks.map(|block| block.name().to_owned()).collect()
+    };
+    // The modules have other names than the recipe says: what stands beside the path of the evidence is none of the network.
+    let found = fused(&["net.stem", "net.body1.a", "decoder.a"]);
+    assert_eq!(found, ["net.body1.a", "net.stem"]);
+}
+
+#[test]
+fn what_a_recipe_drops_is_of_a_network_that_it_has_blocks_of() {
+    let recipe = recipe::parse(
+        r#"{"name": "own", "about": "a", "cite": "c", "drop": ["{p}.aux"], "blocks": [{"at": "{p}.big.weight", "bias": false, "fuse":
+            {"{p}.big": {"sum": [{"conv": "{p}.big", "bias": false}, {"conv": "{p}.small", "bias": false}]}}}]}"#,
+        "own.json",
+    )
+    .expect("a recipe");
+    let index: Index = [
+        float("one.a.big.weight", &[4, 4, 3, 3]),
+        float("one.a.small.weight", &[4, 4, 1, 1]),
+        float("one.aux.weight", &[4]),
+        float("two.aux.weight", &[4]),
+    ]
+    .into();
+    let plan = plan::plan(&index, &recipe, &Options::default()).expect("a plan");
+    let outputs: Vec<&str> = plan.outputs().iter().map(|o| &*o.output.name).collect();
+    assert_eq!(outputs, ["two.aux.weight", "one.a.big.weight"]);
+}
+
 /// A tensor of a file that nothing is read of.
 fn float(name: &str, shape: &[usize]) -> (String, Tensor) {
     let part = Part {
