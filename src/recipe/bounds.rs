@@ -67,6 +67,11 @@ impl<'a> Bounds<'a> {
         }
     }
 
+    /// The paths that networks are below.
+    pub(super) fn networks(&self) -> impl Iterator<Item = &String> {
+        self.networks.iter()
+    }
+
     /// Whether the recipe's part of a file has an end.
     pub(super) fn are_known(&self) -> bool {
         !self.networks.is_empty()

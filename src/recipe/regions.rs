@@ -223,7 +223,7 @@ impl<'a, 'i> File<'a, 'i> {
         };
         let guests = below.into_iter().filter(|r| !self.explains(host, r));
         let guests = guests.map(|guest| Region {
-            host: Some(host),
+            host: Some(host).filter(|_| self.seen[host].bounds.hold(&guest.path)),
             ..guest
         });
         std::iter::once(network).chain(guests).collect()
@@ -242,8 +242,10 @@ impl<'a, 'i> File<'a, 'i> {
             let is_other = |module: &&Range<usize>| {
                 let mut inside = below.iter().filter(|r| module.contains(&r.tensors.start));
                 let first = self.names.get(module.start);
+                // Within the modules that a recipe says, what it does not explain are guests.
                 first.is_some_and(|name| !self.seen[i].bounds.hold(name))
-                    || inside.any(|region| !self.explains(i, region))
+                    || !(is_bounded && self.seen[i].bounds.are_known())
+                        && inside.any(|region| !self.explains(i, region))
             };
             modules.iter().filter(is_other).collect()
         };
@@ -257,7 +259,11 @@ impl<'a, 'i> File<'a, 'i> {
                 let mut found = below.iter();
                 found.any(|region| range.contains(&region.tensors.start))
             };
+            let is_own =
+                |region: &&Region| !others.iter().any(|o| o.contains(&region.tensors.start));
+            let mut own = below.iter().filter(is_own);
             (is_evident || seen.has_across(&modules, tensors))
+                && own.all(|region| self.explains(*i, region))
                 && others.len() + 1 < modules.len()
                 && others.iter().any(finds)
                 && seen.fits_without(tensors, &others)
@@ -293,12 +299,18 @@ impl<'a, 'i> File<'a, 'i> {
         let all = 0..self.seen.len();
         let fitting: Vec<usize> = all.filter(|i| self.seen[*i].fits(tensors)).collect();
         let mut whole = fitting.clone();
-        // What has its own evidence and shares nothing with a recipe is another network, though it is found in no one module.
+        // What has its own evidence and shares nothing with a recipe is another network, though it is found in no one module. Beside
+        // one that asks for no evidence, a block is enough.
         let is_apart = |i: &usize, other: &usize| {
             let [recipe, other] = [&self.seen[*i], &self.seen[*other]];
             let is_claimed = |tensor: &usize| recipe.claimed[*tensor].is_some();
+            let is_free = |block: &(usize, Vec<usize>)| !block.1.iter().any(is_claimed);
             let mut blocks = other.blocks_in(tensors);
-            !other.recipe.when.is_empty() && !blocks.any(|block| block.1.iter().any(is_claimed))
+            let is_free = match recipe.recipe.when.is_empty() {
+                true => blocks.any(is_free),
+                false => blocks.all(is_free),
+            };
+            is_free && !other.recipe.when.is_empty()
         };
         whole.retain(|i| !fitting.iter().any(|other| is_apart(i, other)));
         // A recipe that found its evidence is preferred to one that asks for none.
@@ -339,21 +351,23 @@ impl<'a, 'i> File<'a, 'i> {
         if !seen.recipe.host {
             return false;
         }
-        let guests: Vec<&Region> = below.iter().filter(|r| !self.explains(host, r)).collect();
-        if !guests.iter().all(|guest| seen.bounds.hold(&guest.path)) {
-            return false;
-        }
-        let is_guests = |tensor: usize| guests.iter().any(|g| g.tensors.contains(&tensor));
+        let others: Vec<&Region> = below.iter().filter(|r| !self.explains(host, r)).collect();
+        let has_guest = others.iter().any(|r| seen.bounds.hold(&r.path));
+        let is_others = |tensor: usize| others.iter().any(|r| r.tensors.contains(&tensor));
         // A network that is whole further down has nothing to do with what stands beside it.
         let outside = |block: &(usize, Vec<usize>)| {
             let inside = |region: &Region| region.tensors.contains(&block.0);
             !below.iter().any(inside)
         };
-        let own = below.len() - guests.len();
+        let own = below.len() - others.len();
         let spreads = own > 1 || seen.blocks_in(tensors).any(outside);
         let is_below = |root: &String| path == root || is_in(path, root);
-        let begins = seen.roots.iter().any(is_below);
-        spreads && begins && !guests.is_empty() && seen.fits_beside(tensors, &is_guests)
+        let begins = seen
+            .roots
+            .iter()
+            .chain(seen.bounds.networks())
+            .any(is_below);
+        spreads && begins && has_guest && seen.fits_beside(tensors, &is_others)
     }
 
     /// Whether what was found are networks side by side: all of the file below a path, each with its own evidence and nothing

@@ -229,6 +229,51 @@ fn a_network_beside_has_its_own_eps() {
 }
 
 #[test]
+fn a_guest_inside_has_the_eps_of_its_host_and_a_network_beside_its_own() {
+    let recipes = recipe::builtin().expect("the built-in recipes");
+    let all = one_of_each(&recipes);
+    let of = |recipe: &str| {
+        &all.iter()
+            .find(|(case, ..)| case.recipe == recipe)
+            .expect("a case")
+            .1
+    };
+    for guest in ["repvgg", "timm-repvit", "timm-mobileone", "levit"] {
+        for [host, at] in [
+            ["ultralytics", "model.0"],
+            ["yolox", "backbone.backbone.stem"],
+        ] {
+            // RepVGG's names speak against YOLOX: another project has both.
+            if [host, guest] == ["yolox", "repvgg"] {
+                continue;
+            }
+            let mut index = of(host).clone();
+            index.retain(|name, _| !name.starts_with(&format!("{at}.")));
+            index.extend(under(&format!("{at}."), of(guest)));
+            index.extend(under("teacher.", of(guest)));
+            let families = recipe::detect(&index, &recipes).expect("families");
+            let found: BTreeSet<(&str, Option<&str>, bool)> = families
+                .iter()
+                .map(|family| {
+                    let is_beside = family.at.iter().any(|path| path.starts_with("teacher"));
+                    (
+                        &*family.recipe.name,
+                        family.host.map(|host| &*host.name),
+                        is_beside,
+                    )
+                })
+                .collect();
+            let expected = BTreeSet::from([
+                (host, None, false),
+                (guest, Some(host), false),
+                (guest, None, true),
+            ]);
+            assert_eq!(found, expected, "{guest} in {host}");
+        }
+    }
+}
+
+#[test]
 fn a_network_of_other_modules_ends_with_its_path() {
     let recipe = recipe::parse(
         r#"{"name": "own", "about": "a", "cite": "c", "eps": 1e-5, "when": ["{p}.mixer.weight"], "modules": ["stages"], "drop": ["{p}.aux"],
