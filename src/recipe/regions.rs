@@ -238,17 +238,7 @@ impl<'a, 'i> File<'a, 'i> {
         is_bounded: bool,
     ) -> Result<Vec<Region>, Vec<Region>> {
         let modules: Vec<Range<usize>> = self.modules(path, tensors.clone()).map(|m| m.1).collect();
-        let others = |i: usize| -> Vec<&Range<usize>> {
-            let is_other = |module: &&Range<usize>| {
-                let mut inside = below.iter().filter(|r| module.contains(&r.tensors.start));
-                let first = self.names.get(module.start);
-                // Within the modules that a recipe says, what it does not explain are guests.
-                first.is_some_and(|name| !self.seen[i].bounds.hold(name))
-                    || !(is_bounded && self.seen[i].bounds.are_known())
-                        && inside.any(|region| !self.explains(i, region))
-            };
-            modules.iter().filter(is_other).collect()
-        };
+        let others = |i: usize| self.others(i, &modules, &below, is_bounded);
         let is_network = |i: &usize| {
             let (seen, others) = (&self.seen[*i], others(*i));
             let is_evident = match is_bounded {
@@ -292,6 +282,26 @@ impl<'a, 'i> File<'a, 'i> {
         Ok(std::iter::once(network)
             .chain(beside.map(|(region, _)| region))
             .collect())
+    }
+
+    /// Those of some modules that a recipe's network does not consist of.
+    fn others<'m>(
+        &self,
+        recipe: usize,
+        modules: &'m [Range<usize>],
+        below: &[Region],
+        is_bounded: bool,
+    ) -> Vec<&'m Range<usize>> {
+        let seen = &self.seen[recipe];
+        let is_other = |module: &&Range<usize>| {
+            let mut inside = below.iter().filter(|r| module.contains(&r.tensors.start));
+            let first = self.names.get(module.start);
+            // Within the modules that a recipe says, what it does not explain are guests.
+            let may_have_guests = is_bounded && seen.bounds.are_known();
+            first.is_some_and(|name| !seen.bounds.hold(name))
+                || !may_have_guests && inside.any(|region| !self.explains(recipe, region))
+        };
+        modules.iter().filter(is_other).collect()
     }
 
     /// The recipes that a part of a file may be of as a whole: several where they fit equally well.
