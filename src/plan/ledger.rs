@@ -8,7 +8,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use super::agree::{Agreement, without_numbers};
 use super::classes::Unknown;
 use super::closed::{Beside, Region, Regions};
-use super::dropped::{dropped, expect_counters};
+use super::counters::expect_counters;
 use super::leftover::{Half, Lack, Operators};
 use super::path::{is_below, module_or_own, modules_above};
 use super::select::Select;
@@ -19,6 +19,7 @@ use super::{
 use crate::algebra::shape::resolve;
 use crate::algebra::{GeometryError, Resolved};
 use crate::recipe::Error;
+use crate::recipe::dropped::dropped;
 use crate::recipe::expand::{Expanded, Index, MOST_OPERATORS, MatchBudget, expand, wanted_conv};
 use crate::recipe::model::{BATCH_COUNT, BlockRule, NORM, Recipe, Template};
 use crate::recipe::near::owner;
@@ -145,10 +146,8 @@ impl<'a> Ledger<'a> {
             block.assumes_identity |= expanded.assumes_identity;
             optional.append(&mut expanded.optional);
         }
-        for name in rule.drop.iter().filter_map(|p| p.fill(captures)) {
-            let with_it = dropped(self.index, &name, &block.fused);
-            block.consumed.extend(with_it.into_iter().cloned());
-        }
+        let dropped = dropped(rule, captures, self.index);
+        block.consumed.extend(dropped.into_iter().cloned());
         block.consumed.sort_by(|a, b| a.name().cmp(b.name()));
         block.consumed.dedup_by(|a, b| a.name() == b.name());
         if self.is_again(&block.consumed) {

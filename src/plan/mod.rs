@@ -6,7 +6,7 @@ mod agree;
 mod build;
 mod classes;
 pub(crate) mod closed;
-mod dropped;
+mod counters;
 mod facts;
 mod families;
 mod idle;
@@ -25,12 +25,12 @@ mod structure;
 mod without;
 mod wrapped;
 
+pub(crate) use crate::recipe::pattern::within;
 pub use build::built_with;
 pub use families::{Applied, plan_families};
 pub use idle::idle;
 pub(crate) use model::WeightOrBias;
 pub use model::{Block, EpsSource, Left, Options, Plan, Planned, PlannedConv, Source};
-pub(crate) use path::within;
 pub use select::glob;
 
 use self::ledger::{Fate, Ledger};

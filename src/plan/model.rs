@@ -1,6 +1,6 @@
 //! A plan as data: blocks, what each becomes, and what is written in which order.
 
-use super::path::within;
+use super::within;
 use super::{Applied, planned};
 use crate::algebra::{Geometry, Resolved};
 use crate::recipe::model::Network;

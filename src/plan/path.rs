@@ -1,4 +1,4 @@
-//! Dotted names: the modules above a tensor, what stands below one, and how a name is put together.
+//! Dotted names: the modules above a tensor, and what stands below one.
 
 /// The module that a tensor is a parameter of.
 pub(crate) fn parent(name: &str) -> &str {
@@ -19,12 +19,4 @@ pub(crate) fn is_below(name: &str, module: &str) -> bool {
 /// Every module above a tensor, the outermost first.
 pub(crate) fn modules_above(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(at, _)| &name[..at])
-}
-
-/// The name of what belongs to a module; the module that holds the whole network has no name.
-pub(crate) fn within(module: &str, end: &str) -> String {
-    match module {
-        "" => end.to_owned(),
-        module => format!("{module}.{end}"),
-    }
 }

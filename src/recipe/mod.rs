@@ -7,6 +7,7 @@ pub(crate) mod bounds;
 mod builtin;
 mod captures;
 pub(crate) mod detect;
+pub(crate) mod dropped;
 mod error;
 pub(crate) mod expand;
 mod json;

@@ -360,6 +360,14 @@ impl Pattern {
     }
 }
 
+/// The name of what belongs to a module; the module that holds the whole network has no name.
+pub(crate) fn within(module: &str, end: &str) -> String {
+    match module {
+        "" => end.to_owned(),
+        module => format!("{module}.{end}"),
+    }
+}
+
 /// If a pattern names this tensor or a module above it: the length of that name, and the captures.
 pub(crate) fn covers(pattern: &Pattern, name: &str) -> Option<(usize, Captures)> {
     // Most names do not have the literal end at all.

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::bounds::Bounds;
+use super::dropped::dropped;
 use super::error::Error;
 use super::expand::{Index, MatchBudget, anywhere};
-use super::model::{BATCH_COUNT, BlockRule, NORM, Recipe};
+use super::model::{BlockRule, Recipe};
 use super::pattern::{Captures, Pattern};
 use super::start::{Start, found_in, is_start, possible_starts, starts};
 use crate::tensor::Tensor;
@@ -635,17 +636,8 @@ fn tensors_of(
             None => {}
         }
     }
-    // What a block makes superfluous is its own, too: of a fused conv that conv, of another module what a conv or a norm has.
-    let named = |pattern: &Pattern| pattern.fill(&start.captures);
-    let fused: Vec<String> = (start.rule.fuse.iter())
-        .filter_map(|(module, _)| named(module))
-        .collect();
-    for dropped in start.rule.drop.iter().filter_map(named) {
-        let (conv, all) = (&NORM[..2], [&NORM[..], &[BATCH_COUNT]].concat());
-        let ends = if fused.contains(&dropped) { conv } else { &all };
-        let inside = ends.iter().map(|end| format!("{dropped}.{end}"));
-        let names = inside.chain([dropped.clone()]);
-        found.extend(names.filter_map(|name| index.get(&name).cloned()));
-    }
+    // What a block makes superfluous is its own, too.
+    let dropped = dropped(start.rule, &start.captures, index);
+    found.extend(dropped.into_iter().cloned());
     found
 }

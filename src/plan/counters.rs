@@ -1,31 +1,9 @@
-//! What a block leaves out: the tensors that a conv or a norm has, and no others. One more in such a module has a part in what it
-//! computes, or is a mistake, and must not vanish.
+//! Counters of batch norms: one integer each, and no other tensor of that name.
 
 use foldhash::{HashMap, HashMapExt};
 
-use super::PlannedConv;
-use super::path::within;
-use crate::recipe::expand::Index;
 use crate::recipe::model::{BATCH_COUNT, NORM};
 use crate::tensor::{Dtype, Tensor};
-
-/// The tensors that go with a name of `drop`: the tensor of this name, or those of the module of this name.
-pub(super) fn dropped<'a>(index: &'a Index, name: &str, fused: &[PlannedConv]) -> Vec<&'a Tensor> {
-    let names = match fused.iter().find(|conv| conv.module == name) {
-        // What the file has of a fused conv is that conv.
-        Some(conv) => conv.names().collect(),
-        None => parts_of(name),
-    };
-    let own = std::iter::once(name.to_owned());
-    let named = own.chain(names);
-    named.filter_map(|name| index.get(&name)).collect()
-}
-
-/// The names that the tensors of a conv or a norm may have.
-fn parts_of(module: &str) -> Vec<String> {
-    let ends = NORM.into_iter().chain([BATCH_COUNT]);
-    ends.map(|end| within(module, end)).collect()
-}
 
 /// Checks that the counters among the tensors of a block are some: one integer each, or one number of the type of the whole norm where
 /// somebody has cast all tensors of a file.
