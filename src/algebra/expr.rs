@@ -172,6 +172,19 @@ pub trait Values<T> {
     /// Fills `out` with the elements of `leaf` from the flat, row-major position `first` on.
     fn read(&mut self, leaf: &T, first: usize, out: &mut [f64]) -> Result<(), Self::Error>;
 
+    /// The same, each element times `scale`, as where it is added to zeros: a product of −0 becomes +0.
+    fn read_scaled(
+        &mut self,
+        leaf: &T,
+        first: usize,
+        scale: f64,
+        out: &mut [f64],
+    ) -> Result<(), Self::Error> {
+        self.read(leaf, first, out)?;
+        out.iter_mut().for_each(|x| *x = 0.0 + scale * *x);
+        Ok(())
+    }
+
     /// The elements `first..first + len` of `leaf` as a vector.
     fn vector(&mut self, leaf: &T, first: usize, len: usize) -> Result<Vec<f64>, Self::Error> {
         let mut out = vec![0.0; len];

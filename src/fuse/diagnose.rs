@@ -128,7 +128,7 @@ pub fn check_norms(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<EpsSensit
     let mut smallest: Vec<(Option<usize>, f64, &Bn<Tensor>)> = Vec::new();
     for_each_norm(checkpoint, &plan.blocks, |block, bn, vars| {
         let family = of(block);
-        let Some(var) = vars.iter().copied().min_by(f64::total_cmp) else {
+        let Some(var) = vars.iter().copied().reduce(f64::min) else {
             return;
         };
         match smallest.iter_mut().find(|found| found.0 == family) {
@@ -181,8 +181,11 @@ fn for_each_norm<'p>(
             .flat_map(|fused| fused.expr.root().norms())
         {
             let vars = reader.vector(&bn.var, 0, bn.var.len())?;
-            let is_one = |var: f64| var >= 0.0 && var.is_finite() && var + bn.eps > 0.0;
-            if let Some(i) = vars.iter().position(|var| !is_one(*var)) {
+            let is_one = |var: f64| (var >= 0.0) & var.is_finite() & (var + bn.eps > 0.0);
+            // All of them are looked at first, which runs in vectors.
+            let all = vars.iter().fold(true, |all, var| all & is_one(*var));
+            let wrong = || vars.iter().position(|var| !is_one(*var));
+            if let Some(i) = (!all).then(wrong).flatten() {
                 if vars[i] == 0.0 && bn.eps == 0.0 {
                     return Err(Error::NoVariance {
                         tensor: bn.var.to_string(),

@@ -56,10 +56,10 @@ pub(super) fn encode_rows(
             }
             None => to.row,
         };
-        if !dtype.encode(row_of_file, stored) {
+        let Some(zeros) = dtype.encode_counting(row_of_file, stored) else {
             return Err(explain(checkpoint, fused, row, to.row, bias));
-        }
-        vanished += dtype.vanishing(to.row);
+        };
+        vanished += zeros;
         to.biases.push(bias);
     }
     Ok(vanished)

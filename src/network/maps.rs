@@ -203,7 +203,7 @@ fn one(
             Ok::<_, Error>(maps.iter().copied().collect())
         };
         let (allowance, input) = (allowance_of(deployed), rounding.input);
-        beyond(allowance, float, Shown::All, &block, input, values)
+        beyond(allowance, float, |_| Shown::All, &block, input, values)
     })?;
     let mut verdict = MapVerdict {
         module: fused.module.clone(),

@@ -21,6 +21,8 @@ pub struct Applied {
     pub eps_note: Option<String>,
     /// Who else uses these names with another bare identity.
     pub identity_note: Option<String>,
+    /// What decides a factor that no file holds, and that the recipe takes for 1.
+    pub factor_note: Option<String>,
     /// The recipe of the network that its blocks are guests in.
     pub host: Option<String>,
     /// The paths that its part of the file is below; an empty one is the whole file.

@@ -400,6 +400,7 @@ impl<'a> Ledger<'a> {
                 eps_source,
                 eps_note: recipe.eps_note.clone(),
                 identity_note: recipe.identity_note.clone(),
+                factor_note: recipe.factor_note.clone(),
                 host: None,
                 at: vec![String::new()],
                 blocks: 0..self.blocks.len(),

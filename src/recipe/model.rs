@@ -25,6 +25,8 @@ pub struct Recipe {
     pub eps_note: Option<String>,
     /// Who else uses the same names with or without a bare identity.
     pub identity_note: Option<String>,
+    /// What decides a factor that no file holds, and that the recipe takes for 1.
+    pub factor_note: Option<String>,
     /// Detection: of each list, one must match some tensor.
     pub when: Vec<Vec<Pattern>>,
     /// The modules that its network consists of: its blocks are in these, below the path at which they have the evidence. A `*` at the

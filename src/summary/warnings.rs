@@ -29,6 +29,7 @@ pub fn warnings(plan: &Plan, weights: &[EpsSensitivity]) -> Vec<Warning> {
             false => about_eps(family, weight),
         }));
         found.extend(about_identities(plan, family));
+        found.extend(about_factors(plan, family));
         found.extend(about_odd_blocks(plan, family));
         found.extend(about_arguments(plan, family));
     }
@@ -131,6 +132,21 @@ fn about_identities(plan: &Plan, family: &Applied) -> Option<Warning> {
                 1 => "1 block that keeps its width holds".to_owned(),
                 n => format!("{n} blocks that keep their width hold"),
             },
+            quoted(&family.recipe)
+        ),
+        tensors,
+        other_eps: None,
+    })
+}
+
+fn about_factors(plan: &Plan, family: &Applied) -> Option<Warning> {
+    let note = family.factor_note.as_ref()?;
+    let blocks = plan.blocks_of(family);
+    let convs = blocks.iter().flat_map(|block| &block.fused);
+    let tensors: Vec<String> = convs.map(|conv| conv.weight_name()).collect();
+    (!tensors.is_empty()).then(|| Warning {
+        sentence: format!(
+            "no file holds the factor of these blocks, and recipe {} takes it for 1: {note}",
             quoted(&family.recipe)
         ),
         tensors,

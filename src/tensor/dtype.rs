@@ -174,6 +174,28 @@ impl Float {
         }
     }
 
+    /// Decodes little-endian bytes, each number times `scale`; `out` decides how many. A product of −0 becomes +0, as where it is added to zeros.
+    pub fn decode_scaled(self, bytes: &[u8], scale: f64, out: &mut [f64]) {
+        match self {
+            // In one pass: folding a file of plain convs does little else.
+            Float::F32 => dispatch!(Level::new(), _simd => {
+                decode(bytes, out, |b| 0.0 + scale * f64::from(f32::from_le_bytes(b)));
+            }),
+            _ => {
+                self.decode(bytes, out);
+                dispatch!(Level::new(), _simd => out.iter_mut().for_each(|x| *x = 0.0 + scale * *x));
+            }
+        }
+    }
+
+    /// Stores numbers as [`encode`](Self::encode) does. Returns how many are not zero and become zero, or none where one is not finite.
+    pub fn encode_counting(self, values: &[f64], out: &mut [u8]) -> Option<usize> {
+        if self == Float::F32 && dispatch!(Level::new(), _simd => encode_ordinary(values, out)) {
+            return Some(0);
+        }
+        self.encode(values, out).then(|| self.vanishing(values))
+    }
+
     /// How many numbers are not zero and become zero when they are stored.
     pub fn vanishing(self, values: &[f64]) -> usize {
         if self == Float::F64 {
@@ -231,6 +253,22 @@ fn encode_f32(values: &[f64], out: &mut [u8]) -> bool {
         beyond |= u32::from(bits & EXPONENT == EXPONENT);
     }
     beyond == 0
+}
+
+/// Stores numbers as f32; whether each of them is finite and none is zero, which one look at all bits tells.
+#[inline(always)]
+fn encode_ordinary(values: &[f64], out: &mut [u8]) -> bool {
+    debug_assert_eq!(out.len(), values.len() * 4);
+    // Without its sign and less one, a zero has all bits set, and what is not finite is no less than this.
+    const LEAST: u32 = (f32::INFINITY.to_bits() << 1) - 1;
+    let (chunks, _) = out.as_chunks_mut::<4>();
+    let mut largest = 0;
+    for (x, b) in values.iter().zip(chunks) {
+        let bits = (*x as f32).to_bits();
+        *b = bits.to_le_bytes();
+        largest = (bits << 1).wrapping_sub(1).max(largest);
+    }
+    largest < LEAST
 }
 
 /// How many half numbers are converted at once: for slices the `half` crate uses the CPU's instructions, and one by one f16
@@ -427,6 +465,55 @@ mod tests {
             Float::F16.vanishing(&[2f64.powi(-25), 2f64.powi(-24), 0.0]),
             1
         );
+    }
+
+    #[test]
+    fn encoding_counts_what_vanishes() {
+        let ordinary: Vec<f64> = (1..=70).map(|i| f64::from(i - 35) + 0.5).collect();
+        let smallest = f64::from(f32::from_bits(1));
+        let odd = [0.0, -0.0, smallest / 2.0, -smallest, f64::from(f32::MAX)];
+        let beyond = [f64::NAN, f64::NEG_INFINITY, 3.5e38];
+        for float in [Float::Bf16, Float::F16, Float::F32, Float::F64] {
+            for at in 0..ordinary.len() {
+                for x in odd.iter().chain(&beyond).chain(&ordinary[..1]) {
+                    let mut values = ordinary.clone();
+                    values[at] = *x;
+                    let len = values.len() * float.size();
+                    let (mut bytes, mut expected) = (vec![0; len], vec![0; len]);
+                    let finite = float.encode(&values, &mut expected);
+                    let counted = float.encode_counting(&values, &mut bytes);
+                    assert_eq!(
+                        counted,
+                        finite.then(|| float.vanishing(&values)),
+                        "{float} {x:e}"
+                    );
+                    assert_eq!(bytes, expected, "{float} {x:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_scales() {
+        let values: Vec<f64> = (-40..40)
+            .map(|i| f64::from(i) / 8.0)
+            .chain([-0.0])
+            .collect();
+        for float in [Float::Bf16, Float::F16, Float::F32, Float::F64] {
+            let mut bytes = vec![0; values.len() * float.size()];
+            assert!(float.encode(&values, &mut bytes));
+            for scale in [1.0, -0.3, 0.0] {
+                let mut scaled = vec![7.0; values.len()];
+                float.decode_scaled(&bytes, scale, &mut scaled);
+                for (x, y) in values.iter().zip(scaled) {
+                    assert_eq!(
+                        (0.0 + scale * x).to_bits(),
+                        y.to_bits(),
+                        "{float} {x} {scale}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

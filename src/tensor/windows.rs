@@ -50,6 +50,34 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The bytes of `len` elements from `first` on, and what they are.
+    fn bytes(&mut self, leaf: &Tensor, first: usize, len: usize) -> Result<(Float, &[u8]), Error> {
+        let i = self.window_of(leaf)?;
+        let window = &mut self.windows[i];
+        let size = window.float.size();
+        if first < window.held.start || first + len > window.held.end {
+            let rows = leaf.shape().first().copied().unwrap_or(1).max(1);
+            let end = match self.until {
+                Some((of, until)) if of == rows => until.min(rows) * (leaf.len() / rows),
+                _ => leaf.len(),
+            };
+            let ahead = (self.window_bytes / size)
+                .min(end.saturating_sub(first))
+                .max(len);
+            if window.bytes.len() < ahead * size {
+                window.bytes.resize(ahead * size, 0);
+            }
+            // What a failed read leaves in the window is not to be taken for anything.
+            window.held = 0..0;
+            let bytes = &mut window.bytes[..ahead * size];
+            self.checkpoint
+                .read_at(leaf, (first * size) as u64, bytes)?;
+            window.held = first..first + ahead;
+        }
+        let at = (first - window.held.start) * size;
+        Ok((window.float, &window.bytes[at..at + len * size]))
+    }
+
     fn window_of(&mut self, leaf: &Tensor) -> Result<usize, Error> {
         if let Some(i) = self.windows.iter().position(|w| w.tensor.is(leaf)) {
             return Ok(i);
@@ -80,34 +108,20 @@ impl Values<Tensor> for Reader<'_> {
     type Error = Error;
 
     fn read(&mut self, leaf: &Tensor, first: usize, out: &mut [f64]) -> Result<(), Error> {
-        let i = self.window_of(leaf)?;
-        let window = &mut self.windows[i];
-        let size = window.float.size();
-        if first < window.held.start || first + out.len() > window.held.end {
-            let rows = leaf.shape().first().copied().unwrap_or(1).max(1);
-            let end = match self.until {
-                Some((of, until)) if of == rows => until.min(rows) * (leaf.len() / rows),
-                _ => leaf.len(),
-            };
-            let len = (self.window_bytes / size)
-                .min(end.saturating_sub(first))
-                .max(out.len());
-            if window.bytes.len() < len * size {
-                window.bytes.resize(len * size, 0);
-            }
-            // What a failed read leaves in the window is not to be taken for anything.
-            window.held = 0..0;
-            self.checkpoint.read_at(
-                leaf,
-                (first * size) as u64,
-                &mut window.bytes[..len * size],
-            )?;
-            window.held = first..first + len;
-        }
-        let at = (first - window.held.start) * size;
-        window
-            .float
-            .decode(&window.bytes[at..at + out.len() * size], out);
+        let (float, bytes) = self.bytes(leaf, first, out.len())?;
+        float.decode(bytes, out);
+        Ok(())
+    }
+
+    fn read_scaled(
+        &mut self,
+        leaf: &Tensor,
+        first: usize,
+        scale: f64,
+        out: &mut [f64],
+    ) -> Result<(), Error> {
+        let (float, bytes) = self.bytes(leaf, first, out.len())?;
+        float.decode_scaled(bytes, scale, out);
         Ok(())
     }
 }

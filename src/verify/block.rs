@@ -302,12 +302,12 @@ impl Compare<'_> {
         want: Extent,
         reader: &mut Reader<'_>,
     ) -> Result<Vec<f64>, diagnose::Error> {
-        // An impulse shows weights; the others show biases, too.
         let [weight, bias] = self.slab.rows.types;
-        let (float, shown) = match input {
-            Input::Spikes(_) => (weight, Shown::Weight),
-            Input::Dense(_) => (weight.min(bias), Shown::All),
+        let float = match input {
+            Input::Spikes(_) => weight,
+            Input::Dense(_) => weight.min(bias),
         };
+        let shown = |i| shown_by(input, i);
         let run = |part: &_, reading| self.trained(part, input, want, reading, reader);
         beyond(
             self.check.allowance,
@@ -324,11 +324,10 @@ impl Compare<'_> {
         let g = self.check.fused.geometry();
         let (which, index, whole_channel) = match input {
             Input::Dense(maps) => {
-                let (o, map) = (self.rows.start + i / maps.maps(), i % maps.maps());
-                // The first map is one of zeros.
-                match map == 0 {
-                    true => (WeightOrBias::Bias, vec![o], false),
-                    false => (WeightOrBias::Weight, vec![o], true),
+                let o = self.rows.start + i / maps.maps();
+                match shown_by(input, i) {
+                    Shown::Bias => (WeightOrBias::Bias, vec![o], false),
+                    _ => (WeightOrBias::Weight, vec![o], true),
                 }
             }
             Input::Spikes(Spikes { channels, .. }) => {
@@ -347,6 +346,15 @@ impl Compare<'_> {
             expected: Some(expected),
             whole_channel,
         }
+    }
+}
+
+/// What the output of this number shows of a conv: an impulse one weight, and of the dense maps the first, which is one of zeros, the bias.
+fn shown_by(input: &Input, i: usize) -> Shown {
+    match input {
+        Input::Spikes(_) => Shown::Weight,
+        Input::Dense(maps) if i.is_multiple_of(maps.maps()) => Shown::Bias,
+        Input::Dense(_) => Shown::All,
     }
 }
 

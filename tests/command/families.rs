@@ -223,6 +223,39 @@ fn what_names_leave_open_is_warned_of() {
 }
 
 #[test]
+fn a_factor_that_no_file_holds_is_told() {
+    let place = Place::new();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let adapters = format!("{root}/fixtures/repadapter/blocks.train.safetensors");
+    let summary = json(&place, &format!("fuse {adapters} out.safetensors"));
+    let [warning] = &summary["warnings"].as_array().expect("warnings")[..] else {
+        panic!("{summary:#}");
+    };
+    let said = warning["sentence"].as_str().expect("a sentence");
+    let expected = "no file holds the factor of these blocks, and recipe `repadapter` takes it for 1: `set_RepAdapter`";
+    assert!(said.starts_with(expected), "{said}");
+    // The copy that the sentence asks for.
+    let (recipe, text) = repfuse::recipe::source("repadapter").expect("a recipe");
+    assert!(recipe.factor_note.is_some());
+    let scaled = text.replace(
+        r#"_B", "bias": true }]"#,
+        r#"_B", "bias": true }, { "scale": 0.1 }]"#,
+    );
+    assert_ne!(scaled, text);
+    std::fs::write(place.path("scaled.json"), scaled).expect("a recipe");
+    let other = json(
+        &place,
+        &format!("fuse {adapters} scaled.safetensors --recipe scaled.json"),
+    );
+    let expression =
+        |summary: &serde_json::Value| summary["blocks"][0]["outputs"][0]["expression"].clone();
+    assert_eq!(expression(&summary), "1×1+b(x + 1×1+b(1×1+b))");
+    assert_eq!(expression(&other), "1×1+b(x + 0.1·(1×1+b(1×1+b)))");
+    let bytes = |name: &str| std::fs::read(place.path(name)).expect("a file");
+    assert_ne!(bytes("scaled.safetensors"), bytes("out.safetensors"));
+}
+
+#[test]
 fn the_library_checks_variances_itself() {
     let place = Place::new();
     let mut file = checkpoint(1, 4);

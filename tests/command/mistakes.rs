@@ -99,7 +99,7 @@ fn recipes_with_one_mistake() {
         ),
         (
             top(r#""zzzzzzzz": 1"#),
-            "unknown key `zzzzzzzz`; expected one of `$schema`, `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `when`, `modules`, `unless`, `owns`, `deploy`, \
+            "unknown key `zzzzzzzz`; expected one of `$schema`, `name`, `about`, `cite`, `models`, `load`, `eps`, `eps_note`, `identity_note`, `factor_note`, `when`, `modules`, `unless`, `owns`, `deploy`, \
              `drop`, `rename`, `beside`, `blocks`, `network`, `host`",
             top(r#""eps_note": "1""#),
         ),

@@ -1,15 +1,17 @@
-//! One weight of a deploy form off by a hundred-thousandth of its row: rejected whatever the kind of conv, and named by its index.
+//! One number of a deploy form off by a hundred-thousandth: rejected whatever the kind of conv and whoever folded it, and named by its index.
 
 use std::ops::ControlFlow;
 
 use crate::support::Random;
 use crate::support::file::{Place, norm, recipe, tensor};
+use crate::support::fixtures::cases;
 use crate::support::forge::File;
 use repfuse::fuse;
-use repfuse::plan::{self, Options};
+use repfuse::plan::{self, Options, Source};
 use repfuse::recipe;
 use repfuse::tensor::Checkpoint;
 use repfuse::verify::{Allowance, Deployed, Verdict, verify};
+use safetensors::Dtype;
 
 /// A kind of conv: two branches of it, each with its norm, or one behind another.
 struct Kind {
@@ -184,4 +186,49 @@ fn any_weight_of_any_kind_is_found_and_named() {
             }
         }
     }
+}
+
+/// Files that the authors' own code folded, in f32: each is accepted, and no weight and no bias may be off by 1e-5, where the tensor's
+/// numbers are no larger than 1. (An f32 near 100 is 1e-5 from the next.)
+#[test]
+fn any_number_of_an_authors_file_is_found() {
+    let (place, mut random) = (Place::new(), Random(41));
+    let recipes = recipe::builtin().expect("the recipes");
+    let (mut weights, mut biases) = (0, 0);
+    for case in cases() {
+        let recipe = recipes.iter().find(|recipe| recipe.name == case.recipe);
+        let train = Checkpoint::open(&case.train).expect("a checkpoint");
+        let recipe = recipe.expect("a recipe");
+        let plan = plan::plan(train.tensors(), recipe, &Options::default()).expect("a plan");
+        let theirs = File::read(&case.deploy);
+        for output in plan.outputs() {
+            let count = match output.what {
+                Source::Weight(..) => &mut weights,
+                Source::Bias(..) => &mut biases,
+                _ => continue,
+            };
+            let name = &output.output.name;
+            let held = theirs.tensors.get(name);
+            let Some(held) = held.filter(|held| held.dtype == Dtype::F32) else {
+                continue;
+            };
+            let values = held.values();
+            if values.iter().any(|x| x.abs() > 1.0) {
+                continue;
+            }
+            let at = random.below(values.len());
+            let mut edited = theirs.clone();
+            edited.at(name).edit(|w| w[at] += 1e-5);
+            edited.write(&place.path("edited.safetensors"));
+            let file = Checkpoint::open(place.path("edited.safetensors")).expect("a file");
+            let found = verify(&train, &plan, Deployed::File(&file), &Default::default());
+            let found = found.expect("a verdict");
+            assert!(!found.accepted(), "{}: `{name}`, {at}", case.name);
+            *count += 1;
+        }
+    }
+    assert!(
+        weights > 250 && biases > 450,
+        "{weights} weights, {biases} biases"
+    );
 }

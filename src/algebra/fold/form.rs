@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Affine, Folded};
 use crate::algebra::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
-use crate::algebra::extent::Extent;
-use crate::algebra::part::{Kernel, Op, Part, split};
+use crate::algebra::extent::{Extent, POINT};
+use crate::algebra::part::{Kernel, Layout, Op, Part, split};
 use crate::algebra::shape::Geometry;
 
 /// Terms and a bias `[out]`.
@@ -52,6 +52,28 @@ impl Rows {
         match self {
             Rows::Same => Some(o),
             Rows::Of(rows) => rows[o],
+        }
+    }
+}
+
+impl<T: Operand> Term<T> {
+    /// The weight whose rows are, but for the scale, rows of the whole kernel as they are stored: that of the largest branch, mostly.
+    pub(super) fn whole_rows(&self, whole: &Geometry) -> Option<&T> {
+        match &self.source {
+            Source::Conv {
+                kernel,
+                geometry,
+                after: None,
+            } => {
+                let as_stored = kernel.layout == Layout::Plain
+                    && !kernel.flipped
+                    && kernel.dilation == POINT
+                    && self.means.is_empty();
+                let same = geometry.extent() == whole.extent()
+                    && geometry.in_per_group() == whole.in_per_group();
+                (as_stored && same).then_some(&kernel.weight)
+            }
+            _ => None,
         }
     }
 }

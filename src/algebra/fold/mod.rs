@@ -109,17 +109,17 @@ impl<T: Operand> Folded<T> {
         let start = self.geometry.first_input(o);
         let mut bias = self.form.bias[o];
         let mut filled = false;
-        for Term {
-            source,
-            rows,
-            scale,
-            means,
-        } in &self.form.terms
-        {
-            let Some(of_source) = rows.of(o) else {
+        for term in &self.form.terms {
+            let Some(of_source) = term.rows.of(o) else {
                 continue;
             };
-            let scale = scale[o];
+            let scale = term.scale[o];
+            if !filled && let Some(weight) = term.whole_rows(&self.geometry) {
+                values.read_scaled(weight, of_source * out.len(), scale, out)?;
+                filled = true;
+                continue;
+            }
+            let Term { source, means, .. } = term;
             let (taps, extent, first): (&[f64], _, _) = match source {
                 Source::Diagonal => (&[1.0], POINT, of_source),
                 Source::Inner(inner) => (
