@@ -28,7 +28,7 @@ impl Default for Budget {
 
 impl Budget {
     /// Whether so many more may be read or computed; then they count.
-    fn allows(&mut self, numbers: usize) -> bool {
+    pub(super) fn allows(&mut self, numbers: usize) -> bool {
         let left = self.0.checked_sub(numbers);
         self.0 = left.unwrap_or(self.0);
         left.is_some()

@@ -41,6 +41,8 @@ struct Bordered {
     adds: bool,
     /// Whether the numbers differ along a side.
     varies: bool,
+    /// Whether the indices list every place of a side, as optimizers of graphs leave them, and nothing is turned.
+    is_listed: bool,
 }
 
 impl Default for Bordered {
@@ -53,8 +55,27 @@ impl Default for Bordered {
             is_read: false,
             adds: false,
             varies: false,
+            is_listed: false,
         }
     }
+}
+
+/// Every place of some rows of `[1, 4, 10, 10]` along an axis.
+fn listed(axis: i64, rows: &[i64]) -> (Vec<usize>, Vec<i64>) {
+    let all: Vec<i64> = (0..10).collect();
+    let [along_2, along_3] = match axis {
+        2 => [rows, &all],
+        _ => [&all, rows],
+    };
+    let mut places = Vec::new();
+    for channel in 0..4 {
+        for i in along_2 {
+            along_3
+                .iter()
+                .for_each(|j| places.extend([0, channel, *i, *j]));
+        }
+    }
+    (vec![1, 4, along_2.len(), along_3.len(), 4], places)
 }
 
 fn ramp(n: usize) -> Vec<f32> {
@@ -83,7 +104,28 @@ impl Bordered {
             node("Pad", &["a", "around", "zero"], &["p"], &[]),
         ];
         let mut at = "p".to_owned();
-        for (i, (axis, rows, off)) in self.sides.iter().enumerate() {
+        for (i, (axis, rows, off)) in self.sides.iter().enumerate().filter(|_| self.is_listed) {
+            let [indices, numbers, filled] =
+                ["indices", "numbers", "straight"].map(|what| format!("{what}{i}"));
+            let (shape, places) = listed(*axis, rows);
+            let of = |at: usize| bias[at * 4 / (shape[2] * shape[3] * 4) % 4] + off;
+            let count = shape[..4].iter().product();
+            let values: Vec<f32> = (0..count).map(of).collect();
+            tensors.push(tensor(&numbers, &shape[..4], &values));
+            let bytes: Vec<u8> = places
+                .iter()
+                .flat_map(|place| place.to_le_bytes())
+                .collect();
+            tensors.push(typed(&indices, &shape, 7, &bytes));
+            nodes.push(node(
+                "ScatterND",
+                &[&at, &indices, &numbers],
+                &[&filled],
+                &[],
+            ));
+            at = filled;
+        }
+        for (i, (axis, rows, off)) in self.sides.iter().enumerate().filter(|_| !self.is_listed) {
             let name = |what: &str| format!("{what}{i}");
             let [turned, filled, straight] = ["turned", "filled", "straight"].map(name);
             let [indices, numbers] = ["indices", "numbers"].map(name);
@@ -205,6 +247,35 @@ fn a_border_that_only_looks_so_is_left() {
         let (before, after, left) = fused(&place, &bordered.bytes());
         assert_eq!((before, after), (3, 3), "{i}: {why}");
         assert!(left.contains(why), "{i}: expected {why}, found {left}");
+    }
+}
+
+/// What `onnxsim` and the optimizers of onnxruntime leave: every place of a side is a constant.
+#[test]
+fn a_border_whose_places_are_listed_is_a_padding() {
+    let place = Place::new();
+    let of = || Bordered {
+        is_listed: true,
+        ..Bordered::default()
+    };
+    let (before, after, left) = fused(&place, &of().bytes());
+    assert_eq!((before, after), (3, 1), "{left}");
+    let with = |i: usize, side: Side| {
+        let mut bordered = of();
+        bordered.sides[i] = side;
+        bordered
+    };
+    let cases = [
+        with(0, (2, vec![0, 1], 0.0)),
+        with(0, (2, vec![1], 0.0)),
+        with(1, (2, vec![9, 8], 0.0)),
+        with(3, (3, vec![0], 0.0)),
+        with(3, (3, vec![3, 9], 0.0)),
+    ];
+    for (i, bordered) in cases.iter().enumerate() {
+        let (before, after, left) = fused(&place, &bordered.bytes());
+        assert_eq!((before, after), (3, 3), "{i}");
+        assert!(left.contains(OTHER_ROWS), "{i}: {left}");
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::grids::Grids;
 use super::proto::{Attribute, Name, Node};
-use super::reading::Reading;
+use super::reading::{Ints, Reading};
 use crate::graph::border::{Fills, Rows};
 use crate::graph::constants::Budget;
-use crate::graph::model::{self, Op, ValueId};
+use crate::graph::model::{self, Dim, Op, ValueId};
 
 /// What is followed while the nodes of a graph are read.
 #[derive(Debug, Default)]
@@ -16,6 +16,21 @@ pub(super) struct Following {
 }
 
 impl Following {
+    /// The rows of a value of this shape that a constant lists number by number, and their axis, as optimizers of graphs leave them.
+    fn listed(
+        &mut self,
+        reading: &Reading<'_>,
+        name: Name,
+        shape: &[Dim],
+    ) -> Option<(usize, Rows)> {
+        let tensor = reading.constant(Some(name))?;
+        let listed = tensor.shape().len() == shape.len() + 1;
+        if !listed || !self.budget.allows(tensor.len()) {
+            return None;
+        }
+        block(&reading.stored_ints(tensor)?, shape)
+    }
+
     /// Follows what a node makes of a padding; `read` is the node, which will have the number `at`.
     ///
     /// # Errors
@@ -53,7 +68,7 @@ impl Following {
 
     /// The rows that a node replaces, and their axis.
     fn rows(
-        &self,
+        &mut self,
         reading: &Reading<'_>,
         node: &Node,
         (from, indices): (ValueId, Name),
@@ -67,9 +82,11 @@ impl Following {
             return None;
         }
         let shape = reading.values.values[from.0].shape.as_ref()?;
-        let Some(ints) = reading.whole(indices) else {
-            return self.grids.rows(indices, shape);
-        };
+        let whole = self.grids.rows(indices, shape);
+        if let Some(found) = whole.or_else(|| self.listed(reading, indices, shape)) {
+            return Some(found);
+        }
+        let ints = reading.whole(indices)?;
         // Whole rows, by the first axis.
         let [count, 1] = ints.shape[..] else {
             return None;
@@ -85,4 +102,56 @@ impl Following {
         let fits = follow && count == ints.numbers.len();
         fits.then(|| Some((0, Rows::of(first, end, len)?)))?
     }
+}
+
+/// The rows of a shape that places `[.., rank]` make up, and their axis: every place of a block that is whole along all other axes.
+fn block(places: &Ints, shape: &[Dim]) -> Option<(usize, Rows)> {
+    let (rank, size) = (shape.len(), &places.shape[..shape.len()]);
+    let lens: Vec<usize> = shape.iter().map(Dim::known).collect::<Option<_>>()?;
+    if places.shape.last() != Some(&rank) || places.numbers.is_empty() {
+        return None;
+    }
+    let from_front = |axis: usize, n: i64| match (n, i64::try_from(lens[axis])) {
+        (..0, Ok(len)) => n.checked_add(len),
+        _ => Some(n),
+    };
+    let start: Vec<i64> = (0..rank)
+        .map(|axis| from_front(axis, places.numbers[axis]))
+        .collect::<Option<_>>()?;
+    let is_there = |(i, place): (usize, &[i64])| {
+        let at = unravelled(i, size);
+        let mut axes = at.iter().zip(place).enumerate();
+        axes.all(|(axis, (at, n))| {
+            let expected = i64::try_from(*at)
+                .ok()
+                .and_then(|at| start[axis].checked_add(at));
+            expected.is_some() && from_front(axis, *n) == expected
+        })
+    };
+    let in_order = places.numbers.chunks_exact(rank).enumerate().all(is_there);
+    let mut parts = (0..rank).filter(|axis| size[*axis] != lens[*axis]);
+    let (axis, None) = (parts.next()?, parts.next()) else {
+        return None;
+    };
+    let others = (0..rank).filter(|other| *other != axis);
+    let whole = others.into_iter().all(|other| start[other] == 0);
+    let end = start[axis].checked_add(i64::try_from(size[axis]).ok()?)?;
+    let rows = (in_order && whole).then(|| Rows::of(start[axis], end, Some(lens[axis])))?;
+    Some((axis, rows?))
+}
+
+/// The place along each axis of what has this number in a shape.
+fn unravelled(number: usize, shape: &[usize]) -> Vec<usize> {
+    let mut rest = number;
+    let mut at: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|n| {
+            let place = rest % n;
+            rest /= n;
+            place
+        })
+        .collect();
+    at.reverse();
+    at
 }

@@ -152,15 +152,17 @@ impl<'a> Reading<'a> {
         if let Some(ints) = self.computed.get(&name) {
             return Some(ints.clone());
         }
-        let tensor = self.constants.get(&name)?;
+        let few = |tensor: &&Tensor| tensor.len() <= MOST_INTS;
+        self.stored_ints(self.constants.get(&name).filter(few)?)
+    }
+
+    /// The whole numbers of a constant tensor, however many.
+    pub fn stored_ints(&self, tensor: &Tensor) -> Option<Ints> {
         let size = match tensor.dtype().to_string().as_str() {
             "I64" => 8,
             "I32" => 4,
             _ => return None,
         };
-        if tensor.len() > MOST_INTS {
-            return None;
-        }
         let mut bytes = vec![0; tensor.len() * size];
         self.checkpoint.read_at(tensor, 0, &mut bytes).ok()?;
         let number = |b: &[u8]| match *b {

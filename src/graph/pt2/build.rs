@@ -6,8 +6,8 @@ use std::path::Path;
 use super::alias::{self, Step, effect};
 use super::call::{Call, Context, Input, Opaque};
 use super::error::Error;
-use super::json::{Members, Tagged, read};
-use super::schema::{self, NodeText, StoredSpec, TensorMeta, names};
+use super::json::{Members, Raw, Tagged, read};
+use super::schema::{self, NodeText, StoredSpec, TensorMeta, WrittenBackSpec, names};
 use super::{computed, fills, ops, views};
 use crate::graph::border::{Around, Fills};
 use crate::graph::constants::Budget;
@@ -73,8 +73,10 @@ pub(super) fn built(
         .filter(|(node, last)| node != last)
         .collect();
     let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
-    let stored = stored(specs, checkpoint, unread, &mut context).map_err(wrong)?;
-    for name in stored.iter().filter(|name| changed.stored.contains(*name)) {
+    let written_back = written_back(module.signature.output_specs).map_err(wrong)?;
+    let Stored { stored, changing } =
+        stored(specs, checkpoint, (unread, &written_back), &mut context).map_err(wrong)?;
+    for name in changed.stored.intersection(&stored).chain(&changing) {
         context.constants.remove(name);
         let why = format!("{} is changed when the network runs", quoted(name));
         context.unread.insert(name.clone(), why);
@@ -182,14 +184,45 @@ fn step(node: &NodeText<'_>) -> Step {
     }
 }
 
+/// The tensors of the file to which the program writes when it has run. A program without in-place operators, as
+/// `run_decompositions()` gives, changes its buffers and parameters so.
+fn written_back(specs: Raw<'_>) -> Result<HashSet<String>, String> {
+    let specs: Vec<Tagged<'_>> = read(specs).map_err(|e| e.to_string())?;
+    let mut names = HashSet::new();
+    for spec in specs {
+        match &*spec.tag {
+            "buffer_mutation" | "parameter_mutation" => {
+                let spec: WrittenBackSpec<'_> = read(spec.value).map_err(|e| e.to_string())?;
+                names.insert(spec.name.0.into_owned());
+            }
+            "user_output" | "loss_output" | "user_input_mutation" | "token" => {}
+            other => {
+                return Err(format!(
+                    "its signature has an output of the kind {}, which is not known",
+                    quoted(other)
+                ));
+            }
+        }
+    }
+    Ok(names)
+}
+
 /// The placeholders that stand for tensors of the file.
+#[derive(Default)]
+struct Stored {
+    stored: HashSet<String>,
+    /// Those of tensors to which the program writes.
+    changing: HashSet<String>,
+}
+
+/// Finds them, and what is known of each.
 fn stored(
     specs: Vec<Tagged<'_>>,
     checkpoint: &Checkpoint,
-    unread: &HashMap<String, String>,
+    (unread, written_back): (&HashMap<String, String>, &HashSet<String>),
     context: &mut Context<'_>,
-) -> Result<HashSet<String>, String> {
-    let mut stored = HashSet::new();
+) -> Result<Stored, String> {
+    let mut found = Stored::default();
     for spec in specs {
         match &*spec.tag {
             "parameter" | "buffer" | "tensor_constant" => {}
@@ -219,9 +252,12 @@ fn stored(
                 ));
             }
         }
-        stored.insert(value);
+        if written_back.contains(name) {
+            found.changing.insert(value.clone());
+        }
+        found.stored.insert(value);
     }
-    Ok(stored)
+    Ok(found)
 }
 
 /// Whether the graph says the same of a tensor as the weights do.

@@ -55,6 +55,8 @@ pub(super) struct GraphText<'a> {
 pub(super) struct Signature<'a> {
     #[serde(borrow)]
     pub(super) input_specs: Raw<'a>,
+    #[serde(borrow)]
+    pub(super) output_specs: Raw<'a>,
 }
 
 /// A placeholder that stands for a tensor of the file.
@@ -68,6 +70,13 @@ pub(super) struct StoredSpec<'a> {
         alias = "buffer_name",
         alias = "tensor_constant_name"
     )]
+    pub(super) name: Key<'a>,
+}
+
+/// An output whose numbers are written back to a tensor of the file when the network has run.
+#[derive(Deserialize)]
+pub(super) struct WrittenBackSpec<'a> {
+    #[serde(borrow, alias = "parameter_name", alias = "buffer_name")]
     pub(super) name: Key<'a>,
 }
 

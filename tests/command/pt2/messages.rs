@@ -758,3 +758,48 @@ fn a_graph_is_compared_with_its_own_kind_and_its_own_weights() {
     let expected = "and [5, 6] in the graph; the graph must be of the same model";
     assert!(code == 2 && said.contains(expected), "{said}");
 }
+
+/// A program without in-place operators changes its buffers and parameters by giving their new numbers, which PyTorch writes back.
+#[test]
+fn what_a_program_writes_back_is_no_constant() {
+    let directory = tempfile::tempdir().unwrap();
+    let to = directory.path().join("in.pt2");
+    let open = |kind: &str, key: &str, name: &str| {
+        let spec = json!({kind: {"arg": {"name": "relu"}, key: name}});
+        with_graph("repvgg", &to, &|program| {
+            let specs = &mut program["graph_module"]["signature"]["output_specs"];
+            specs.as_array_mut().unwrap().insert(0, spec.clone());
+        });
+        Pt2::open(&to)
+    };
+    for (kind, key, name) in [
+        (
+            "buffer_mutation",
+            "buffer_name",
+            "0.conv_1x1.bn.running_var",
+        ),
+        (
+            "parameter_mutation",
+            "parameter_name",
+            "0.conv_1x1.conv.weight",
+        ),
+    ] {
+        let program = open(kind, key, name).unwrap();
+        let edit = planned(&program);
+        let consumed = edit.plan.blocks().iter().flat_map(|block| block.consumed());
+        let mut names = consumed.map(|tensor| tensor.name());
+        assert!(!names.any(|consumed| consumed == name), "{name}");
+        let nodes = program.graph().nodes().iter();
+        let reasons = nodes.filter_map(|node| match &node.op {
+            Op::Opaque(Some(why)) => Some(why.clone()),
+            _ => None,
+        });
+        let reasons: Vec<String> = reasons.collect();
+        let changed = |why: &String| why.ends_with("is changed when the network runs");
+        assert!(reasons.iter().any(changed), "{name}: {reasons:?}");
+    }
+    let unknown = chain(&open("gradient_to_parameter", "parameter_name", "x").unwrap_err());
+    let expected =
+        "its signature has an output of the kind `gradient_to_parameter`, which is not known";
+    assert!(unknown.contains(expected), "{unknown}");
+}
