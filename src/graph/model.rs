@@ -81,7 +81,7 @@ pub enum Op {
     Linear(Linear),
     /// A batch norm in evaluation mode over one axis.
     Norm(Norm),
-    /// The sum of two inputs of one shape; none is broadcast.
+    /// The sum of inputs of one shape; none is broadcast.
     Add,
     /// The first input less the second, both of one shape.
     Sub,

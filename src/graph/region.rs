@@ -176,10 +176,7 @@ impl<'a> Search<'a> {
                     continue;
                 }
                 _ if !more.is_empty() => continue,
-                Op::Add | Op::Sub => match node.inputs[..] {
-                    [a, b] => self.sums(id, a, b),
-                    _ => continue,
-                },
+                Op::Add | Op::Sub => self.sums(id, &node.inputs),
                 Op::Concat(axis) => self.stacks(id, *axis, &node.inputs),
                 op => self.joined(id, op, input, (*first, 0)),
             };
@@ -262,17 +259,23 @@ impl<'a> Search<'a> {
         a.len() == b.len() && pairs.all(|(a, b)| a.same(b))
     }
 
-    fn sums(&mut self, id: NodeId, a: ValueId, b: ValueId) -> Vec<(ValueId, Form)> {
-        let mut found = Vec::new();
-        let others: HashMap<ValueId, Form> = self.all(b).collect();
-        for (source, form) in self.all(a).collect::<Vec<_>>() {
-            let Some(other) = others.get(&source) else {
-                continue;
-            };
-            match form.plus(other) {
-                Ok(form) => found.push((source, form)),
-                Err(why) => drop(self.stopped.entry(id).or_insert(why)),
-            }
+    fn sums(&mut self, id: NodeId, inputs: &[ValueId]) -> Vec<(ValueId, Form)> {
+        let Some((first, more)) = inputs.split_first() else {
+            return Vec::new();
+        };
+        let mut found: Vec<(ValueId, Form)> = self.all(*first).collect();
+        for input in more {
+            let others: HashMap<ValueId, Form> = self.all(*input).collect();
+            found = found
+                .into_iter()
+                .filter_map(|(source, form)| match form.plus(others.get(&source)?) {
+                    Ok(form) => Some((source, form)),
+                    Err(why) => {
+                        self.stopped.entry(id).or_insert(why);
+                        None
+                    }
+                })
+                .collect();
         }
         found
     }

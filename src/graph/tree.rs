@@ -69,11 +69,11 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
         push(within, input, &mut branch).map(|()| branch)
     };
     match (&node.op, &node.inputs[..]) {
-        (op @ (Op::Add | Op::Sub), &[a, b]) => {
+        (op @ (Op::Add | Op::Sub), inputs) => {
             let mut summands = Vec::new();
-            for (i, input) in [a, b].into_iter().enumerate() {
-                let mut branch = branch(input)?;
-                if i == 1 && *op == Op::Sub {
+            for (i, input) in inputs.iter().enumerate() {
+                let mut branch = branch(*input)?;
+                if i > 0 && *op == Op::Sub {
                     branch.push(Expr::Scale(Factor::Number(-1.0)));
                 }
                 match one(branch) {

@@ -497,3 +497,70 @@ fn a_graph_stored_in_another_type_is_verified_and_reported() {
     let ran = place.run(&format!("report {} -o program.html", program.display()));
     assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
 }
+
+#[test]
+fn a_sum_of_many_branches_folds() {
+    let same = || [ints("pads", &[1; 4])];
+    let nodes = |summands: &[&str]| {
+        vec![
+            node("Conv", &["x", "c.weight"], &["a"], &same()),
+            node(
+                "Conv",
+                &["x", "depthwise.weight"],
+                &["b"],
+                &[int("group", 4)],
+            ),
+            normed("a", "n"),
+            node("Sum", summands, &["y"], &[]),
+        ]
+    };
+    becomes(&nodes(&["n", "b", "x"]), [1, 0, 0, 0]);
+    becomes(&nodes(&["n", "b", "n", "x"]), [1, 0, 0, 0]);
+    // A sum of one is that one.
+    let [conv, _, norm, sum] = &nodes(&["n"])[..] else {
+        panic!("four nodes");
+    };
+    becomes(&[conv.clone(), norm.clone(), sum.clone()], [1, 0, 0, 0]);
+}
+
+#[test]
+fn constants_of_many_numbers_may_stand_in_a_node() {
+    let each = |values: &[f32]| {
+        let start = Message::default().bytes(1, "value_floats");
+        let all = values.iter().fold(start, |all, x| all.float(7, *x));
+        all.int(20, 6)
+    };
+    let packed = |values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Message::default()
+            .bytes(1, "value_floats")
+            .bytes(7, bytes)
+            .int(20, 6)
+    };
+    for attribute in [
+        each(&[0.5, -1.0, 2.0, 0.25]),
+        packed(&[0.5, -1.0, 2.0, 0.25]),
+    ] {
+        let nodes = [
+            node("Constant", &[], &["scale"], &[attribute]),
+            node("Conv", &["x", "c.weight"], &["a"], &[]),
+            node(
+                "BatchNormalization",
+                &["a", "scale", "bn.weight", "bn.weight", "bn.running_var"],
+                &["y"],
+                &[],
+            ),
+        ];
+        becomes(&nodes, [1, 0, 0, 0]);
+    }
+    let place = Place::new();
+    let cut_short = Message::default().bytes(1, "value_floats").bytes(7, [0; 6]);
+    let nodes = [
+        node("Constant", &[], &["scale"], &[cut_short]),
+        node("Mul", &["x", "scale"], &["y"], &[]),
+    ];
+    place.write("in.onnx", &with_constants(&nodes).0);
+    let ran = place.run("inspect in.onnx");
+    assert_eq!(ran.code(), Some(2));
+    assert!(ran.stderr.contains("are cut short"), "{}", ran.stderr);
+}

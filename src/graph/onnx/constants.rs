@@ -92,6 +92,10 @@ impl<'a> Constants<'a> {
                 ("value_float", A::Float(number)) => {
                     of(1, vec![], vec![i64::from(number.to_bits())])
                 }
+                ("value_floats", A::Floats(numbers)) => {
+                    let bits = numbers.iter().map(|number| i64::from(number.to_bits()));
+                    of(1, vec![numbers.len() as i64], bits.collect())
+                }
                 _ => continue,
             };
             if self.by_name.contains_key(&name) {

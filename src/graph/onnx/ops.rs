@@ -249,6 +249,7 @@ impl Reading<'_> {
             "ConvTranspose" => Op::Conv(windows::conv(self, node, true)?),
             "BatchNormalization" => Op::Norm(self.norm(node)?),
             "Add" | "Sub" | "Mul" | "Div" => return products::arithmetic(self, node),
+            "Sum" => return products::sum(self, node),
             "Neg" => Op::Neg,
             "Concat" => return parts::concat(self, node),
             "Slice" => return parts::slice(self, node),

@@ -61,6 +61,22 @@ pub(super) fn arithmetic(
     Ok((op, vec![input]))
 }
 
+/// The sum of any number of values; with constants among them it is left.
+pub(super) fn sum(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
+    let values = node.inputs.iter().flatten();
+    let values: Option<Vec<ValueId>> = values
+        .map(|name| reading.values.numbers.get(name).copied())
+        .collect();
+    match values {
+        Some(values) if values.len() == node.inputs.len() => match values.len() {
+            0 => opaque(),
+            1 => Ok((Op::Identity, values)),
+            _ => Ok((Op::Add, values)),
+        },
+        _ => opaque(),
+    }
+}
+
 pub(super) fn gemm(reading: &Reading<'_>, node: &Node) -> Result<Linear, Trouble> {
     if reading.attribute_float(node, "alpha", 1.0) != 1.0
         || reading.attribute_float(node, "beta", 1.0) != 1.0

@@ -109,6 +109,7 @@ pub(super) enum Attribute {
     Int(i64),
     Text(Vec<u8>),
     Ints(Vec<i64>),
+    Floats(Vec<f32>),
     /// With its bytes, where they are few and lie side by side in the file.
     Tensor(Tensor, Option<Vec<u8>>),
     /// Something that nothing here asks for.
@@ -390,6 +391,7 @@ fn attribute(
     let mut name = String::new();
     let mut value = Attribute::Other;
     let mut ints: Option<Vec<i64>> = None;
+    let mut floats: Option<Vec<f32>> = None;
     wire.fields(range, |wire, field| {
         match (field.number, &field.payload) {
             (1, _) => name = wire.text(&field)?,
@@ -411,11 +413,13 @@ fn attribute(
             (6 | 11, Payload::Bytes(range)) => {
                 reads(wire, range.clone(), names, captured, depth + 1)?;
             }
+            (7, _) => wire.floats(&field, MOST_NUMBERS, floats.get_or_insert_default())?,
             (8, _) => wire.numbers(&field, MOST_NUMBERS, ints.get_or_insert_default())?,
             _ => {}
         }
         Ok(())
     })?;
+    let value = floats.map_or(value, Attribute::Floats);
     Ok((name, ints.map_or(value, Attribute::Ints)))
 }
 

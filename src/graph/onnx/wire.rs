@@ -218,6 +218,36 @@ impl<'a> Wire<'a> {
         }
     }
 
+    /// Numbers of four bytes that a repeated field adds to `numbers`, side by side or one alone; no more than `most` in all.
+    pub fn floats(
+        &mut self,
+        field: &Field,
+        most: usize,
+        numbers: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        let start = field.whole.start;
+        let range = match &field.payload {
+            Payload::Fixed32(bits) if numbers.len() < most => {
+                numbers.push(f32::from_bits(*bits));
+                return Ok(());
+            }
+            Payload::Bytes(range) => range.clone(),
+            Payload::Fixed32(_) => return Err(self.wrong(too_many(start, most))),
+            _ => return Err(self.wrong(format!("the field at byte {start} is no number"))),
+        };
+        let room = (most - numbers.len()) as u64;
+        if (range.end - range.start) / 4 > room {
+            return Err(self.wrong(too_many(start, most)));
+        }
+        let bytes = self.bytes(range)?;
+        let (fours, rest) = bytes.as_chunks();
+        if !rest.is_empty() {
+            return Err(self.wrong(format!("the numbers at byte {start} are cut short")));
+        }
+        numbers.extend(fours.iter().map(|four| f32::from_le_bytes(*four)));
+        Ok(())
+    }
+
     /// Whole numbers that a repeated field adds to `numbers`, side by side or one alone; no more than `most` in all.
     pub fn numbers(
         &mut self,
@@ -226,7 +256,6 @@ impl<'a> Wire<'a> {
         numbers: &mut Vec<i64>,
     ) -> Result<(), Error> {
         let start = field.whole.start;
-        let too_many = || format!("the field at byte {start} has more than {most} numbers");
         match &field.payload {
             Payload::Varint(value) => numbers.push(*value as i64),
             Payload::Bytes(range) => {
@@ -245,7 +274,7 @@ impl<'a> Wire<'a> {
                         }
                     }
                     if numbers.len() > most {
-                        return Err(self.wrong(too_many()));
+                        return Err(self.wrong(too_many(start, most)));
                     }
                 }
             }
@@ -254,8 +283,12 @@ impl<'a> Wire<'a> {
             }
         }
         match numbers.len() > most {
-            true => Err(self.wrong(too_many())),
+            true => Err(self.wrong(too_many(start, most))),
             false => Ok(()),
         }
     }
+}
+
+fn too_many(start: u64, most: usize) -> String {
+    format!("the field at byte {start} has more than {most} numbers")
 }

@@ -26,10 +26,16 @@ pub(super) enum Effect {
     InPlace,
     /// It may change whatever it reads.
     Unknown,
+    /// It asks whether what it reads is as it was when the network was exported, and gives nothing.
+    Check,
 }
 
 /// What a call does to memory, by its operator.
 pub(super) fn effect(node: &NodeText<'_>) -> Effect {
+    // As `x.to(torch.float32)` leaves before it.
+    if node.aten() == Some("_assert_tensor_metadata") {
+        return Effect::Check;
+    }
     let Some(name) = node.aten() else {
         // `torch.ops.higher_order.cond` and the operators of other libraries.
         return match node.target.0.starts_with("_operator.") || node.target.0.starts_with("math.") {
@@ -174,7 +180,7 @@ impl Step {
     /// The inputs whose memory the results may share.
     fn sources(&self) -> &[String] {
         match self.effect {
-            Effect::New => &[],
+            Effect::New | Effect::Check => &[],
             Effect::InPlace => &self.reads[..self.reads.len().min(1)],
             Effect::View | Effect::Unknown => &self.reads,
         }
@@ -183,7 +189,7 @@ impl Step {
     /// The inputs whose memory is changed.
     fn changed(&self) -> &[String] {
         match self.effect {
-            Effect::New | Effect::View => &[],
+            Effect::New | Effect::View | Effect::Check => &[],
             Effect::InPlace | Effect::Unknown => self.sources(),
         }
     }
@@ -270,7 +276,7 @@ fn live<'a>(
     let mut live = vec![false; steps.len()];
     for (i, step) in steps.iter().enumerate().rev() {
         live[i] = step.effect == Effect::Unknown
-            || step.writes.is_empty()
+            || (step.writes.is_empty() && step.effect != Effect::Check)
             || step.writes.iter().any(|name| read.contains(name.as_str()))
             || step
                 .changed()

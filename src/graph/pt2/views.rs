@@ -31,6 +31,18 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
                 false => Ok((Op::Identity, vec![call.value()?])),
             }
         }
+        // The second argument only says the type.
+        ("type_as", "default") => {
+            let (value, like) = (call.value()?, call.input("other")?);
+            if call.context.dtype(&value) != call.context.dtype(&call.output()?) {
+                return because("it changes the type");
+            }
+            let like = match like {
+                Input::Value(like) => Some(like),
+                Input::Constant(_) | Input::Absent => None,
+            };
+            Ok((Op::Identity, std::iter::once(value).chain(like).collect()))
+        }
         // The second argument only says the shape.
         ("reshape_as" | "view_as", "default") => {
             let (value, like) = (call.value()?, call.input("other")?);
@@ -79,6 +91,7 @@ fn same_numbers(name: &str) -> bool {
         "alias",
         "lift_fresh_copy",
         "to",
+        "_to_copy",
     ];
     reshapes.contains(&name) || copies.contains(&name)
 }

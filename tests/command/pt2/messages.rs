@@ -803,3 +803,64 @@ fn what_a_program_writes_back_is_no_constant() {
         "its signature has an output of the kind `gradient_to_parameter`, which is not known";
     assert!(unknown.contains(expected), "{unknown}");
 }
+
+/// As `x.to(torch.float32)` leaves a check of what it reads, and `x.type_as(y)` asks for the type that it has.
+#[test]
+fn what_only_asks_for_a_type_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let to = directory.path().join("in.pt2");
+    let called = |name: &str, target: &str, inputs: Value, outputs: Value| json!({"name": name, "target": target, "inputs": inputs, "outputs": outputs, "metadata": {}});
+    let argument = |name: &str, of: &str| json!({"name": name, "arg": tensor(of), "kind": 1});
+    let inserted = |p: &mut Value, dtype: u64| {
+        let mut meta = meta(p, "batch_norm").clone();
+        meta["dtype"] = dtype.into();
+        graph(p)["tensor_values"]["typed"] = meta;
+        set(p, "add", "self", tensor("typed"));
+        let nodes = graph(p)["nodes"].as_array_mut().unwrap();
+        let behind = nodes
+            .iter()
+            .position(|n| n["name"] == "batch_norm")
+            .unwrap()
+            + 1;
+        let check = called(
+            "check",
+            "torch.ops.aten._assert_tensor_metadata.default",
+            json!([argument("a", "batch_norm")]),
+            json!([]),
+        );
+        let typed = called(
+            "typed",
+            "torch.ops.aten.type_as.default",
+            json!([argument("self", "batch_norm"), argument("other", "input")]),
+            json!([tensor("typed")]),
+        );
+        nodes.splice(behind..behind, [check, typed]);
+    };
+    let blocks = |path: &Path| planned(&Pt2::open(path).unwrap()).plan.blocks().len();
+    let before = blocks(&fixture("repvgg.pt2"));
+    with_graph("repvgg", &to, &|p| inserted(p, 7));
+    let program = Pt2::open(&to).unwrap();
+    let edit = planned(&program);
+    assert_eq!(edit.plan.blocks().len(), before);
+    let fused = directory.path().join("out.pt2");
+    write(&program, &edit, &fused, 1);
+    let text = entries(&fused);
+    let (_, model) = text
+        .iter()
+        .find(|(name, _)| name.ends_with("models/model.json"))
+        .unwrap();
+    let model = String::from_utf8_lossy(model);
+    assert!(!model.contains("_assert_tensor_metadata") && !model.contains("type_as"));
+    let verdict = verify(
+        &program,
+        &edit,
+        Some(&Pt2::open(&fused).unwrap()),
+        &Default::default(),
+    );
+    assert!(verdict.unwrap().accepted());
+    // Another type is another operator.
+    with_graph("repvgg", &to, &|p| inserted(p, 8));
+    let program = Pt2::open(&to).unwrap();
+    let other = |node: &repfuse::graph::Node| matches!(&node.op, Op::Opaque(Some(why)) if why == "it changes the type");
+    assert!(program.graph().nodes().iter().any(other));
+}
