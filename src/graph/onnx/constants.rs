@@ -162,8 +162,8 @@ impl<'a> Constants<'a> {
                 offset,
                 length,
             } => {
-                if length.is_some_and(|length| length != bytes) {
-                    return Err(found(length.unwrap_or(0)));
+                if let Some(length) = length.filter(|length| *length != bytes) {
+                    return Err(found(length));
                 }
                 let file = self.external_file(location)?;
                 let (path, data) = &self.files[file];
