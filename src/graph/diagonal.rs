@@ -103,6 +103,7 @@ pub(super) fn moves(op: &Op) -> bool {
             | Op::Reshape
             | Op::Slice { .. }
             | Op::AvgPool(_)
+            | Op::Mean { .. }
             | Op::Pad(_)
     )
 }
@@ -124,6 +125,10 @@ pub(super) fn behind(
             let [from, to] = shapes(graph, node)?;
             reshaped(from, to, own)?
         }
+        Op::Mean { axes, keeps } if !axes.contains(&own) => match keeps {
+            true => own,
+            false => (0..own).filter(|axis| !axes.contains(axis)).count(),
+        },
         op => keeps(op, axis, adds).then_some(own)?,
     }))
 }
@@ -147,6 +152,8 @@ pub(super) fn before(
             let [from, to] = shapes(graph, node)?;
             reshaped(to, from, own)?
         }
+        Op::Mean { axes, keeps: false } => (0..).filter(|axis| !axes.contains(axis)).nth(own)?,
+        Op::Mean { axes, keeps: true } if !axes.contains(&own) => own,
         op => keeps(op, axis, adds).then_some(own)?,
     }))
 }
@@ -158,7 +165,7 @@ fn keeps(op: &Op, axis: Option<usize>, adds: bool) -> bool {
     let is_channels = axis.is_none_or(|axis| axis == 1);
     match op {
         Op::Identity => true,
-        Op::Transpose(_) | Op::Reshape => axis.is_none(),
+        Op::Transpose(_) | Op::Reshape | Op::Mean { .. } => axis.is_none(),
         Op::Slice { axis: cut, .. } => Some(*cut) != axis,
         Op::AvgPool(window) => {
             let mut pads = window.pads.before.iter().chain(&window.pads.after);

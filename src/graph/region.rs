@@ -179,7 +179,7 @@ impl<'a> Search<'a> {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) | Op::Shape => continue,
+                Op::Opaque(_) | Op::Shape | Op::Mean { .. } => continue,
                 op @ Op::Slice { .. } => {
                     for (number, output) in node.outputs.iter().enumerate() {
                         let found = self.joined(id, op, input, (*output, number));
@@ -613,7 +613,7 @@ fn is_diagonal(op: &Op) -> bool {
 fn computes(op: &Op) -> bool {
     !matches!(
         op,
-        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Opaque(_)
+        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Mean { .. } | Op::Opaque(_)
     )
 }
 

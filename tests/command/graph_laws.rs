@@ -234,6 +234,33 @@ impl Growing {
         self.push("Reshape", &[&flat, &shape], &[])
     }
 
+    /// What is done to each channel, the mean of all pixels, what is done to that, and a gate made of it.
+    fn gate(&mut self, x: &str, channels: usize) -> String {
+        let some = match self.chance(0.5) {
+            true => self.push("Relu", &[x], &[]),
+            false => self.same(x, channels, channels),
+        };
+        let some = match self.chance(0.5) {
+            true => self.norm(&some, channels),
+            false => self.arithmetic(&some, channels),
+        };
+        let mut mean = match self.chance(0.5) || self.opset >= 18 {
+            true => self.push("GlobalAveragePool", &[&some], &[]),
+            false => {
+                let axes: Vec<i64> = (2..2 + self.axes as i64).collect();
+                self.push("ReduceMean", &[&some], &[ints("axes", &axes)])
+            }
+        };
+        if self.chance(0.5) {
+            mean = self.norm(&mean, channels);
+        }
+        if self.chance(0.7) {
+            mean = self.same(&mean, channels, channels);
+        }
+        let gate = self.push("Sigmoid", &[&mean], &[]);
+        self.push("Mul", &[x, &gate], &[])
+    }
+
     /// Convs of different sources, one behind the other, and what is done to all of them.
     fn put_together(&mut self, x: &str, channels: usize, out: usize) -> String {
         let mut parts = Vec::new();
@@ -282,6 +309,7 @@ impl Growing {
                 let op = ["Neg", "Identity", "Relu"][self.below(3)];
                 (self.push(op, &[&x], &[]), channels)
             }
+            14 => (self.gate(&x, channels), channels),
             13 => (self.put_together(&x, channels, out), 4),
             11 | 12 => (self.attention(&x, channels), channels),
             9 | 10 => {

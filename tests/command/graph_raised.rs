@@ -292,6 +292,23 @@ fn a_norm_behind_what_moves_numbers_is_taken_over_by_what_is_before() {
 }
 
 #[test]
+fn a_norm_behind_a_mean_is_taken_over_by_what_is_before() {
+    for (op, drops) in [("GlobalAveragePool", false), ("ReduceMean", true)] {
+        let mut made = Made::new();
+        made.conv("r", "a", [6, 4, 3]);
+        let keeps = [int("keepdims", 0)];
+        made.list("axes", &[2, 3]);
+        match drops {
+            true => made.push(op, &["a", "axes"], "mean", &keeps),
+            false => made.push(op, &["a"], "mean", &[]),
+        }
+        made.norm("mean", "n", 4);
+        let made = made.gives("Sigmoid", "n", if drops { 2 } else { 4 });
+        assert_eq!(fused(&made)[..3], [1, 0, 0], "{op}");
+    }
+}
+
+#[test]
 fn a_wrong_number_is_named_where_it_stands() {
     let place = Place::new();
     let mut made = parts();
