@@ -284,7 +284,7 @@ pub(crate) fn first_where(
 }
 
 fn place(tensor: &Tensor, flat: usize) -> Vec<usize> {
-    let index = place_in(tensor.stored_shape(), flat);
+    let index = place_in(tensor.stored_shape(), tensor.begins().unwrap_or(0) + flat);
     match tensor.is_channels_last() {
         true => channels_last(&index),
         false => index,

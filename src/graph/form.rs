@@ -115,7 +115,7 @@ impl Form {
             },
             Op::Transpose(order) => self.transpose(order, input)?,
             Op::Add | Op::Sub | Op::Concat(_) => return why("it has several inputs"),
-            Op::Shape | Op::Opaque(_) => return why("it is not folded"),
+            Op::Shape | Op::Mean { .. } | Op::Opaque(_) => return why("it is not folded"),
         };
         form.operators += 1;
         if form.operators > MOST_OPERATORS || form.depth > DEEPEST {
@@ -334,9 +334,11 @@ impl Form {
 
     fn norm(&self, norm: &Norm, input: &Value) -> Result<Form, Why> {
         let channels = norm.mean.len();
+        // Numbers of another axis are no channels.
+        let lanes = self.lanes_along(norm.axis, input)?;
         self.expect_channels(channels)?;
         Ok(Form {
-            lanes: self.lanes_along(norm.axis, input)?,
+            lanes,
             inputs: self.inputs.or(Some(channels)),
             channels: Some(channels),
             constant: true,

@@ -112,6 +112,13 @@ pub enum Op {
     },
     /// The same numbers in the same order with other dimensions: the shapes of input and output say which.
     Reshape,
+    /// Means along these axes: over the whole of each, or over windows in which all numbers count alike and nothing else does.
+    Mean {
+        /// The axes.
+        axes: Vec<usize>,
+        /// Whether the output has them, too.
+        keeps: bool,
+    },
     /// Axes in another order: axis `i` of the output is axis `permutation[i]` of the input.
     Transpose(Vec<usize>),
     /// The input itself.

@@ -176,15 +176,7 @@ impl Numbers<'_> {
                         let found = self
                             .find(leaf)?
                             .ok_or_else(|| fail(format!("{leaf} is missing")))?;
-                        let found = match leaf.is_turned() {
-                            true => (found.turned())
-                                .ok_or_else(|| fail(format!("{leaf} is no plain matrix")))?,
-                            false => found,
-                        };
-                        Ok(match found.shape() == leaf.shape() {
-                            true => found,
-                            false => found.reshaped(leaf.shape().to_vec()),
-                        })
+                        laid_as(&found, leaf).map_err(fail)
                     }
                 },
             )?;
@@ -233,6 +225,21 @@ impl Numbers<'_> {
         };
         Tensor::new(part).map_err(fail)
     }
+}
+
+/// A tensor as the graph looks at one: with its axes exchanged, some of its numbers, other dimensions.
+fn laid_as(found: &Tensor, leaf: &Tensor) -> Result<Tensor, String> {
+    let found = match (leaf.is_turned(), leaf.begins()) {
+        (true, _) => (found.turned()).ok_or_else(|| format!("{leaf} is no plain matrix"))?,
+        (false, Some(first)) => (found.reshaped(vec![found.len()]))
+            .stretch(first..first + leaf.len())
+            .ok_or_else(|| format!("{leaf} is no plain vector"))?,
+        (false, None) => found.clone(),
+    };
+    Ok(match found.shape() == leaf.shape() {
+        true => found,
+        false => found.reshaped(leaf.shape().to_vec()),
+    })
 }
 
 /// An expression with other leaves.

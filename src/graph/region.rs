@@ -54,6 +54,18 @@ pub struct Regions {
     pub bypassed: BTreeMap<ValueId, ValueId>,
 }
 
+impl Regions {
+    /// Says why nodes stay of which that is not known yet.
+    pub(super) fn say(&mut self, why: BTreeMap<NodeId, String>) {
+        let known: BTreeSet<NodeId> = self.left.iter().map(|(id, _)| *id).collect();
+        let stays = &self.stays;
+        let new = why.into_iter();
+        let new = new.filter(|(id, _)| stays[id.0] && !known.contains(id));
+        self.left.extend(new);
+        self.left.sort();
+    }
+}
+
 /// A value remembers no more sources than this: the nearest ones.
 const MOST_SOURCES: usize = 16;
 
@@ -167,7 +179,7 @@ impl<'a> Search<'a> {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) | Op::Shape => continue,
+                Op::Opaque(_) | Op::Shape | Op::Mean { .. } => continue,
                 op @ Op::Slice { .. } => {
                     for (number, output) in node.outputs.iter().enumerate() {
                         let found = self.joined(id, op, input, (*output, number));
@@ -604,7 +616,7 @@ fn is_diagonal(op: &Op) -> bool {
 fn computes(op: &Op) -> bool {
     !matches!(
         op,
-        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Opaque(_)
+        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Mean { .. } | Op::Opaque(_)
     )
 }
 

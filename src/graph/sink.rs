@@ -5,46 +5,114 @@
 //! norm before each layer that asks for what it has made; where every copy becomes part of a region, the norm is not needed, and
 //! what has read its output reads its input.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::model::{Arithmetic, Dim, Graph, Node, NodeId, Norm, Op, Value, ValueId};
+use super::diagonal::{adds, behind, mapped, placed};
+use super::model::{Dim, Graph, Node, NodeId, Op, Value, ValueId};
+use super::raise::{self, Raised, Share};
 use super::region::{self, Dialect, Region, Regions};
 
 /// Nodes are given up no more often than this, some at a time.
 const MOST_ROUNDS: usize = 64;
 
-/// Finds what to fold, as [`region::regions`] does, norms that several layers take over included.
+/// Finds what to fold, as [`region::regions`] does, norms that several layers take over included, and norms that
+/// what makes their input takes over.
 pub(super) fn regions(
     graph: &Graph,
     dialect: Dialect,
     even_if_dearer: bool,
     takes: &mut dyn FnMut(&Region) -> bool,
 ) -> Regions {
-    let found = region::regions(graph, &[], dialect, even_if_dearer, takes);
-    let mut sinking = candidates(graph, &found);
-    for _ in 0..MOST_ROUNDS {
-        if sinking.is_empty() {
-            break;
-        }
-        let sunk = match Sunk::new(graph, &sinking) {
-            Ok(sunk) => sunk,
-            Err(stuck) => {
-                sinking.retain(|id| !stuck.contains(id));
-                continue;
-            }
-        };
-        let Some(graph) = &sunk.graph else {
-            return found;
-        };
-        let mut takes = |region: &Region| takes(&sunk.back(region));
-        let tried = region::regions(graph, &sunk.copies, dialect, even_if_dearer, &mut takes);
-        let stuck = sunk.stuck(graph, &tried);
-        if stuck.is_empty() {
-            return sunk.all_back(tried);
-        }
-        sinking.retain(|id| !stuck.contains(id));
+    let mut search = |graph: &Graph, copies: &[usize], takes: &mut dyn FnMut(&Region) -> bool| {
+        region::regions(graph, copies, dialect, even_if_dearer, takes)
+    };
+    let mut found = search(graph, &[], takes);
+    let mut moving = Moving {
+        sinking: candidates(graph, &found),
+        ..Moving::default()
+    };
+    if let Some(sunk) = moving.settled(graph, &mut search, takes) {
+        found = sunk;
     }
+    moving.raising = raise::candidates(graph, candidates(graph, &found));
+    if moving.raising.is_empty() {
+        return found;
+    }
+    let staying = |found: &Regions| found.stays.iter().filter(|stays| **stays).count();
+    if let Some(raised) = moving.settled(graph, &mut search, takes)
+        && staying(&raised) < staying(&found)
+    {
+        found = raised;
+    }
+    found.say(moving.stuck);
     found
+}
+
+/// How regions are found in a graph: how often each node stands in it, and which regions the user wants.
+type Search<'s> = dyn FnMut(&Graph, &[usize], &mut dyn FnMut(&Region) -> bool) -> Regions + 's;
+
+/// Nodes that run elsewhere than in the network.
+#[derive(Default)]
+struct Moving {
+    /// Those that run behind where they are, as often as that is asked for.
+    sinking: BTreeSet<NodeId>,
+    /// Those that run before what only moves the numbers that they read.
+    raising: BTreeSet<NodeId>,
+    /// Why some of the latter do not.
+    stuck: BTreeMap<NodeId, String>,
+}
+
+impl Moving {
+    /// What is folded once only those are left that are not needed where they are; nothing where none is left.
+    fn settled(
+        &mut self,
+        graph: &Graph,
+        search: &mut Search<'_>,
+        takes: &mut dyn FnMut(&Region) -> bool,
+    ) -> Option<Regions> {
+        for _ in 0..MOST_ROUNDS {
+            let mut raised = raise::raised(graph, &self.raising, &self.sinking);
+            for (id, why) in std::mem::take(&mut raised.stuck) {
+                self.leave(id, why);
+            }
+            if self.sinking.is_empty() && self.raising.is_empty() {
+                return None;
+            }
+            let sunk = match Sunk::new(graph, &self.sinking, &raised) {
+                Ok(sunk) => sunk,
+                Err(stuck) => {
+                    stuck.into_iter().for_each(|id| self.leave(id, None));
+                    continue;
+                }
+            };
+            let new = sunk.graph.as_ref()?;
+            let mut takes = |region: &Region| takes(&sunk.back(region));
+            let tried = search(new, &sunk.copies, &mut takes);
+            let unraised = sunk.unraised(new, &tried);
+            let stuck = match unraised.is_empty() {
+                true => sunk.stuck(new, &tried),
+                false => BTreeSet::new(),
+            };
+            if unraised.is_empty() && stuck.is_empty() {
+                return Some(sunk.all_back(tried));
+            }
+            for (id, why) in unraised {
+                self.leave(id, Some(why));
+            }
+            self.sinking.retain(|id| !stuck.contains(id));
+        }
+        None
+    }
+
+    /// Leaves a node where it is.
+    fn leave(&mut self, id: NodeId, why: Option<String>) {
+        self.sinking.remove(&id);
+        if self.raising.remove(&id)
+            && let Some(why) = why
+        {
+            self.stuck.insert(id, why);
+        }
+    }
 }
 
 /// Nodes that stay, map every channel by itself, and may be read elsewhere than now.
@@ -63,42 +131,6 @@ fn candidates(graph: &Graph, found: &Regions) -> BTreeSet<NodeId> {
             && mapped(node, from).is_some()
     };
     all.filter(sinks).map(|(i, _)| NodeId(i)).collect()
-}
-
-/// The axis whose every index an operator maps by itself: none if it maps all numbers alike. No answer for other operators.
-fn mapped(node: &Node, input: &Value) -> Option<Option<usize>> {
-    let rank = input.shape.as_ref()?.len();
-    match &node.op {
-        Op::Norm(_) if rank >= 2 => Some(Some(1)),
-        Op::Neg => Some(None),
-        Op::WithConstant(_, constant) => {
-            let missing = rank.checked_sub(constant.shape().len())?;
-            let wide = constant
-                .shape()
-                .iter()
-                .enumerate()
-                .filter(|(_, n)| **n != 1);
-            match wide.collect::<Vec<_>>()[..] {
-                [] => Some(None),
-                [(axis, n)] => {
-                    let axis = axis + missing;
-                    let fits = input.shape.as_ref()?[axis] == Dim::Known(*n);
-                    fits.then_some(Some(axis))
-                }
-                _ => None,
-            }
-        }
-        _ => None,
-    }
-}
-
-/// Whether an operator adds something, so that it does not map zero to zero.
-fn adds(op: &Op) -> bool {
-    use Arithmetic as A;
-    matches!(
-        op,
-        Op::Norm(_) | Op::WithConstant(A::Add | A::Sub | A::SubFrom, _)
-    )
 }
 
 /// What has still to be done to a value, because it was left out before it.
@@ -125,16 +157,35 @@ struct Sunk<'a> {
     values: Vec<ValueId>,
     /// For each value that is not computed any more, what is read instead.
     bypassed: BTreeMap<ValueId, ValueId>,
-    /// The nodes that are copied.
+    /// The nodes that are copied to behind where they are.
     sinking: &'a BTreeSet<NodeId>,
+    /// What is done to values as soon as they are computed.
+    raises: Vec<Raise>,
+}
+
+/// What is done to a value as soon as it is computed, instead of to what is made of it.
+struct Raise {
+    /// The value of the graph before.
+    of: ValueId,
+    /// The same in the new graph.
+    first: ValueId,
+    /// The nodes that do it, one behind another.
+    nodes: Vec<NodeId>,
 }
 
 impl<'a> Sunk<'a> {
     /// # Errors
     /// Gives the nodes that something asks for which cannot take them over.
-    fn new(before: &'a Graph, sinking: &'a BTreeSet<NodeId>) -> Result<Sunk<'a>, BTreeSet<NodeId>> {
+    fn new(
+        before: &'a Graph,
+        sinking: &'a BTreeSet<NodeId>,
+        raised: &'a Raised,
+    ) -> Result<Sunk<'a>, BTreeSet<NodeId>> {
         let mut building = Building {
             before,
+            raised,
+            raises: Vec::new(),
+            parts: HashSet::new(),
             owed: HashMap::new(),
             bypassed: BTreeMap::new(),
             new: HashMap::new(),
@@ -161,7 +212,13 @@ impl<'a> Sunk<'a> {
         for id in &building.of_nodes {
             *often.entry(*id).or_default() += 1;
         }
-        let copies = building.of_nodes.iter().map(|id| often[id]).collect();
+        let all = building.of_nodes.iter().enumerate();
+        let copies = all.map(|(i, id)| match building.parts.contains(&NodeId(i)) {
+            // Each has numbers that no other has.
+            true => 1,
+            false => often[id],
+        });
+        let copies = copies.collect();
         Ok(Sunk {
             before,
             graph: Graph::new(building.values, building.nodes).ok(),
@@ -171,7 +228,35 @@ impl<'a> Sunk<'a> {
             values: building.of_values,
             bypassed: building.bypassed,
             sinking,
+            raises: building.raises,
         })
+    }
+
+    /// The raised nodes of which a part does not become part of what computes a value, and why.
+    fn unraised(&self, graph: &Graph, found: &Regions) -> BTreeMap<NodeId, String> {
+        let ends: BTreeSet<ValueId> = found.folded.iter().map(|region| region.value).collect();
+        let is_there = |id: ValueId| {
+            let producer = graph.value(id).producer();
+            ends.contains(&id) || producer.is_some_and(|producer| found.stays[producer.0])
+        };
+        let mut unraised = BTreeMap::new();
+        for raise in &self.raises {
+            let outputs = raise.nodes.iter().map(|id| graph.node(*id).outputs[0]);
+            let outputs: Vec<ValueId> = outputs.collect();
+            let Some((last, others)) = outputs.split_last() else {
+                continue;
+            };
+            // In the file, all of them have one name: only one can be there.
+            let twice = is_there(raise.first) && is_there(*last);
+            for (id, output) in raise.nodes.iter().zip(&outputs) {
+                let ends_within = others.contains(output) && ends.contains(output);
+                if found.stays[id.0] || ends_within || twice {
+                    let why = raise::not_taken(self.before.value(raise.of));
+                    unraised.insert(self.nodes[id.0], why);
+                }
+            }
+        }
+        unraised
     }
 
     /// The nodes of which a copy is left, or is where a region ends: of several, one behind another, the first one. Without it the
@@ -227,6 +312,10 @@ impl<'a> Sunk<'a> {
 /// The new graph while it grows.
 struct Building<'a> {
     before: &'a Graph,
+    raised: &'a Raised,
+    raises: Vec<Raise>,
+    /// Nodes that have a part of the numbers of one of the graph before.
+    parts: HashSet<NodeId>,
     /// What has still to be done to values of the graph before.
     owed: HashMap<ValueId, Owed>,
     bypassed: BTreeMap<ValueId, ValueId>,
@@ -252,6 +341,14 @@ impl Building<'_> {
 
     fn node(&mut self, id: NodeId, node: &Node, sinks: bool, stuck: &mut BTreeSet<NodeId>) {
         let before = self.before;
+        if let Some(input) = self.raised.nodes.get(&id) {
+            let source = self.bypassed.get(input).copied().unwrap_or(*input);
+            for output in &node.outputs {
+                self.bypassed.insert(*output, source);
+                self.new.insert(*output, self.new[&source]);
+            }
+            return;
+        }
         if sinks && let (&[input], &[output]) = (&node.inputs[..], &node.outputs[..]) {
             let axis = mapped(node, before.value(input)).flatten();
             let owed = self.owed.get(&input).cloned();
@@ -301,12 +398,19 @@ impl Building<'_> {
                     false => drop(self.owed.insert(*output, moved.clone())),
                 }
             }
+            let shares = self.raised.shares.get(output).into_iter().flatten();
+            // What comes first would have to be done first.
+            if self.owed.contains_key(output) {
+                stuck.extend(shares.map(|share| share.node));
+            }
             outputs.push(self.value(*output, value.name.clone(), value.shape.clone()));
         }
         let mut op = node.op.clone();
         if let Op::Border { sources, .. } = &mut op {
             // What is owed to a value has not been done to the new one.
-            let same = sources.iter().filter(|of| !self.owed.contains_key(of));
+            let is_same =
+                |of: &&ValueId| !self.owed.contains_key(of) && !self.raised.changed.contains(of);
+            let same = sources.iter().filter(is_same);
             *sources = same.map(|of| self.new[of]).collect();
         }
         self.nodes.push(Node {
@@ -316,111 +420,72 @@ impl Building<'_> {
             ..node.clone()
         });
         self.of_nodes.push(id);
+        for output in &node.outputs {
+            if let Some(shares) = self.raised.shares.get(output) {
+                self.shared(*output, shares);
+            }
+        }
+    }
+
+    /// What is done to a value as soon as it is computed.
+    fn shared(&mut self, value: ValueId, shares: &[Share]) {
+        let first = self.new[&value];
+        let (mut at, mut nodes) = (first, Vec::with_capacity(shares.len()));
+        for share in shares {
+            let id = NodeId(self.nodes.len());
+            at = self.copy(value, share.node, share.op.clone(), at);
+            nodes.push(id);
+            if share.is_part {
+                self.parts.insert(id);
+            }
+        }
+        self.new.insert(value, at);
+        self.raises.push(Raise {
+            of: value,
+            first,
+            nodes,
+        });
+    }
+
+    /// A copy of a node that reads this, and what it makes of a value.
+    fn copy(&mut self, value: ValueId, of: NodeId, op: Op, input: ValueId) -> ValueId {
+        let (before, output) = (self.before, ValueId(self.values.len()));
+        let Value { name, shape, .. } = before.value(value);
+        // No file has it.
+        let name = format!("{name}\n{}", output.0);
+        self.values.push(Value::new(name, shape.clone()));
+        self.of_values.push(value);
+        self.nodes.push(Node {
+            op,
+            inputs: vec![input],
+            outputs: vec![output],
+            ..before.node(of).clone()
+        });
+        self.of_nodes.push(of);
+        output
     }
 
     /// What is owed to the outputs of a node that may as well run before what is owed to its first input.
     fn moved(&self, node: &Node, owed: &Owed) -> Option<Owed> {
-        let shape = |id: Option<&ValueId>| self.before.value(*id?).shape.as_deref();
-        let is_moved = |id: &NodeId| adds(&self.before.node(*id).op);
-        let keeps = |axis: Option<usize>| Some(axis);
-        let axis = match &node.op {
-            Op::Identity => keeps(owed.axis),
-            Op::Transpose(order) => match owed.axis {
-                None => keeps(None),
-                Some(axis) => keeps(Some(order.iter().position(|from| *from == axis)?)),
-            },
-            Op::Reshape => match owed.axis {
-                None => keeps(None),
-                Some(axis) => {
-                    let (from, to) = (shape(node.inputs.first())?, shape(node.outputs.first())?);
-                    keeps(Some(reshaped(from, to, axis)?))
-                }
-            },
-            Op::Slice { axis, .. } if Some(*axis) != owed.axis => keeps(owed.axis),
-            // Windows slide over the axes from the third one on; beyond the border they see zeros.
-            Op::AvgPool(window) if owed.axis.is_none_or(|axis| axis == 1) => {
-                let pads = window.pads.before.iter().chain(&window.pads.after);
-                let sees_zeros = pads.into_iter().any(|n| *n > 0);
-                (!sees_zeros || !owed.nodes.iter().any(is_moved)).then_some(owed.axis)
-            }
-            Op::Pad(_) if owed.axis.is_none_or(|axis| axis == 1) => {
-                (!owed.nodes.iter().any(is_moved)).then_some(owed.axis)
-            }
-            _ => None,
-        }?;
+        let adds = owed.nodes.iter().any(|id| adds(&self.before.node(*id).op));
         Some(Owed {
             nodes: owed.nodes.clone(),
-            axis,
+            axis: behind(self.before, node, owed.axis, adds)?,
         })
     }
 
-    /// A copy of a value to which everything is done that is owed to it.
+    /// A copy of a value to which everything is done that is owed to it. A region that ends there, or begins, is none.
     fn paid(&mut self, value: ValueId, owed: &Owed) -> ValueId {
         let before = self.before;
-        let (name, shape) = (&before.value(value).name, &before.value(value).shape);
-        let rank = shape.as_ref().map_or(0, Vec::len);
+        let rank = before.value(value).shape.as_ref().map_or(0, Vec::len);
         let mut at = self.new[&value];
         for id in &owed.nodes {
-            let node = before.node(*id);
-            let along = |numbers: usize| match owed.axis {
-                Some(axis) if numbers > 1 => {
-                    let ones = std::iter::repeat_n(1, rank.saturating_sub(axis + 1));
-                    std::iter::once(numbers).chain(ones).collect()
-                }
-                _ => Vec::new(),
-            };
-            let op = match (&node.op, owed.axis) {
-                (Op::WithConstant(how, constant), _) => {
-                    Op::WithConstant(*how, constant.reshaped(along(constant.len())))
-                }
-                (Op::Norm(norm), Some(axis)) => Op::Norm(Norm {
-                    axis,
-                    ..norm.clone()
-                }),
-                (op, _) => op.clone(),
-            };
-            let output = ValueId(self.values.len());
-            // No file has it: a region that ends there, or begins, is none.
-            let copy = format!("{name}\n{}", output.0);
-            self.values.push(Value::new(copy, shape.clone()));
-            self.of_values.push(value);
-            self.nodes.push(Node {
-                op,
-                inputs: vec![at],
-                outputs: vec![output],
-                ..node.clone()
-            });
             if let Some(head) = owed.nodes.first() {
-                self.heads.insert(NodeId(self.of_nodes.len()), *head);
+                self.heads.insert(NodeId(self.nodes.len()), *head);
             }
-            self.of_nodes.push(*id);
-            at = output;
+            let op = placed(&before.node(*id).op, owed.axis, rank);
+            at = self.copy(value, *id, op, at);
         }
         at
     }
-}
-
-/// Where an axis is after a reshape that keeps it: what stands before it is as much as before.
-fn reshaped(from: &[Dim], to: &[Dim], axis: usize) -> Option<usize> {
-    let wanted = from.get(axis)?;
-    let before = amount(&from[..axis])?;
-    let mut at = (0..to.len())
-        .filter(|i| to[*i].same(wanted) && amount(&to[..*i]).as_ref() == Some(&before));
-    let found = at.next()?;
-    // Axes of one element beside it are the same place.
-    (*wanted != Dim::Known(1) && at.next().is_none()).then_some(found)
-}
-
-/// How many elements some axes have: a number, times what is known when the network runs.
-fn amount(dims: &[Dim]) -> Option<(usize, Vec<&str>)> {
-    let (mut number, mut names) = (1usize, Vec::new());
-    for dim in dims {
-        match dim {
-            Dim::Known(n) => number = number.checked_mul(*n)?,
-            Dim::Named(name) => names.push(&**name),
-            Dim::Any => return None,
-        }
-    }
-    names.sort_unstable();
-    Some((number, names))
 }

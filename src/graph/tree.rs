@@ -126,7 +126,13 @@ fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Resu
         Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
         Op::AvgPool(window) => steps.push(Expr::AvgPool(of_window(window, within.dilation)?)),
         Op::Pad(_) | Op::Border { .. } | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
-        Op::Add | Op::Sub | Op::Concat(_) | Op::Slice { .. } | Op::Shape | Op::Opaque(_) => {
+        Op::Add
+        | Op::Sub
+        | Op::Concat(_)
+        | Op::Slice { .. }
+        | Op::Shape
+        | Op::Mean { .. }
+        | Op::Opaque(_) => {
             return Err("it is not folded".to_owned());
         }
     }

@@ -1,6 +1,7 @@
 //! One tensor of a checkpoint: its name, type and shape, and where its bytes are.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::computed::Computed;
@@ -25,6 +26,8 @@ struct Info {
     stored: Option<Vec<usize>>,
     /// Whether it is the matrix of the file with its axes exchanged.
     turned: bool,
+    /// The first of its numbers among those of the tensor of the file, where it is a stretch of these.
+    begins: Option<usize>,
     place: Place,
     byte_len: u64,
     /// How it lies in the file, where it is looked at with its dimensions in another order.
@@ -103,6 +106,7 @@ impl Tensor {
             shape: part.shape,
             stored: None,
             turned: false,
+            begins: None,
             place: part.place,
             byte_len,
             lies: None,
@@ -125,6 +129,7 @@ impl Tensor {
             shape,
             stored: None,
             turned: false,
+            begins: None,
             place,
             byte_len,
             lies: None,
@@ -211,6 +216,43 @@ impl Tensor {
             place,
             ..(*self.0).clone()
         })))
+    }
+
+    /// Some numbers of a vector, one behind another; none of another tensor, or where they do not stand side by side.
+    pub(crate) fn stretch(&self, range: Range<usize>) -> Option<Tensor> {
+        let &[len] = self.shape() else {
+            return None;
+        };
+        if range.start >= range.end || range.end > len || self.0.turned || self.0.lies.is_some() {
+            return None;
+        }
+        let size = self.dtype().bits().filter(|bits| bits % 8 == 0)? / 8;
+        let (first, behind) = (range.start * size, range.end * size);
+        let place = match self.place() {
+            Place::InFile { file, offset } => Place::InFile {
+                file: *file,
+                offset: offset.checked_add(first as u64)?,
+            },
+            Place::InMemory(bytes) => Place::InMemory(Arc::from(bytes.get(first..behind)?)),
+            Place::View(view) if view.is_plain() => Place::InFile {
+                file: view.file,
+                offset: view.at.checked_add(first as u64)?,
+            },
+            Place::View(_) | Place::Computed(_) | Place::Unread(_) => return None,
+        };
+        Some(Tensor(Arc::new(Info {
+            shape: vec![range.len()],
+            stored: Some(self.stored_shape().to_vec()),
+            begins: Some(self.begins().unwrap_or(0) + range.start),
+            place,
+            byte_len: (behind - first) as u64,
+            ..(*self.0).clone()
+        })))
+    }
+
+    /// The first of its numbers among those of the tensor of the file, where it is a stretch of these.
+    pub(crate) fn begins(&self) -> Option<usize> {
+        self.0.begins
     }
 
     /// Whether it is the matrix of the file with its axes exchanged.

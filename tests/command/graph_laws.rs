@@ -234,6 +234,65 @@ impl Growing {
         self.push("Reshape", &[&flat, &shape], &[])
     }
 
+    /// What is done to each channel, the mean of all pixels, what is done to that, and a gate made of it.
+    fn gate(&mut self, x: &str, channels: usize) -> String {
+        let some = match self.chance(0.5) {
+            true => self.push("Relu", &[x], &[]),
+            false => self.same(x, channels, channels),
+        };
+        let some = match self.chance(0.5) {
+            true => self.norm(&some, channels),
+            false => self.arithmetic(&some, channels),
+        };
+        let mut mean = match self.chance(0.5) || self.opset >= 18 {
+            true => self.push("GlobalAveragePool", &[&some], &[]),
+            false => {
+                let axes: Vec<i64> = (2..2 + self.axes as i64).collect();
+                self.push("ReduceMean", &[&some], &[ints("axes", &axes)])
+            }
+        };
+        if self.chance(0.5) {
+            mean = self.norm(&mean, channels);
+        }
+        if self.chance(0.7) {
+            mean = self.same(&mean, channels, channels);
+        }
+        let gate = self.push("Sigmoid", &[&mean], &[]);
+        self.push("Mul", &[x, &gate], &[])
+    }
+
+    /// Convs of different sources, one behind the other, and what is done to all of them.
+    fn put_together(&mut self, x: &str, channels: usize, out: usize) -> String {
+        let mut parts = Vec::new();
+        for _ in 0..2 + self.below(2) {
+            let source = match self.chance(0.7) {
+                true => self.push("Relu", &[x], &[]),
+                false => x.to_owned(),
+            };
+            let conv = self.same(&source, channels, out);
+            parts.push(match self.below(6) {
+                0 => self.norm(&conv, out),
+                1 => self.push("Relu", &[&conv], &[]),
+                2 => parts.last().cloned().unwrap_or(conv),
+                _ => conv,
+            });
+        }
+        let named: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let mut all = self.push("Concat", &named, &[int("axis", 1)]);
+        let wide = out * parts.len();
+        for _ in 0..1 + self.below(2) {
+            all = match self.chance(0.6) {
+                true => self.norm(&all, wide),
+                false => self.arithmetic(&all, wide),
+            };
+        }
+        let all = match self.chance(0.5) {
+            true => self.push("Relu", &[&all], &[]),
+            false => all,
+        };
+        self.same(&all, wide, 4)
+    }
+
     fn grow(&mut self) {
         let at = self.values.len() - 1 - self.below(self.values.len().min(3));
         let (x, channels) = self.values[at].clone();
@@ -250,6 +309,8 @@ impl Growing {
                 let op = ["Neg", "Identity", "Relu"][self.below(3)];
                 (self.push(op, &[&x], &[]), channels)
             }
+            14 => (self.gate(&x, channels), channels),
+            13 => (self.put_together(&x, channels, out), 4),
             11 | 12 => (self.attention(&x, channels), channels),
             9 | 10 => {
                 let branches = self.branches(&x, channels, out);

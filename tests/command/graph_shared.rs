@@ -78,7 +78,7 @@ impl Made {
         let inputs = [value("x", &[0, 6, 4, 4])];
         place.write(
             name,
-            &model(&graph(&self.nodes, &self.tensors, &inputs, &outputs), 13).0,
+            &model(&graph(&self.nodes, &self.tensors, &inputs, &outputs), 18).0,
         );
     }
 }
@@ -181,6 +181,85 @@ fn a_norm_whose_channels_a_reshape_takes_apart_stays() {
     made.push("Reshape", &["norm1", "apart"], "mixed", &[]);
     made.linear("mixed", "w");
     assert_eq!(fused(&made), [1, 4]);
+}
+
+/// `norm → mean → linear layer`, where the mean is taken in one of the ways that there are.
+fn averaged(mean: impl Fn(&mut Made)) -> Made {
+    let mut made = Made::default();
+    made.push("Relu", &["x"], "r", &[]);
+    made.norm("r", "norm");
+    mean(&mut made);
+    made.list("row", &[0, 1, 6]);
+    made.push("Reshape", &["mean", "row"], "rows", &[]);
+    made.linear("rows", "y");
+    made
+}
+
+#[test]
+fn a_norm_before_a_mean_of_all_pixels_becomes_part_of_the_layer_behind() {
+    let all = averaged(|made| made.push("GlobalAveragePool", &["norm"], "mean", &[]));
+    assert_eq!(fused(&all), [0, 1]);
+    let some = averaged(|made| {
+        made.list("axes", &[-1, 2]);
+        made.push("ReduceMean", &["norm", "axes"], "mean", &[]);
+    });
+    assert_eq!(fused(&some), [0, 1]);
+    // Without the axes that it is taken over.
+    let mut made = Made::default();
+    made.push("Relu", &["x"], "r", &[]);
+    made.norm("r", "norm");
+    made.list("axes", &[-1, 2]);
+    let drops = [int("keepdims", 0)];
+    made.push("ReduceMean", &["norm", "axes"], "mean", &drops);
+    made.linear("mean", "given");
+    made.list("row", &[0, 1, 6]);
+    made.push("Reshape", &["given", "row"], "y", &[]);
+    made.outputs = vec!["y"];
+    assert_eq!(fused(&made), [0, 1]);
+    // Over tokens.
+    let tokens = averaged(|made| {
+        made.list("flat", &[0, 6, -1]);
+        made.push("Reshape", &["norm", "flat"], "columns", &[]);
+        made.turned("columns", "tokens");
+        made.list("axes", &[1]);
+        made.push("ReduceMean", &["tokens", "axes"], "mean", &[]);
+    });
+    assert_eq!(fused(&tokens), [0, 1]);
+}
+
+#[test]
+fn a_norm_before_a_mean_that_something_else_reads_stays() {
+    let mut made = averaged(|made| made.push("GlobalAveragePool", &["norm"], "mean", &[]));
+    made.push("Relu", &["rows"], "other", &[]);
+    made.outputs.push("other");
+    assert_eq!(fused(&made), [1, 1]);
+}
+
+#[test]
+fn a_norm_before_a_mean_of_its_channels_stays() {
+    // One of the image's axes is as long as that of its channels: the layer behind reads pixels.
+    let mut made = Made::default();
+    made.push("Relu", &["x"], "r", &[]);
+    made.norm("r", "norm");
+    made.list("axes", &[1]);
+    let drops = [int("keepdims", 0)];
+    made.push("ReduceMean", &["norm", "axes"], "mean", &drops);
+    made.constant("wide", &[4, 6]);
+    made.push("MatMul", &["mean", "wide"], "y", &[]);
+    made.outputs.push("y");
+    assert_eq!(fused(&made), [1, 1]);
+    // Nor is a mean of all numbers one of each channel.
+    for attributes in [&[][..], &[int("noop_with_empty_axes", 1)]] {
+        let mut made = Made::default();
+        made.push("Relu", &["x"], "r", &[]);
+        made.norm("r", "norm");
+        made.push("ReduceMean", &["norm"], "mean", attributes);
+        made.push("Sigmoid", &["mean"], "s", &[]);
+        made.list("row", &[1, -1, 1]);
+        made.push("Reshape", &["s", "row"], "y", &[]);
+        made.outputs.push("y");
+        assert_eq!(fused(&made), [1, 0]);
+    }
 }
 
 #[test]

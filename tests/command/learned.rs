@@ -44,6 +44,10 @@ fn what_has_no_words_is_said() {
             "block `0`: `_weight_norm` is a number of the graph and in no file of weights",
         ),
         (
+            "pt2/mixed.pt2",
+            "recipes have no word for a part of `norm.running_mean`",
+        ),
+        (
             "onnx/divided.onnx",
             "`/1/Constant_1_output_0` does not stand for its factors itself",
         ),

@@ -19,6 +19,7 @@ mod foreign;
 mod graph_files;
 mod graph_forms;
 mod graph_laws;
+mod graph_raised;
 mod graph_reasons;
 mod graph_shapes;
 mod graph_shared;

@@ -71,7 +71,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 37] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 41] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -102,8 +102,11 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 37] = [
     ("border-ecbsr-decomposed", [3, 0, 0], [1, 0, 0]),
     ("weight-norm", [1, 0, 1], [1, 0, 0]),
     ("weight-norm-apart", [2, 0, 1], [2, 0, 0]),
-    // What stands behind the operators of a program is not written there.
-    ("turned", [0, 1, 1], [0, 1, 1]),
+    ("turned", [0, 1, 1], [0, 1, 0]),
+    ("mixed", [2, 0, 1], [2, 0, 0]),
+    ("mixed-decomposed", [2, 0, 1], [2, 0, 0]),
+    ("pooled", [1, 1, 2], [1, 1, 0]),
+    ("pooled-decomposed", [1, 1, 2], [1, 1, 0]),
     ("einsum", [1, 0, 1], [1, 0, 0]),
     ("einsum-decomposed", [1, 0, 1], [1, 0, 0]),
     ("attention", [0, 3, 2], [1, 2, 0]),
@@ -461,12 +464,12 @@ pub(super) fn weights_of(name: &str, to: &Path) {
     safetensors::serialize_to_file(views, None, to).unwrap();
 }
 
-#[test]
-fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let graph = fixture("dbb.pt2").to_str().unwrap().to_owned();
-    weights_of("dbb", Path::new(&path("train.safetensors")));
+/// Fuses and verifies a checkpoint by a graph: what comes out is what the graph itself gives.
+fn by_graph(name: &str, directory: &Path) {
+    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let graph = fixture(&format!("{name}.pt2"));
+    let graph = graph.to_str().unwrap().to_owned();
+    weights_of(name, Path::new(&path("train.safetensors")));
     let (code, said) = command(&[
         "fuse",
         &path("train.safetensors"),
@@ -498,6 +501,17 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
         &graph,
     ]);
     assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    // Of the one, two convs share the numbers of a norm.
+    let mixed = directory.path().join("mixed");
+    fs::create_dir(&mixed).unwrap();
+    by_graph("mixed", &mixed);
+    by_graph("dbb", directory.path());
     // A graph of another model.
     let other = fixture("repvgg.pt2").to_str().unwrap().to_owned();
     let (code, said) = command(&[
@@ -515,7 +529,21 @@ fn structure_from_a_graph_and_numbers_from_a_checkpoint() {
 
 #[test]
 fn a_norm_behind_a_permutation_says_why_it_stays() {
-    let pt2 = open("turned");
+    // What the program gives keeps its name, and what stands behind an operator is not written there.
+    let directory = tempfile::tempdir().unwrap();
+    let to = directory.path().join("given.pt2");
+    let given = r#""outputs": [{"as_tensor": {"name": "batch_norm"}}], "nodes""#;
+    changed(&fixture("turned.pt2"), &to, |name, text| {
+        let relu = r#""outputs": [{"as_tensor": {"name": "relu"}}], "nodes""#;
+        let spec = |name: &str| {
+            format!(r#""user_output": {{"arg": {{"as_tensor": {{"name": "{name}"}}}}}}"#)
+        };
+        (name == "models/model.json").then(|| {
+            text.replace(relu, given)
+                .replace(&spec("relu"), &spec("batch_norm"))
+        })
+    });
+    let pt2 = Pt2::open(&to).unwrap();
     let left = planned(&pt2).left;
     let why =
         "its axes are in another order than where the conv or linear layer before it is computed";

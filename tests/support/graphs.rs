@@ -25,7 +25,7 @@ pub fn counted(graph: &Graph) -> Counts {
             Op::Conv(_) => counts[0] += 1,
             Op::Linear(_) => counts[1] += 1,
             Op::Norm(_) => counts[2] += 1,
-            Op::Shape | Op::Opaque(_) => {}
+            Op::Shape | Op::Mean { .. } | Op::Opaque(_) => {}
             _ => counts[3] += 1,
         }
     }

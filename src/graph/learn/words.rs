@@ -209,6 +209,9 @@ impl Speaker<'_> {
                 "{tensor} is a number of the graph and in no file of weights"
             ));
         }
+        if tensor.begins().is_some() {
+            return Err(format!("recipes have no word for a part of {tensor}"));
+        }
         if tensor.name().contains(['{', '}']) {
             return Err(format!("{tensor} has braces in its name"));
         }

@@ -258,6 +258,7 @@ impl Reading<'_> {
             "Gemm" => Op::Linear(products::gemm(self, node)?),
             "MatMul" => return products::product(self, node),
             "AveragePool" => Op::AvgPool(windows::average(self, node)?),
+            "ReduceMean" | "GlobalAveragePool" => return parts::mean(self, node),
             "Pad" => Op::Pad(windows::pad(self, node)?),
             "Identity" => Op::Identity,
             "Shape" => Op::Shape,

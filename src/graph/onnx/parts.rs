@@ -128,6 +128,30 @@ pub(super) fn split(reading: &Reading<'_>, node: &Node) -> Found {
     }
 }
 
+/// The mean over the whole of some axes.
+pub(super) fn mean(reading: &Reading<'_>, node: &Node) -> Found {
+    let (id, shape) = first(reading, node)?;
+    let rank = shape.len();
+    let (axes, keeps) = match &*node.op {
+        "GlobalAveragePool" => ((2..rank).collect(), true),
+        _ => {
+            let list = reading.list_or(node, 1, "axes", Vec::new);
+            let list = list.filter(|list| !list.is_empty());
+            // Without any it is all of them, or none.
+            let Some(list) = list else {
+                return opaque();
+            };
+            let axes: Option<Vec<usize>> = list.iter().map(|n| axis_of(*n, rank)).collect();
+            let Some(axes) = axes else {
+                return opaque();
+            };
+            (axes, reading.attribute_int(node, "keepdims", 1) != 0)
+        }
+    };
+    let inputs = with_helpers(reading, node, id);
+    Ok((Op::Mean { axes, keeps }, inputs))
+}
+
 pub(super) fn transpose(reading: &Reading<'_>, node: &Node) -> Found {
     let (id, shape) = first(reading, node)?;
     let order: Option<Vec<usize>> = match node.attributes.get("perm") {

@@ -41,6 +41,10 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("avg_pool1d", "default") => pooling(call, 1),
         ("avg_pool2d", "default") => pooling(call, 2),
         ("avg_pool3d", "default") => pooling(call, 3),
+        ("mean", "dim") => mean(call),
+        ("adaptive_avg_pool1d", "default") => adaptive(call, 1),
+        ("adaptive_avg_pool2d" | "_adaptive_avg_pool2d", "default") => adaptive(call, 2),
+        ("adaptive_avg_pool3d" | "_adaptive_avg_pool3d", "default") => adaptive(call, 3),
         ("pad" | "constant_pad_nd", "default") => padding(call),
         _ => views::operator(call, name),
     }
@@ -395,6 +399,37 @@ fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque>
         }
     }
     Ok((Op::AvgPool(window), vec![value]))
+}
+
+/// The mean over the whole of some axes.
+fn mean(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    floating(call, &value)?;
+    let rank = call.shape(&value)?.len();
+    let list = call.ints("dim")?.filter(|list| !list.is_empty());
+    let from_end = |n: &i64| if *n < 0 { n + rank as i64 } else { *n };
+    let axes = list.ok_or(None)?;
+    let axes: Option<Vec<usize>> = (axes.iter())
+        .map(|n| usize::try_from(from_end(n)).ok().filter(|n| *n < rank))
+        .collect();
+    let op = Op::Mean {
+        axes: axes.ok_or(None)?,
+        keeps: call.flag("keepdim", false)?,
+    };
+    Ok((op, vec![value]))
+}
+
+/// Means over windows that lie beside each other, of which there are as many as wanted.
+fn adaptive(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    floating(call, &value)?;
+    let rank = call.shape(&value)?.len();
+    let first = rank.checked_sub(spatial).ok_or(None)?;
+    let op = Op::Mean {
+        axes: (first..rank).collect(),
+        keeps: true,
+    };
+    Ok((op, vec![value]))
 }
 
 /// Zeros around spatial axes. PyTorch counts them from the last axis on, before and behind.

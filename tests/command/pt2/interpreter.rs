@@ -197,6 +197,7 @@ fn step(
         })],
         Op::Identity => each(&|x| x),
         Op::Border { .. } => panic!("what is around it is no number of the graph"),
+        Op::Mean { axes, keeps } => vec![mean(x, axes, *keeps, shape_of(0))],
         Op::Shape | Op::Opaque(_) => {
             let name = node
                 .name
@@ -205,23 +206,30 @@ fn step(
                 "relu" => each(&|x| x.max(0.0)),
                 "gelu" => each(&|x| x * (1.0 + error_function(x / 2f64.sqrt())) / 2.0),
                 "silu" => each(&|x| x / (1.0 + (-x).exp())),
-                "adaptive_avg_pool2d" => {
-                    let [n, c, h, w] = x.shape[..] else {
-                        panic!("{:?}", x.shape)
-                    };
-                    vec![Map::of(vec![n, c, 1, 1], |index| {
-                        let all = Map::indices(&[h, w]);
-                        let sum: f64 = all
-                            .iter()
-                            .map(|at| x.at(&[index[0], index[1], at[0], at[1]]))
-                            .sum();
-                        sum / (h * w) as f64
-                    })]
-                }
                 other => panic!("{other} is not run here"),
             }
         }
     }
+}
+
+/// The mean over the whole of some axes.
+fn mean(x: &Map, axes: &[usize], keeps: bool, shape: Vec<usize>) -> Map {
+    let taken: Vec<usize> = axes.iter().map(|axis| x.shape[*axis]).collect();
+    let all = Map::indices(&taken);
+    Map::of(shape, |index| {
+        let mut others = index.iter().enumerate();
+        let others = others.by_ref().filter(|(i, _)| !keeps || !axes.contains(i));
+        let others: Vec<usize> = others.map(|(_, n)| *n).collect();
+        let at = |taken: &Vec<usize>| {
+            let mut rest = others.iter();
+            let along = |axis: usize| match axes.iter().position(|own| *own == axis) {
+                Some(i) => taken[i],
+                None => *rest.next().unwrap(),
+            };
+            x.at(&(0..x.shape.len()).map(along).collect::<Vec<_>>())
+        };
+        all.iter().map(at).sum::<f64>() / all.len() as f64
+    })
 }
 
 /// `erf`, by its series, for the few numbers that activations meet.
