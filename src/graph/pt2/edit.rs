@@ -8,7 +8,7 @@ use super::json::{Raw, place, splice};
 use super::kept::{Kept, bypassed};
 use super::nodes::{Lies, New, Parameter, new_nodes};
 use super::read::Pt2;
-use super::schema::{NodeText, names};
+use super::schema::{NodeText, renamed};
 use super::text::{Stored, Text};
 use super::weights;
 use crate::graph::agree::{Agreement, Index, agree};
@@ -131,11 +131,8 @@ pub fn edit(pt2: &Pt2, options: &Options, even_if_dearer: bool) -> Result<Edit, 
 /// The text of a node that stays, with what it reads instead of what is gone.
 fn rewired(node: Raw<'_>, read: &NodeText<'_>, bypassed: &HashMap<&str, &str>) -> String {
     let edits = read.inputs.iter().filter_map(|input| {
-        let [name] = &names(&input.arg)[..] else {
-            return None;
-        };
-        let instead = bypassed.get(&**name)?;
-        let new = json!({"name": instead}).to_string();
+        let instead = |name: &str| bypassed.get(name).map(|instead| (*instead).to_owned());
+        let new = renamed(&input.arg, &instead)?;
         Some((place(node.get(), input.arg.value), new))
     });
     splice(node.get(), edits.collect())

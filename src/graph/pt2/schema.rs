@@ -169,6 +169,40 @@ pub(super) fn names(argument: &Tagged<'_>) -> Vec<String> {
     out
 }
 
+/// The value of an argument with other names for some of those that it holds; none where all keep theirs.
+pub(super) fn renamed(
+    argument: &Tagged<'_>,
+    instead: &dyn Fn(&str) -> Option<String>,
+) -> Option<String> {
+    let mut value = read::<serde_json::Value>(argument.value).ok()?;
+    rename(&argument.tag, &mut value, instead).then(|| value.to_string())
+}
+
+fn rename(
+    tag: &str,
+    value: &mut serde_json::Value,
+    instead: &dyn Fn(&str) -> Option<String>,
+) -> bool {
+    use serde_json::Value;
+    match (tag, value) {
+        ("as_graph" | "as_string" | "as_strings" | "as_operator", _) => false,
+        ("name" | "as_name", Value::String(name)) => match instead(name) {
+            Some(new) => {
+                *name = new;
+                true
+            }
+            None => false,
+        },
+        (_, Value::Object(members)) => members
+            .iter_mut()
+            .fold(false, |any, (key, value)| rename(key, value, instead) | any),
+        (_, Value::Array(items)) => items
+            .iter_mut()
+            .fold(false, |any, item| rename(tag, item, instead) | any),
+        _ => false,
+    }
+}
+
 fn collect(tag: &str, value: &serde_json::Value, out: &mut Vec<String>) {
     use serde_json::Value;
     match (tag, value) {
