@@ -31,27 +31,12 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
                 false => Ok((Op::Identity, vec![call.value()?])),
             }
         }
-        // The second argument only says the type.
-        ("type_as", "default") => {
-            let (value, like) = (call.value()?, call.input("other")?);
-            if call.context.dtype(&value) != call.context.dtype(&call.output()?) {
-                return because("it changes the type");
-            }
-            let like = match like {
-                Input::Value(like) => Some(like),
-                Input::Constant(_) | Input::Absent => None,
-            };
-            Ok((Op::Identity, std::iter::once(value).chain(like).collect()))
-        }
-        // The second argument only says the shape.
-        ("reshape_as" | "view_as", "default") => {
-            let (value, like) = (call.value()?, call.input("other")?);
-            let like = match like {
-                Input::Value(like) => Some(like),
-                Input::Constant(_) | Input::Absent => None,
-            };
-            Ok((Op::Reshape, std::iter::once(value).chain(like).collect()))
-        }
+        // The second argument only says the type, or the shape.
+        ("type_as", "default") => match call.context.dtype(&call.value()?) {
+            own if own == call.context.dtype(&call.output()?) => with_like(call, Op::Identity),
+            _ => because("it changes the type"),
+        },
+        ("reshape_as" | "view_as", "default") => with_like(call, Op::Reshape),
         ("to", overload) if !matches!(overload, "dtype" | "dtype_layout") => Err(None),
         _ if same_numbers(name) => {
             let value = call.value()?;
@@ -71,6 +56,16 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
         }
         _ => Err(None),
     }
+}
+
+/// An operator on the first argument; the second one, `other`, has to be there and is not computed with.
+fn with_like(call: &Call<'_>, op: Op) -> Result<(Op, Vec<String>), Opaque> {
+    let (value, like) = (call.value()?, call.input("other")?);
+    let like = match like {
+        Input::Value(like) => Some(like),
+        Input::Constant(_) | Input::Absent => None,
+    };
+    Ok((op, std::iter::once(value).chain(like).collect()))
 }
 
 /// Whether an operator gives the numbers of its first argument in the same order.
