@@ -72,10 +72,17 @@ pub(super) fn built(
         .flat_map(|(last, one)| one.nodes().map(|node| (node, *last)))
         .filter(|(node, last)| node != last)
         .collect();
-    let changed = alias::changed(&steps, &placeholders.iter().cloned().collect(), &outputs);
+    let all: HashSet<String> = placeholders.iter().cloned().collect();
+    let changed = alias::changed(&steps, &all, &outputs);
     let written_back = written_back(module.signature.output_specs).map_err(wrong)?;
     let Stored { stored, changing } =
         stored(specs, checkpoint, (unread, &written_back), &mut context).map_err(wrong)?;
+    if let Some(name) = stored.difference(&all).min() {
+        return Err(wrong(format!(
+            "its signature describes {}, which is no input of it",
+            quoted(name)
+        )));
+    }
     for name in changed.stored.intersection(&stored).chain(&changing) {
         context.constants.remove(name);
         let why = format!("{} is changed when the network runs", quoted(name));
@@ -255,7 +262,12 @@ fn stored(
         if written_back.contains(name) {
             found.changing.insert(value.clone());
         }
-        found.stored.insert(value);
+        if let Some(twice) = found.stored.replace(value) {
+            return Err(format!(
+                "two inputs of its signature are {}",
+                quoted(&twice)
+            ));
+        }
     }
     Ok(found)
 }

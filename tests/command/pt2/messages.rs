@@ -316,6 +316,25 @@ fn graphs_that_contradict_themselves_are_refused() {
         (
             |p| {
                 let specs = &mut p["graph_module"]["signature"]["input_specs"];
+                specs[1]["parameter"]["arg"]["name"] = specs[0]["parameter"]["arg"]["name"].clone();
+                specs[1]["parameter"]["parameter_name"] =
+                    specs[0]["parameter"]["parameter_name"].clone();
+            },
+            "two inputs of its signature are `p_0_conv_kxk_conv_weight`",
+        ),
+        (
+            |p| {
+                let specs = &mut p["graph_module"]["signature"]["input_specs"];
+                specs[0]["parameter"]["arg"]["name"] = "p_elsewhere".into();
+                let values = graph(p)["tensor_values"].as_object_mut().unwrap();
+                let own = values["p_0_conv_kxk_conv_weight"].clone();
+                values.insert("p_elsewhere".to_owned(), own);
+            },
+            "its signature describes `p_elsewhere`, which is no input of it",
+        ),
+        (
+            |p| {
+                let specs = &mut p["graph_module"]["signature"]["input_specs"];
                 specs[0]["parameter"]["parameter_name"] = "elsewhere".into();
             },
             "`p_0_conv_kxk_conv_weight` stands for `elsewhere`, which is not among the weights",
