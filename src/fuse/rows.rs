@@ -65,22 +65,23 @@ pub(super) fn encode_rows(
     Ok(vanished)
 }
 
-/// The bytes of the biases from output channel `first` on.
+/// The bytes of the biases from output channel `first` on; returns how many became zero.
 pub(super) fn encode_biases(
     checkpoint: &Checkpoint,
     fused: &PlannedConv,
     first: usize,
     biases: &[f64],
     bytes: &mut Vec<u8>,
-) -> Result<(), diagnose::Error> {
+) -> Result<usize, diagnose::Error> {
     let dtype = fused.dtype;
-    if dtype.encode(biases, room(bytes, biases.len() * dtype.size())) {
-        return Ok(());
+    let stored = room(bytes, biases.len() * dtype.size());
+    if let Some(zeros) = dtype.encode_counting(biases, stored) {
+        return Ok(zeros);
     }
     let mut numbered = biases.iter().enumerate();
     match numbered.find(|(_, b)| !dtype.round(**b).is_finite()) {
         Some((i, bias)) => Err(explain(checkpoint, fused, first + i, &[], *bias)),
-        None => Ok(()),
+        None => Ok(dtype.vanishing(biases)),
     }
 }
 
@@ -109,7 +110,7 @@ pub fn stored_bytes(
     match fused.geometry().transposed() {
         true => encode_biases(checkpoint, fused, 0, folded.constant_bias(), &mut bias)?,
         false => encode_biases(checkpoint, fused, rows.start, &biases, &mut bias)?,
-    }
+    };
     Ok([weight, bias])
 }
 

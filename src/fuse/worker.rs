@@ -154,9 +154,9 @@ impl<'a> Worker<'a> {
         let Some(bias_at) = job.bias_at else {
             return Ok(0);
         };
-        self.vanished
-            .fetch_add(dtype.vanishing(&self.biases) as u64, Relaxed);
-        encode_biases(self.checkpoint, fused, first, &self.biases, &mut self.bytes)?;
+        let bytes = &mut self.bytes;
+        let vanished = encode_biases(self.checkpoint, fused, first, &self.biases, bytes)?;
+        self.vanished.fetch_add(vanished as u64, Relaxed);
         let len = self.biases.len() * dtype.size();
         self.write(len, bias_at + (first * dtype.size()) as u64)
     }

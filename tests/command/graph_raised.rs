@@ -5,71 +5,53 @@ use ndarray::{ArrayD, IxDyn};
 use crate::support::Random;
 use crate::support::file::Place;
 use crate::support::graphs::{apart, counts, run};
-use crate::support::onnx::{Message, graph, int, ints, list, model, node, tensor, value};
+use crate::support::onnx::{ByHand, Message, graph, int, ints, model, node, tensor, value};
 
 /// A graph by hand over maps of 6 channels and 4×4 pixels; what it gives has as many axes as `rank`.
 struct Made {
-    nodes: Vec<Message>,
-    tensors: Vec<Message>,
+    by_hand: ByHand,
     outputs: Vec<(&'static str, usize)>,
-    random: u64,
 }
 
 impl Made {
     fn new() -> Made {
         let mut made = Made {
-            nodes: Vec::new(),
-            tensors: Vec::new(),
+            by_hand: ByHand::default(),
             outputs: Vec::new(),
-            random: 0,
         };
-        made.push("Relu", &["x"], "r", &[]);
+        made.by_hand.push("Relu", &["x"], "r", &[]);
         made
-    }
-
-    fn constant(&mut self, name: &str, shape: &[usize]) {
-        self.random += 1;
-        let mut random = Random(self.random);
-        let numbers: Vec<f32> = (0..shape.iter().product())
-            .map(|_| random.between(0.5, 1.5) as f32)
-            .collect();
-        self.tensors.push(tensor(name, shape, &numbers));
-    }
-
-    fn list(&mut self, name: &str, numbers: &[i64]) {
-        self.tensors.push(list(name, numbers));
-    }
-
-    fn push(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Message]) {
-        self.nodes.push(node(op, inputs, &[output], attributes));
     }
 
     /// A conv that keeps the size of its input.
     fn conv(&mut self, input: &str, output: &str, [from, to, taps]: [usize; 3]) {
         let [weight, bias] = ["weight", "bias"].map(|end| format!("{output}.{end}"));
-        self.constant(&weight, &[to, from, taps, taps]);
-        self.constant(&bias, &[to]);
+        self.by_hand.constant(&weight, &[to, from, taps, taps]);
+        self.by_hand.constant(&bias, &[to]);
         let pads = ints("pads", &[(taps / 2) as i64; 4]);
         let [strides, dilations] = ["strides", "dilations"].map(|name| ints(name, &[1, 1]));
         let attributes = [pads, strides, dilations];
-        self.push("Conv", &[input, &weight, &bias], output, &attributes);
+        self.by_hand
+            .push("Conv", &[input, &weight, &bias], output, &attributes);
     }
 
     fn norm(&mut self, input: &str, output: &str, channels: usize) {
         let names = ["weight", "bias", "mean", "var"].map(|end| format!("{output}.{end}"));
         names
             .iter()
-            .for_each(|name| self.constant(name, &[channels]));
+            .for_each(|name| self.by_hand.constant(name, &[channels]));
         let [a, b, c, d] = &names;
-        self.push("BatchNormalization", &[input, a, b, c, d], output, &[]);
+        self.by_hand
+            .push("BatchNormalization", &[input, a, b, c, d], output, &[]);
     }
 
     fn concat(&mut self, inputs: &[&str], output: &str, axis: i64) {
-        self.push("Concat", inputs, output, &[int("axis", axis)]);
+        self.by_hand
+            .push("Concat", inputs, output, &[int("axis", axis)]);
     }
 
     fn gives(mut self, op: &str, input: &str, rank: usize) -> Made {
-        self.nodes.push(node(op, &[input], &["y"], &[]));
+        self.by_hand.nodes.push(node(op, &[input], &["y"], &[]));
         self.outputs.push(("y", rank));
         self
     }
@@ -81,7 +63,16 @@ impl Made {
         let inputs = [value("x", &[0, 6, 4, 4])];
         place.write(
             name,
-            &model(&graph(&self.nodes, &self.tensors, &inputs, &outputs), 17).0,
+            &model(
+                &graph(
+                    &self.by_hand.nodes,
+                    &self.by_hand.tensors,
+                    &inputs,
+                    &outputs,
+                ),
+                17,
+            )
+            .0,
         );
     }
 }
@@ -134,10 +125,10 @@ fn a_norm_behind_a_concat_is_taken_over_part_by_part() {
 fn so_are_several_nodes_one_behind_another() {
     let mut made = parts();
     made.norm("all", "n", 7);
-    made.constant("scale", &[7, 1, 1]);
-    made.constant("one", &[1]);
-    made.push("Mul", &["n", "scale"], "scaled", &[]);
-    made.push("Sub", &["one", "scaled"], "turned", &[]);
+    made.by_hand.constant("scale", &[7, 1, 1]);
+    made.by_hand.constant("one", &[1]);
+    made.by_hand.push("Mul", &["n", "scale"], "scaled", &[]);
+    made.by_hand.push("Sub", &["one", "scaled"], "turned", &[]);
     made.conv("turned", "behind", [7, 2, 3]);
     // The padding keeps the conv behind from taking them over.
     assert_eq!(fused(&made.gives("Sigmoid", "behind", 4))[..3], [3, 0, 0]);
@@ -167,12 +158,12 @@ fn what_is_put_together_along_another_axis_takes_the_whole_norm_over() {
 #[test]
 fn rows_are_put_together_too() {
     let mut made = Made::new();
-    made.list("flat", &[0, -1]);
+    made.by_hand.list("flat", &[0, -1]);
     for (input, flat, product) in [("r", "fr", "a"), ("x", "fx", "b")] {
-        made.push("Reshape", &[input, "flat"], flat, &[]);
+        made.by_hand.push("Reshape", &[input, "flat"], flat, &[]);
         let weight = format!("{product}.weight");
-        made.constant(&weight, &[96, 3]);
-        made.push("MatMul", &[flat, &weight], product, &[]);
+        made.by_hand.constant(&weight, &[96, 3]);
+        made.by_hand.push("MatMul", &[flat, &weight], product, &[]);
     }
     made.concat(&["a", "b"], "all", -1);
     made.norm("all", "n", 6);
@@ -197,7 +188,7 @@ fn what_another_node_reads_keeps_the_norm() {
     // A part.
     let mut made = parts();
     made.norm("all", "norm", 7);
-    made.push("Sigmoid", &["a"], "s", &[]);
+    made.by_hand.push("Sigmoid", &["a"], "s", &[]);
     made.outputs.push(("s", 4));
     let made = made.gives("Sigmoid", "norm", 4);
     assert_eq!(fused(&made)[2], 1);
@@ -210,7 +201,7 @@ fn what_another_node_reads_keeps_the_norm() {
     // The whole.
     let mut made = parts();
     made.norm("all", "norm", 7);
-    made.push("Sigmoid", &["all"], "s", &[]);
+    made.by_hand.push("Sigmoid", &["all"], "s", &[]);
     made.outputs.push(("s", 4));
     assert_eq!(fused(&made.gives("Sigmoid", "norm", 4))[2], 1);
     // The norm itself, under its own name.
@@ -233,9 +224,9 @@ fn one_value_twice_keeps_the_norm() {
 fn who_asks_for_the_shape_of_a_part_does_not_read_it() {
     let mut made = parts();
     made.norm("all", "n", 7);
-    made.push("Shape", &["all"], "shape", &[]);
-    made.push("Sigmoid", &["n"], "s", &[]);
-    made.push("Reshape", &["s", "shape"], "z", &[]);
+    made.by_hand.push("Shape", &["all"], "shape", &[]);
+    made.by_hand.push("Sigmoid", &["n"], "s", &[]);
+    made.by_hand.push("Reshape", &["s", "shape"], "z", &[]);
     assert_eq!(fused(&made.gives("Sigmoid", "z", 4))[2], 0);
 }
 
@@ -259,15 +250,16 @@ fn a_norm_behind_what_moves_numbers_is_taken_over_by_what_is_before() {
     // Part of the rows.
     let mut made = conv();
     for (name, number) in [("first", 1), ("last", 3), ("axis", 2)] {
-        made.list(name, &[number]);
+        made.by_hand.list(name, &[number]);
     }
-    made.push("Slice", &["a", "first", "last", "axis"], "cut", &[]);
+    made.by_hand
+        .push("Slice", &["a", "first", "last", "axis"], "cut", &[]);
     made.norm("cut", "n", 4);
     assert_eq!(fused(&made.gives("Sigmoid", "n", 4))[2], 0);
     // One axis of all pixels, and another place for the channels.
     let mut made = conv();
-    made.list("flat", &[0, 4, -1]);
-    made.push("Reshape", &["a", "flat"], "columns", &[]);
+    made.by_hand.list("flat", &[0, 4, -1]);
+    made.by_hand.push("Reshape", &["a", "flat"], "columns", &[]);
     made.norm("columns", "n", 4);
     assert_eq!(fused(&made.gives("Sigmoid", "n", 3))[2], 0);
     // An average, also over a border of zeros for what keeps a zero.
@@ -279,11 +271,11 @@ fn a_norm_behind_what_moves_numbers_is_taken_over_by_what_is_before() {
             ints("pads", &[pads; 4]),
             int("count_include_pad", 1),
         ];
-        made.push("AveragePool", &["a"], "fewer", &window);
-        made.constant("scale", &[4, 1, 1]);
+        made.by_hand.push("AveragePool", &["a"], "fewer", &window);
+        made.by_hand.constant("scale", &[4, 1, 1]);
         match is_norm {
             true => made.norm("fewer", "n", 4),
-            false => made.push("Mul", &["fewer", "scale"], "n", &[]),
+            false => made.by_hand.push("Mul", &["fewer", "scale"], "n", &[]),
         }
         let [_, _, norms, others] = fused(&made.gives("Sigmoid", "n", 4));
         // Of these one is the pool.
@@ -297,10 +289,10 @@ fn a_norm_behind_a_mean_is_taken_over_by_what_is_before() {
         let mut made = Made::new();
         made.conv("r", "a", [6, 4, 3]);
         let keeps = [int("keepdims", 0)];
-        made.list("axes", &[2, 3]);
+        made.by_hand.list("axes", &[2, 3]);
         match drops {
-            true => made.push(op, &["a", "axes"], "mean", &keeps),
-            false => made.push(op, &["a"], "mean", &[]),
+            true => made.by_hand.push(op, &["a", "axes"], "mean", &keeps),
+            false => made.by_hand.push(op, &["a"], "mean", &[]),
         }
         made.norm("mean", "n", 4);
         let made = made.gives("Sigmoid", "n", if drops { 2 } else { 4 });
@@ -314,9 +306,9 @@ fn a_wrong_number_is_named_where_it_stands() {
     let mut made = parts();
     made.norm("all", "n", 7);
     // The sixth variance is that of the second channel of `b`.
-    made.tensors.pop();
+    made.by_hand.tensors.pop();
     let numbers = [1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 1.0];
-    made.tensors.push(tensor("n.var", &[7], &numbers));
+    made.by_hand.tensors.push(tensor("n.var", &[7], &numbers));
     made.gives("Sigmoid", "n", 4).write(&place, "in.onnx");
     let ran = place.run("fuse in.onnx out.onnx");
     assert_eq!(ran.code(), Some(2), "{}", ran.stderr);
@@ -329,10 +321,10 @@ fn what_comes_first_is_done_first() {
     // The factor could go before the padding, and the norm that stands before it cannot.
     let mut made = Made::new();
     made.conv("r", "a", [6, 4, 3]);
-    made.list("border", &[0, 0, 1, 1, 0, 0, 1, 1]);
-    made.push("Pad", &["a", "border"], "padded", &[]);
+    made.by_hand.list("border", &[0, 0, 1, 1, 0, 0, 1, 1]);
+    made.by_hand.push("Pad", &["a", "border"], "padded", &[]);
     made.norm("padded", "n", 4);
-    made.constant("scale", &[4, 1, 1]);
-    made.push("Mul", &["n", "scale"], "scaled", &[]);
+    made.by_hand.constant("scale", &[4, 1, 1]);
+    made.by_hand.push("Mul", &["n", "scale"], "scaled", &[]);
     fused(&made.gives("Sigmoid", "scaled", 4));
 }

@@ -5,53 +5,39 @@ use ndarray::{ArrayD, IxDyn};
 use crate::support::Random;
 use crate::support::file::Place;
 use crate::support::graphs::{apart, counts, run};
-use crate::support::onnx::{Message, graph, int, ints, list, model, node, tensor, value};
+use crate::support::onnx::{ByHand, Message, graph, int, ints, model, value};
 
 /// A graph by hand, over maps of 6 channels and 4×4 pixels.
 #[derive(Default)]
 struct Made {
-    nodes: Vec<Message>,
-    tensors: Vec<Message>,
+    by_hand: ByHand,
     outputs: Vec<&'static str>,
-    random: u64,
 }
 
 impl Made {
-    fn constant(&mut self, name: &str, shape: &[usize]) {
-        self.random += 1;
-        let mut random = Random(self.random);
-        let numbers: Vec<f32> = (0..shape.iter().product())
-            .map(|_| random.between(0.5, 1.5) as f32)
-            .collect();
-        self.tensors.push(tensor(name, shape, &numbers));
-    }
-
-    fn list(&mut self, name: &str, numbers: &[i64]) {
-        self.tensors.push(list(name, numbers));
-    }
-
-    fn push(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Message]) {
-        self.nodes.push(node(op, inputs, &[output], attributes));
-    }
-
     fn norm(&mut self, input: &str, output: &str) {
         let names = ["weight", "bias", "mean", "var"].map(|end| format!("{output}.{end}"));
-        names.iter().for_each(|name| self.constant(name, &[6]));
+        names
+            .iter()
+            .for_each(|name| self.by_hand.constant(name, &[6]));
         let [a, b, c, d] = &names;
-        self.push("BatchNormalization", &[input, a, b, c, d], output, &[]);
+        self.by_hand
+            .push("BatchNormalization", &[input, a, b, c, d], output, &[]);
     }
 
     fn turned(&mut self, input: &str, output: &str) {
-        self.push("Transpose", &[input], output, &[ints("perm", &[0, 2, 1])]);
+        self.by_hand
+            .push("Transpose", &[input], output, &[ints("perm", &[0, 2, 1])]);
     }
 
     fn linear(&mut self, input: &str, output: &'static str) {
         let [weight, product, bias] =
             ["weight", "product", "bias"].map(|end| format!("{output}.{end}"));
-        self.constant(&weight, &[6, 6]);
-        self.constant(&bias, &[6]);
-        self.push("MatMul", &[input, &weight], &product, &[]);
-        self.push("Add", &[&product, &bias], output, &[]);
+        self.by_hand.constant(&weight, &[6, 6]);
+        self.by_hand.constant(&bias, &[6]);
+        self.by_hand
+            .push("MatMul", &[input, &weight], &product, &[]);
+        self.by_hand.push("Add", &[&product, &bias], output, &[]);
         self.outputs.push(output);
     }
 
@@ -59,11 +45,13 @@ impl Made {
     fn attention(pool: &[Message]) -> Made {
         let mut made = Made::default();
         made.norm("x", "norm1");
-        made.list("flat", &[0, 6, -1]);
-        made.push("Reshape", &["norm1", "flat"], "columns", &[]);
+        made.by_hand.list("flat", &[0, 6, -1]);
+        made.by_hand
+            .push("Reshape", &["norm1", "flat"], "columns", &[]);
         made.turned("columns", "rows");
         made.linear("rows", "q");
-        made.push("AveragePool", &["columns"], "pooled", pool);
+        made.by_hand
+            .push("AveragePool", &["columns"], "pooled", pool);
         made.norm("pooled", "norm2");
         made.turned("norm2", "fewer");
         made.linear("fewer", "k");
@@ -78,7 +66,16 @@ impl Made {
         let inputs = [value("x", &[0, 6, 4, 4])];
         place.write(
             name,
-            &model(&graph(&self.nodes, &self.tensors, &inputs, &outputs), 18).0,
+            &model(
+                &graph(
+                    &self.by_hand.nodes,
+                    &self.by_hand.tensors,
+                    &inputs,
+                    &outputs,
+                ),
+                18,
+            )
+            .0,
         );
     }
 }
@@ -128,11 +125,13 @@ fn a_norm_behind_which_borders_are_averaged_stays() {
 #[test]
 fn a_factor_behind_which_borders_are_averaged_is_taken_over() {
     let mut made = Made::default();
-    made.constant("scale", &[6, 1]);
-    made.list("flat", &[0, 6, -1]);
-    made.push("Reshape", &["x", "flat"], "columns", &[]);
-    made.push("Mul", &["columns", "scale"], "scaled", &[]);
-    made.push("AveragePool", &["scaled"], "pooled", &window([2, 2]));
+    made.by_hand.constant("scale", &[6, 1]);
+    made.by_hand.list("flat", &[0, 6, -1]);
+    made.by_hand.push("Reshape", &["x", "flat"], "columns", &[]);
+    made.by_hand
+        .push("Mul", &["columns", "scale"], "scaled", &[]);
+    made.by_hand
+        .push("AveragePool", &["scaled"], "pooled", &window([2, 2]));
     made.turned("scaled", "rows");
     made.turned("pooled", "fewer");
     made.linear("rows", "q");
@@ -152,7 +151,7 @@ fn a_factor_behind_which_borders_are_averaged_is_taken_over() {
 fn a_norm_that_something_else_reads_stays() {
     for op in ["Relu", "Softmax"] {
         let mut made = Made::attention(&window([0, 0]));
-        made.push(op, &["rows"], "other", &[]);
+        made.by_hand.push(op, &["rows"], "other", &[]);
         made.outputs.push("other");
         assert_eq!(fused(&made), [1, 3], "{op}");
     }
@@ -165,11 +164,11 @@ fn a_norm_that_something_else_reads_stays() {
 #[test]
 fn who_asks_for_the_shape_of_a_norm_asks_its_input() {
     let mut made = Made::attention(&window([0, 0]));
-    made.push("Shape", &["rows"], "shape", &[]);
+    made.by_hand.push("Shape", &["rows"], "shape", &[]);
     made.turned("q", "turned");
-    made.push("Relu", &["turned"], "some", &[]);
+    made.by_hand.push("Relu", &["turned"], "some", &[]);
     made.turned("some", "back");
-    made.push("Reshape", &["back", "shape"], "r", &[]);
+    made.by_hand.push("Reshape", &["back", "shape"], "r", &[]);
     made.outputs.push("r");
     assert_eq!(fused(&made), [0, 3]);
 }
@@ -177,8 +176,9 @@ fn who_asks_for_the_shape_of_a_norm_asks_its_input() {
 #[test]
 fn a_norm_whose_channels_a_reshape_takes_apart_stays() {
     let mut made = Made::attention(&window([0, 0]));
-    made.list("apart", &[0, 16, 6]);
-    made.push("Reshape", &["norm1", "apart"], "mixed", &[]);
+    made.by_hand.list("apart", &[0, 16, 6]);
+    made.by_hand
+        .push("Reshape", &["norm1", "apart"], "mixed", &[]);
     made.linear("mixed", "w");
     assert_eq!(fused(&made), [1, 4]);
 }
@@ -186,51 +186,61 @@ fn a_norm_whose_channels_a_reshape_takes_apart_stays() {
 /// `norm → mean → linear layer`, where the mean is taken in one of the ways that there are.
 fn averaged(mean: impl Fn(&mut Made)) -> Made {
     let mut made = Made::default();
-    made.push("Relu", &["x"], "r", &[]);
+    made.by_hand.push("Relu", &["x"], "r", &[]);
     made.norm("r", "norm");
     mean(&mut made);
-    made.list("row", &[0, 1, 6]);
-    made.push("Reshape", &["mean", "row"], "rows", &[]);
+    made.by_hand.list("row", &[0, 1, 6]);
+    made.by_hand.push("Reshape", &["mean", "row"], "rows", &[]);
     made.linear("rows", "y");
     made
 }
 
 #[test]
 fn a_norm_before_a_mean_of_all_pixels_becomes_part_of_the_layer_behind() {
-    let all = averaged(|made| made.push("GlobalAveragePool", &["norm"], "mean", &[]));
+    let all = averaged(|made| {
+        made.by_hand
+            .push("GlobalAveragePool", &["norm"], "mean", &[])
+    });
     assert_eq!(fused(&all), [0, 1]);
     let some = averaged(|made| {
-        made.list("axes", &[-1, 2]);
-        made.push("ReduceMean", &["norm", "axes"], "mean", &[]);
+        made.by_hand.list("axes", &[-1, 2]);
+        made.by_hand
+            .push("ReduceMean", &["norm", "axes"], "mean", &[]);
     });
     assert_eq!(fused(&some), [0, 1]);
     // Without the axes that it is taken over.
     let mut made = Made::default();
-    made.push("Relu", &["x"], "r", &[]);
+    made.by_hand.push("Relu", &["x"], "r", &[]);
     made.norm("r", "norm");
-    made.list("axes", &[-1, 2]);
+    made.by_hand.list("axes", &[-1, 2]);
     let drops = [int("keepdims", 0)];
-    made.push("ReduceMean", &["norm", "axes"], "mean", &drops);
+    made.by_hand
+        .push("ReduceMean", &["norm", "axes"], "mean", &drops);
     made.linear("mean", "given");
-    made.list("row", &[0, 1, 6]);
-    made.push("Reshape", &["given", "row"], "y", &[]);
+    made.by_hand.list("row", &[0, 1, 6]);
+    made.by_hand.push("Reshape", &["given", "row"], "y", &[]);
     made.outputs = vec!["y"];
     assert_eq!(fused(&made), [0, 1]);
     // Over tokens.
     let tokens = averaged(|made| {
-        made.list("flat", &[0, 6, -1]);
-        made.push("Reshape", &["norm", "flat"], "columns", &[]);
+        made.by_hand.list("flat", &[0, 6, -1]);
+        made.by_hand
+            .push("Reshape", &["norm", "flat"], "columns", &[]);
         made.turned("columns", "tokens");
-        made.list("axes", &[1]);
-        made.push("ReduceMean", &["tokens", "axes"], "mean", &[]);
+        made.by_hand.list("axes", &[1]);
+        made.by_hand
+            .push("ReduceMean", &["tokens", "axes"], "mean", &[]);
     });
     assert_eq!(fused(&tokens), [0, 1]);
 }
 
 #[test]
 fn a_norm_before_a_mean_that_something_else_reads_stays() {
-    let mut made = averaged(|made| made.push("GlobalAveragePool", &["norm"], "mean", &[]));
-    made.push("Relu", &["rows"], "other", &[]);
+    let mut made = averaged(|made| {
+        made.by_hand
+            .push("GlobalAveragePool", &["norm"], "mean", &[])
+    });
+    made.by_hand.push("Relu", &["rows"], "other", &[]);
     made.outputs.push("other");
     assert_eq!(fused(&made), [1, 1]);
 }
@@ -239,24 +249,26 @@ fn a_norm_before_a_mean_that_something_else_reads_stays() {
 fn a_norm_before_a_mean_of_its_channels_stays() {
     // One of the image's axes is as long as that of its channels: the layer behind reads pixels.
     let mut made = Made::default();
-    made.push("Relu", &["x"], "r", &[]);
+    made.by_hand.push("Relu", &["x"], "r", &[]);
     made.norm("r", "norm");
-    made.list("axes", &[1]);
+    made.by_hand.list("axes", &[1]);
     let drops = [int("keepdims", 0)];
-    made.push("ReduceMean", &["norm", "axes"], "mean", &drops);
-    made.constant("wide", &[4, 6]);
-    made.push("MatMul", &["mean", "wide"], "y", &[]);
+    made.by_hand
+        .push("ReduceMean", &["norm", "axes"], "mean", &drops);
+    made.by_hand.constant("wide", &[4, 6]);
+    made.by_hand.push("MatMul", &["mean", "wide"], "y", &[]);
     made.outputs.push("y");
     assert_eq!(fused(&made), [1, 1]);
     // Nor is a mean of all numbers one of each channel.
     for attributes in [&[][..], &[int("noop_with_empty_axes", 1)]] {
         let mut made = Made::default();
-        made.push("Relu", &["x"], "r", &[]);
+        made.by_hand.push("Relu", &["x"], "r", &[]);
         made.norm("r", "norm");
-        made.push("ReduceMean", &["norm"], "mean", attributes);
-        made.push("Sigmoid", &["mean"], "s", &[]);
-        made.list("row", &[1, -1, 1]);
-        made.push("Reshape", &["s", "row"], "y", &[]);
+        made.by_hand
+            .push("ReduceMean", &["norm"], "mean", attributes);
+        made.by_hand.push("Sigmoid", &["mean"], "s", &[]);
+        made.by_hand.list("row", &[1, -1, 1]);
+        made.by_hand.push("Reshape", &["s", "row"], "y", &[]);
         made.outputs.push("y");
         assert_eq!(fused(&made), [1, 0]);
     }

@@ -1,5 +1,7 @@
 //! ONNX files put together byte by byte, right ones and wrong ones.
 
+use super::Random;
+
 /// A message of protocol buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Message(pub Vec<u8>);
@@ -154,4 +156,31 @@ pub fn model(graph: &Message, opset: i64) -> Message {
         .int(1, 8)
         .message(7, graph)
         .message(8, &import)
+}
+
+/// Nodes and constants of a graph that is put together by hand. Each constant has other numbers.
+#[derive(Default)]
+pub struct ByHand {
+    pub nodes: Vec<Message>,
+    pub tensors: Vec<Message>,
+    random: u64,
+}
+
+impl ByHand {
+    pub fn constant(&mut self, name: &str, shape: &[usize]) {
+        self.random += 1;
+        let mut random = Random(self.random);
+        let numbers: Vec<f32> = (0..shape.iter().product())
+            .map(|_| random.between(0.5, 1.5) as f32)
+            .collect();
+        self.tensors.push(tensor(name, shape, &numbers));
+    }
+
+    pub fn list(&mut self, name: &str, numbers: &[i64]) {
+        self.tensors.push(list(name, numbers));
+    }
+
+    pub fn push(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[Message]) {
+        self.nodes.push(node(op, inputs, &[output], attributes));
+    }
 }
