@@ -10,7 +10,7 @@ use repfuse::algebra::extent::{POINT, volume};
 use repfuse::algebra::forward::{Input, Maps, Reading, Spikes, forward};
 use repfuse::algebra::shape::resolve;
 use repfuse::algebra::{
-    Bn, Channels, Conv, Expr, Extent, Factor, Operand, Resolved, Values, Vector, fold,
+    Bn, Channels, Conv, Expr, Extent, Factor, Margins, Operand, Resolved, Values, Vector, fold,
 };
 
 /// An array whose numbers follow from its place in the tree.
@@ -66,6 +66,11 @@ impl Grow<'_, '_> {
         Ok([along(self.u)?, along(self.u)?, along(self.u)?])
     }
 
+    fn margin(&mut self) -> Result<Extent> {
+        let along = |u: &mut Unstructured<'_>| u.choose(&[0, 0, 0, 1, 1, 2, 4]).copied();
+        Ok([along(self.u)?, along(self.u)?, along(self.u)?])
+    }
+
     fn array(&mut self, shape: Vec<usize>) -> Array {
         self.leaves += 1;
         let seed = self.leaves;
@@ -116,6 +121,10 @@ impl Grow<'_, '_> {
             0..=2 => self.conv()?,
             3 => self.norm()?,
             4 => Expr::Identity,
+            5 if self.u.ratio(1, 3)? => Expr::Crop(Margins {
+                before: self.margin()?,
+                after: self.margin()?,
+            }),
             5 => Expr::AvgPool(self.extent()?),
             6 => self.select()?,
             7 if self.u.arbitrary()? => Expr::Shift(self.vector()?),

@@ -59,6 +59,7 @@ fn canonical<T: Display>(part: &Part<T>, groups: bool) -> String {
         }
         Op::Shift(t) => format!("plus {t}"),
         Op::AvgPool(k) => format!("mean {k:?}"),
+        Op::Crop(margins) => format!("crop {:?} {:?}", margins.before, margins.after),
         Op::Select(channels) => format!("channels {:?} of {}", channels.picked, channels.of),
         Op::Identity => "x".to_owned(),
     }

@@ -1,6 +1,8 @@
 //! An expression in a line of text, as in `bn(3×3) + bn(1×1) + bn`.
 
-use crate::algebra::{Channels, Extent, Factor, Geometry, Kernel, Layout, Op, Part, Through};
+use crate::algebra::{
+    Channels, Extent, Factor, Geometry, Kernel, Layout, Margins, Op, Part, Through,
+};
 
 /// Describes a tree: convs by their kernels, everything else by its name.
 pub fn expression<T>(part: &Part<T>) -> String {
@@ -22,6 +24,7 @@ fn described<T>(part: &Part<T>, shapes: bool) -> String {
         Op::Scale(Factor::Tensor(_)) => "scale".to_owned(),
         Op::Shift(_) => "shift".to_owned(),
         Op::AvgPool(window) => format!("mean {}", size(*window)),
+        Op::Crop(margins) => cropped(margins),
         Op::Identity => "x".to_owned(),
         Op::Sum(parts) => terms(parts, " + ", shapes),
         Op::Stack(parts) => format!("[{}]", terms(parts, ", ", shapes)),
@@ -36,6 +39,15 @@ pub fn size(extent: Extent) -> String {
         [1, h, w] => format!("{h}×{w}"),
         [d, h, w] => format!("{d}×{h}×{w}"),
     }
+}
+
+/// How many positions are left out before and behind each axis that loses any, as in `crop 2:0`.
+fn cropped(margins: &Margins) -> String {
+    let axes = [0, 1, 2].map(|axis| [margins.before[axis], margins.after[axis]]);
+    let of_axis = |[before, after]: &[usize; 2]| format!("{before}:{after}");
+    let from = axes.iter().position(|pair| *pair != [0, 0]).unwrap_or(2);
+    let axes: Vec<String> = axes[from..].iter().map(of_axis).collect();
+    format!("crop {}", axes.join("×"))
 }
 
 /// Equal terms beside one another are counted: `4·bn(3×3)`.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::extent::Extent;
+use super::extent::{Extent, Margins};
 
 /// An expression over linear operators on feature maps `[channels, depth, height, width]`.
 ///
@@ -22,6 +22,8 @@ pub enum Expr<T> {
     Shift(T),
     /// Average pooling over `[depth, height, width]`.
     AvgPool(Extent),
+    /// The input without its margins: in a [`Sum`](Expr::Sum), what puts a kernel elsewhere than in the middle.
+    Crop(Margins),
     /// The input itself.
     Identity,
     /// Operators applied one after the other, the first one first.

@@ -6,6 +6,25 @@ pub type Extent = [usize; 3];
 /// The extent of whatever maps each position by itself.
 pub const POINT: Extent = [1; 3];
 
+/// What is left out at the edges of a map, along each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Margins {
+    /// Before the first position that stays.
+    pub before: Extent,
+    /// Behind the last one.
+    pub after: Extent,
+}
+
+impl Margins {
+    /// How far the window reaches of which only one position counts. It stops at the largest number, as [`grown`] does.
+    pub fn extent(&self) -> Extent {
+        each(|axis| {
+            let around = self.before[axis].saturating_add(self.after[axis]);
+            around.saturating_add(1)
+        })
+    }
+}
+
 /// The number of positions in it.
 pub fn volume(extent: Extent) -> usize {
     extent.iter().product()

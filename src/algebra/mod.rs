@@ -19,7 +19,7 @@ pub mod shape;
 
 pub use branches::branches;
 pub use expr::{Bn, Channels, Conv, Expr, Factor, Operand, Through, Values, Vector};
-pub use extent::Extent;
+pub use extent::{Extent, Margins};
 pub use fold::{Affine, fold};
 pub use part::{Kernel, Layout, Op, Part};
 pub use shape::{Geometry, GeometryError, Resolved};

@@ -4,7 +4,7 @@
 //! whether the groups of a conv are known.
 
 use super::expr::{Bn, Channels, Conv, Expr, Factor, Operand, Vector};
-use super::extent::{Extent, POINT};
+use super::extent::{Extent, Margins, POINT};
 use super::shape::Geometry;
 
 /// A part of a tree whose shapes fit.
@@ -23,6 +23,7 @@ pub enum Op<T> {
     Scale(Factor<T>),
     Shift(T),
     AvgPool(Extent),
+    Crop(Margins),
     Identity,
     Seq(Vec<Part<T>>),
     Sum(Vec<Part<T>>),
@@ -210,6 +211,7 @@ impl<T: Operand> Part<T> {
             Op::Scale(factor) => Expr::Scale(factor.clone()),
             Op::Shift(shift) => Expr::Shift(shift.clone()),
             Op::AvgPool(window) => Expr::AvgPool(*window),
+            Op::Crop(margins) => Expr::Crop(*margins),
             Op::Identity => Expr::Identity,
             Op::Seq(parts) => Expr::Seq(all(parts)),
             Op::Sum(parts) => Expr::Sum(all(parts)),

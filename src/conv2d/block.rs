@@ -239,6 +239,10 @@ impl<V: Values<Tensor, Error = crate::tensor::Error>> Runner<'_, V> {
                 let weight = F::rounded(self.reading.of(1.0 / (height * width) as f64));
                 Ok(strided(pool(x, [*height, *width], weight).view(), stride))
             }
+            Op::Crop(margins) => {
+                let margins = [1, 2].map(|axis| [margins.before[axis], margins.after[axis]]);
+                Ok(strided(without(x, margins), stride))
+            }
             diagonal => self.diagonal(diagonal, strided(x, stride)),
         }
     }
@@ -428,6 +432,15 @@ fn strided<F: Element>(mut x: ArrayView4<'_, F>, stride: [usize; 2]) -> Array4<F
         x.slice_axis_inplace(axis, Slice::from(..).step_by(step as isize));
     }
     x.to_owned()
+}
+
+/// Maps without so many rows and columns before and behind.
+fn without<F: Element>(mut x: ArrayView4<'_, F>, margins: [[usize; 2]; 2]) -> ArrayView4<'_, F> {
+    for (axis, [before, after]) in [Axis(2), Axis(3)].into_iter().zip(margins) {
+        let end = x.len_of(axis) - after;
+        x.slice_axis_inplace(axis, Slice::from(before..end));
+    }
+    x
 }
 
 /// Average pooling with stride 1 and no padding.

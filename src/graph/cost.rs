@@ -29,11 +29,6 @@ impl Cost {
     pub fn factors(&self) -> u64 {
         self.parameters.saturating_sub(self.bias)
     }
-
-    /// Whether one operator stores fewer numbers than another and computes no more.
-    pub fn less_than(&self, other: &Cost) -> bool {
-        self.parameters < other.parameters && self.macs <= other.macs
-    }
 }
 
 /// The cost of the one operator that an expression becomes.

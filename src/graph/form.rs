@@ -74,6 +74,23 @@ fn why<T>(text: &str) -> Result<T, Why> {
 }
 
 impl Form {
+    /// What lies around its kernel in the one of a sum that it is part of, before and behind each axis.
+    pub fn margins(&self, sum: &Form) -> Vec<[usize; 2]> {
+        let Lanes::Maps(of_sum) = &sum.lanes else {
+            return Vec::new();
+        };
+        let own = match &self.lanes {
+            Lanes::Maps(axes) => &axes[..],
+            _ => &[],
+        };
+        let margin = |(i, sum): (usize, &Axis)| {
+            let own = own.get(i).unwrap_or(&Axis::POINT);
+            let before = sum.before - own.before;
+            [before, sum.extent - own.extent - before]
+        };
+        of_sum.iter().enumerate().map(margin).collect()
+    }
+
     /// A source as a map of itself.
     pub fn identity() -> Form {
         Form {
@@ -346,11 +363,18 @@ impl Form {
         })
     }
 
-    /// Some of the channels, those of a range.
-    fn slice(&self, axis: usize, [begin, end]: [usize; 2], input: &Value) -> Result<Form, Why> {
+    /// A range of the channels, or of a spatial axis.
+    fn slice(&self, axis: usize, range: [usize; 2], input: &Value) -> Result<Form, Why> {
+        let another = "it cuts another axis than that of the channels";
+        if self.cuts_maps(axis) {
+            return self
+                .cut(axis, range, input)
+                .ok_or_else(|| another.to_owned());
+        }
+        let [begin, end] = range;
         let lanes = match self.lanes_along(axis, input) {
             Ok(lanes) => lanes,
-            Err(_) => return why("it cuts another axis than that of the channels"),
+            Err(_) => return why(another),
         };
         let Some(channels) = known(input, axis) else {
             return why("how many channels it cuts is not known");
@@ -457,6 +481,29 @@ impl Form {
         }
     }
 
+    /// Whether a slice along this axis takes a part of maps that a conv or a pool makes.
+    pub fn cuts_maps(&self, axis: usize) -> bool {
+        let is_spatial =
+            matches!(&self.lanes, Lanes::Maps(axes) if (2..axes.len() + 2).contains(&axis));
+        is_spatial && self.turned.is_none()
+    }
+
+    /// A part of maps, where no more is cut off than what a kernel makes of zeros around its input: with fewer zeros, it does not make that.
+    fn cut(&self, axis: usize, [begin, end]: [usize; 2], input: &Value) -> Option<Form> {
+        let Lanes::Maps(axes) = &self.lanes else {
+            return None;
+        };
+        let behind = known(input, axis)?.checked_sub(end)?;
+        let mut axes = axes.clone();
+        let cut = axes.get_mut(axis.checked_sub(2)?)?;
+        cut.before = cut.before.checked_sub(begin.checked_mul(cut.stride)?)?;
+        cut.after = cut.after.checked_sub(behind.checked_mul(cut.stride)?)?;
+        (begin < end).then(|| Form {
+            lanes: Lanes::Maps(axes),
+            ..self.clone()
+        })
+    }
+
     fn expect_channels(&self, wanted: usize) -> Result<(), Why> {
         match self.channels {
             Some(found) if found != wanted => Err(format!(
@@ -532,7 +579,7 @@ impl Form {
             return why("its inputs have their axes in different orders");
         }
         Ok(Form {
-            lanes: self.lanes.aligned(&other.lanes)?,
+            lanes: self.lanes.beside(&other.lanes)?,
             inputs,
             channels,
             constant: self.constant || other.constant,
@@ -552,24 +599,42 @@ fn one(a: Option<usize>, b: Option<usize>) -> Result<Option<usize>, Why> {
 }
 
 impl Lanes {
-    fn aligned(&self, other: &Lanes) -> Result<Lanes, Why> {
-        let pairs = |a: &[Axis], b: &[Axis]| -> Result<Vec<Axis>, Why> {
-            let n = a.len().max(b.len());
-            let points = vec![Axis::POINT; n];
-            let [a, b] = [a, b].map(|axes| if axes.is_empty() { &points[..] } else { axes });
-            if a.len() != b.len() {
-                return why("its inputs have different numbers of spatial axes");
-            }
-            a.iter().zip(b).map(|(a, b)| a.aligned(b)).collect()
-        };
+    /// Axes two by two; where no operator has told of any, they are points.
+    fn pairs<'a>(a: &'a [Axis], b: &'a [Axis]) -> Result<Vec<(Axis, Axis)>, Why> {
+        let points = vec![Axis::POINT; a.len().max(b.len())];
+        let [a, b] = [a, b].map(|axes| if axes.is_empty() { &points[..] } else { axes });
+        match a.len() == b.len() {
+            true => Ok(a.iter().copied().zip(b.iter().copied()).collect()),
+            false => why("its inputs have different numbers of spatial axes"),
+        }
+    }
+
+    /// The axes of a sum. Along one of them, which may be time, kernels may look only back, or only ahead.
+    fn maps_beside(a: &[Axis], b: &[Axis]) -> Result<Vec<Axis>, Why> {
+        let pairs = Lanes::pairs(a, b)?;
+        let aligned = pairs.iter().map(|(a, b)| a.aligned(b));
+        let mut aligned: Vec<Result<Axis, Why>> = aligned.collect();
+        let mut off = (0..pairs.len()).filter(|i| aligned[*i].is_err());
+        if let (Some(i), None) = (off.next(), off.next())
+            && let Some(axis) = pairs[i].0.flush(&pairs[i].1)
+        {
+            aligned[i] = Ok(axis);
+        }
+        aligned.into_iter().collect()
+    }
+
+    fn beside(&self, other: &Lanes) -> Result<Lanes, Why> {
         Ok(match (self, other) {
             (Lanes::Untouched, Lanes::Untouched) => Lanes::Untouched,
             (Lanes::Untouched, Lanes::Maps(axes)) | (Lanes::Maps(axes), Lanes::Untouched) => {
-                Lanes::Maps(pairs(&[], axes)?)
+                Lanes::Maps(Lanes::maps_beside(&[], axes)?)
             }
-            (Lanes::Maps(a), Lanes::Maps(b)) => Lanes::Maps(pairs(a, b)?),
+            (Lanes::Maps(a), Lanes::Maps(b)) => Lanes::Maps(Lanes::maps_beside(a, b)?),
             (Lanes::Spread(a, x), Lanes::Spread(b, y)) if x == y => {
-                let axes = pairs(a, b)?;
+                let pairs = Lanes::pairs(a, b)?.into_iter();
+                let axes: Vec<Axis> = pairs
+                    .map(|(a, b)| a.aligned(&b))
+                    .collect::<Result<_, _>>()?;
                 // Taps between those of the one are none of the other: only all of one distance are folded.
                 let of = |of: &Vec<Axis>| {
                     let mut pairs = of.iter().zip(&axes);
@@ -610,6 +675,24 @@ impl Axis {
         }
         Ok(Axis {
             step: gcd(gcd(large.step, small.step), middle),
+            ..*large
+        })
+    }
+
+    /// The axis of a sum, where both kernels end at the same position, as those of causal convs do, or begin at the same one.
+    fn flush(&self, other: &Axis) -> Option<Axis> {
+        let (large, small) = if self.extent >= other.extent {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        let beyond = large.extent - small.extent;
+        let at_end =
+            large.after == small.after && small.before.checked_add(beyond) == Some(large.before);
+        let at_start =
+            large.before == small.before && small.after.checked_add(beyond) == Some(large.after);
+        (self.stride == other.stride && (at_end || at_start)).then(|| Axis {
+            step: gcd(gcd(large.step, small.step), beyond),
             ..*large
         })
     }

@@ -273,9 +273,11 @@ fn replaced(
         Expr::Seq(xs) => Expr::Seq(all(xs)?),
         Expr::Sum(xs) => Expr::Sum(all(xs)?),
         Expr::Stack(xs) => Expr::Stack(all(xs)?),
-        Expr::Scale(Factor::Number(_)) | Expr::AvgPool(_) | Expr::Identity | Expr::Select(_) => {
-            expr.clone()
-        }
+        Expr::Scale(Factor::Number(_))
+        | Expr::AvgPool(_)
+        | Expr::Crop(_)
+        | Expr::Identity
+        | Expr::Select(_) => expr.clone(),
     })
 }
 

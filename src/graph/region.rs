@@ -377,8 +377,8 @@ impl<'a> Search<'a> {
         takes: &mut dyn FnMut(&Region) -> bool,
     ) -> Option<Region> {
         let producer = self.graph.value(value).producer()?;
-        let mut best: Option<(usize, Cost, Region)> = None;
-        // The nearest source first: a farther one must save more, or as much and be cheaper.
+        let mut best: Option<(usize, u64, Region)> = None;
+        // The nearest source first: a farther one must make more operators superfluous, or as many and more parameters.
         for (source, form) in &self.forms[value.0] {
             if form.depth == 0 || form.turned.is_some() && !computes(&self.graph.node(producer).op)
             {
@@ -412,7 +412,7 @@ impl<'a> Search<'a> {
                     .entry(producer)
                     .or_insert_with(|| why.to_owned());
             }
-            if count < 2 || best.as_ref().is_some_and(|(most, ..)| count < *most) {
+            if count < 2 || best.as_ref().is_some_and(|(fewer, ..)| count <= *fewer) {
                 continue;
             }
             let stopped = match self.region(*source, value, form, nodes) {
@@ -426,18 +426,20 @@ impl<'a> Search<'a> {
                         value,
                         (&saved, self.copies),
                     );
-                    let worse = |(most, cost, _): &(usize, Cost, Region)| {
-                        count == *most && !new.less_than(cost)
+                    // A matrix product and a sum may be that already.
+                    let fewer = count.saturating_sub(self.becomes(&region));
+                    if fewer == 0 && new.parameters >= old.parameters {
+                        continue;
+                    }
+                    let spared = old.parameters.saturating_sub(new.parameters);
+                    let worse = |(most, spares, _): &(usize, u64, Region)| {
+                        (fewer, spared) <= (*most, *spares)
                     };
                     if best.as_ref().is_some_and(worse) {
                         continue;
                     }
-                    // A matrix product and a sum may be that already.
-                    if count <= self.becomes(&region) && new.parameters >= old.parameters {
-                        continue;
-                    }
                     if even_if_dearer || new.no_more_than(&old) {
-                        best = Some((count, new, region));
+                        best = Some((fewer, spared, region));
                         continue;
                     }
                     dearer(&new, &old)
@@ -493,10 +495,7 @@ impl<'a> Search<'a> {
             Walk::Linear => {
                 !self.dialect.linear_bias && rank != Some(2) && root.constant().is_some()
             }
-            Walk::Conv(steps) => {
-                !self.dialect.uneven_pads && steps.iter().any(|step| step.before != step.after)
-            }
-            Walk::Transposed(..) => false,
+            walk => !self.dialect.uneven_pads && walk.is_uneven(),
         };
         let turned = matches!(region.behind, Some(Behind::Transpose(_)));
         1 + usize::from(apart) + usize::from(turned)
@@ -509,29 +508,10 @@ impl<'a> Search<'a> {
         form: &Form,
         nodes: BTreeSet<NodeId>,
     ) -> Result<Region, String> {
-        let steps = |axes: &[super::form::Axis]| {
-            let step = |axis: &super::form::Axis| Step {
-                stride: axis.stride,
-                before: axis.before,
-                after: axis.after,
-                dilation: axis.step.max(1),
-            };
-            axes.iter().map(step).collect::<Vec<_>>()
-        };
-        let walk = match &form.lanes {
-            Lanes::Maps(axes) => Walk::Conv(steps(axes)),
-            Lanes::Spread(axes, added) => Walk::Transposed(steps(axes), added.clone()),
-            Lanes::Rows { .. } => Walk::Linear,
-            Lanes::Untouched => return Err("nothing in it is a conv".to_owned()),
-        };
-        let dilation: Vec<usize> = match &walk {
-            Walk::Conv(steps) | Walk::Transposed(steps, _) => {
-                steps.iter().map(|step| step.dilation).collect()
-            }
-            Walk::Linear => Vec::new(),
-        };
+        let walk = Walk::of(&form.lanes).ok_or("nothing in it is a conv")?;
         let resolved = |turned: bool| {
-            let expr: Expr<Tensor> = tree(self.graph, source, value, &walk, &dilation, turned)?;
+            let graph = (self.graph, &self.forms);
+            let expr: Expr<Tensor> = tree(graph, (source, value), &walk, turned)?;
             let expr = match form.inputs {
                 Some(inputs) => resolve_over(expr, inputs),
                 None => resolve(expr),
@@ -549,6 +529,12 @@ impl<'a> Search<'a> {
         {
             return Err("it has another number of spatial axes".to_owned());
         }
+        if !self.dialect.uneven_pads && walk.is_uneven() && !self.is_sized(source) {
+            return Err(
+                "its paddings differ, and how large its input is is not known before it runs"
+                    .to_owned(),
+            );
+        }
         Ok(Region {
             source,
             value,
@@ -557,6 +543,12 @@ impl<'a> Search<'a> {
             walk,
             behind: None,
         })
+    }
+
+    /// Whether all axes of a value but the first one are known.
+    fn is_sized(&self, value: ValueId) -> bool {
+        let shape = self.graph.value(value).shape.as_ref();
+        shape.is_some_and(|shape| shape.iter().skip(1).all(|dim| dim.known().is_some()))
     }
 
     /// What must be written behind a region's operator: nothing where its axes are those of the value. No answer where more than one axis of

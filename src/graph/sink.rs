@@ -128,6 +128,8 @@ fn candidates(graph: &Graph, found: &Regions) -> BTreeSet<NodeId> {
             && layouts
             && !from.changes_later
             && !to.is_output
+            // What nobody reads would be gone.
+            && !to.users().is_empty()
             && mapped(node, from).is_some()
     };
     all.filter(sinks).map(|(i, _)| NodeId(i)).collect()

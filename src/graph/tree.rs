@@ -1,32 +1,30 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
+use super::form::{Form, Forms};
 use super::model::{Arithmetic, Conv, Dim, Graph, Linear, NodeId, Op, ValueId, Window};
 use super::walk::Walk;
-use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Through, Vector};
+use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Margins, Through, Vector};
 use crate::tensor::Tensor;
 
-/// The expression of `value` over `source`, where it is known to be one. `dilation` is what divides the distances of all taps, for
-/// each axis: the expression is that of the kernel without the zeros between. `turned` reads every matrix with the outputs first.
+/// The expression of `value` over `source`, where it is known to be one that walks like this: the expression is that of the kernel
+/// without the zeros between its taps. `turned` reads every matrix with the outputs first.
 ///
 /// # Errors
 /// Says which operator has no expression.
 pub(super) fn tree(
-    graph: &Graph,
-    source: ValueId,
-    value: ValueId,
+    (graph, forms): (&Graph, &Forms),
+    (source, value): (ValueId, ValueId),
     walk: &Walk,
-    dilation: &[usize],
     turned: bool,
 ) -> Result<Expr<Tensor>, String> {
     let mut steps = Vec::new();
+    let dilation: Vec<usize> = walk.steps().iter().map(|step| step.dilation).collect();
     let within = Within {
         graph,
+        forms,
         source,
-        axes: match walk {
-            Walk::Conv(steps) | Walk::Transposed(steps, _) => steps.len(),
-            Walk::Linear => 0,
-        },
-        dilation,
+        axes: dilation.len(),
+        dilation: &dilation,
         turned,
     };
     push(&within, value, &mut steps)?;
@@ -36,11 +34,47 @@ pub(super) fn tree(
 /// What all operators of a tree share.
 struct Within<'a> {
     graph: &'a Graph,
+    forms: &'a Forms,
     source: ValueId,
     /// Spatial axes of its weights.
     axes: usize,
     dilation: &'a [usize],
     turned: bool,
+}
+
+impl Within<'_> {
+    /// The form of a value over the source, which it has been found to have.
+    fn form(&self, value: ValueId) -> Result<Form, String> {
+        if value == self.source {
+            return Ok(Form::identity());
+        }
+        let mut forms = self.forms[value.0].iter();
+        let found = forms.find(|(source, _)| *source == self.source);
+        found.map_or_else(
+            || Err("it does not come from its source".to_owned()),
+            |(_, form)| Ok(form.clone()),
+        )
+    }
+
+    /// What leads to a value that is part of a sum or a stack.
+    fn branch(&self, value: ValueId, of: ValueId) -> Result<Vec<Expr<Tensor>>, String> {
+        let mut steps = Vec::new();
+        push(self, value, &mut steps)?;
+        let margins = self.form(value)?.margins(&self.form(of)?);
+        // What lies in the middle is put there by itself.
+        if margins.iter().any(|[before, after]| before != after) {
+            let side = |side: usize| {
+                let margins = margins.iter().zip(self.dilation);
+                let taps: Vec<usize> = margins.map(|(both, step)| both[side] / step).collect();
+                three(&taps, 0)
+            };
+            steps.push(Expr::Crop(Margins {
+                before: side(0)?,
+                after: side(1)?,
+            }));
+        }
+        Ok(steps)
+    }
 }
 
 fn one(mut steps: Vec<Expr<Tensor>>) -> Expr<Tensor> {
@@ -64,15 +98,11 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
         return Err("it does not come from its source".to_owned());
     };
     let node = &graph.nodes()[producer];
-    let branch = |input: ValueId| {
-        let mut branch = Vec::new();
-        push(within, input, &mut branch).map(|()| branch)
-    };
     match (&node.op, &node.inputs[..]) {
         (op @ (Op::Add | Op::Sub), inputs) => {
             let mut summands = Vec::new();
             for (i, input) in inputs.iter().enumerate() {
-                let mut branch = branch(*input)?;
+                let mut branch = within.branch(*input, value)?;
                 if i > 0 && *op == Op::Sub {
                     branch.push(Expr::Scale(Factor::Number(-1.0)));
                 }
@@ -85,9 +115,15 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
             Ok(())
         }
         (Op::Concat(_), inputs) => {
-            let branches = inputs.iter().map(|input| branch(*input).map(one));
+            let branches = inputs
+                .iter()
+                .map(|input| within.branch(*input, value).map(one));
             steps.push(Expr::Stack(branches.collect::<Result<_, _>>()?));
             Ok(())
+        }
+        // Of its maps, which are padded less.
+        (Op::Slice { axis, .. }, &[input, ..]) if within.form(input)?.cuts_maps(*axis) => {
+            push(within, input, steps)
         }
         (Op::Slice { axis, ranges }, &[input, ..]) => {
             push(within, input, steps)?;
@@ -139,12 +175,12 @@ fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Resu
     Ok(())
 }
 
-/// `[depth, height, width]` of as many axes as there are; those that are missing are 1.
-fn three(axes: &[usize]) -> Result<Extent, String> {
+/// `[depth, height, width]` of as many axes as there are; those that are missing are `rest`.
+fn three(axes: &[usize], rest: usize) -> Result<Extent, String> {
     match *axes {
-        [] => Ok([1; 3]),
-        [width] => Ok([1, 1, width]),
-        [height, width] => Ok([1, height, width]),
+        [] => Ok([rest; 3]),
+        [width] => Ok([rest, rest, width]),
+        [height, width] => Ok([rest, height, width]),
         [depth, height, width] => Ok([depth, height, width]),
         _ => Err("it has more than three spatial axes".to_owned()),
     }
@@ -159,7 +195,7 @@ fn of_window(window: &Window, dilation: &[usize]) -> Result<Extent, String> {
             .zip(dilation)
             .all(|(k, d)| *k == 1 || *d == 1)
     );
-    three(&window.kernel)
+    three(&window.kernel, 1)
 }
 
 fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
@@ -172,7 +208,7 @@ fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
     Ok(Expr::Conv(algebra::Conv {
         weight: conv.weight.clone(),
         bias: conv.bias.clone(),
-        dilation: three(&between)?,
+        dilation: three(&between, 1)?,
         groups: Some(conv.groups),
         transposed: conv.transposed.is_some(),
         flipped: false,

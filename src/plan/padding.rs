@@ -57,7 +57,7 @@ fn shrinks(expr: &Expr<Tensor>) -> Result<Shrinks<'_>, String> {
             }
             Ok(all)
         }
-        Expr::AvgPool(_) => Ok([None; 3]),
+        Expr::AvgPool(_) | Expr::Crop(_) => Ok([None; 3]),
         _ => Ok([Some((0, None)); 3]),
     }
 }

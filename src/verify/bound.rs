@@ -201,7 +201,7 @@ fn steps<T>(part: &Part<T>) -> f64 {
         Op::Conv(_) => 2.0,
         Op::Bn(_) => 4.0,
         Op::Scale(_) | Op::Shift(_) | Op::AvgPool(_) => 1.0,
-        Op::Identity | Op::Select(_) => 0.0,
+        Op::Crop(_) | Op::Identity | Op::Select(_) => 0.0,
         Op::Sum(parts) => parts.iter().map(steps).fold(0.0, f64::max) + parts.len() as f64,
         Op::Stack(parts) => parts.iter().map(steps).fold(0.0, f64::max),
         Op::Seq(parts) => parts.iter().map(steps).sum(),
@@ -273,7 +273,7 @@ fn adds_constant<T>(part: &Part<T>) -> bool {
     match part.op() {
         Op::Conv(kernel) => kernel.bias.is_some(),
         Op::Bn(_) | Op::Shift(_) => true,
-        Op::Scale(_) | Op::AvgPool(_) | Op::Identity | Op::Select(_) => false,
+        Op::Scale(_) | Op::AvgPool(_) | Op::Crop(_) | Op::Identity | Op::Select(_) => false,
         Op::Sum(parts) | Op::Stack(parts) | Op::Seq(parts) => parts.iter().any(adds_constant),
     }
 }

@@ -103,6 +103,63 @@ fn is_one_block(nodes: &[Message], rank: usize) -> Vec<u8> {
     place.read("out.onnx")
 }
 
+/// Fuses a graph from `x` to `y`, which becomes one conv alone, and compares both by a run.
+fn is_one_conv(nodes: &[Message], tensors: &[Message], shape: &[usize]) {
+    let place = Place::new();
+    let ends = [value("x", shape), value("y", &vec![0; shape.len()])];
+    let graph = graph(nodes, tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", &model(&graph, 17).0);
+    let ran = place.run("fuse in.onnx out.onnx --verify");
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    assert_eq!(counts(&place.path("out.onnx")), [1, 0, 0, 0]);
+    let x = ArrayD::from_shape_fn(IxDyn(shape), |at| {
+        let last = at[shape.len() - 1];
+        ((at[1] * 12 + last * 5) as f64).cos()
+    });
+    let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
+    assert!(apart(&before, &after) < 1e-6);
+}
+
+#[test]
+fn causal_branches_lie_at_the_end_of_the_kernel() {
+    let tensors = [
+        tensor("three.weight", &[4, 4, 3], &numbers(48)),
+        tensor("two.weight", &[4, 4, 2], &numbers(32)),
+        tensor("one.weight", &[4, 4, 1], &numbers(16)),
+        tensor("bn.weight", &[4], &numbers(4)),
+        tensor("bn.var", &[4], &[0.5, 1.0, 1.5, 2.0]),
+        list("around", &[0, 0, 4, 0, 0, 0]),
+        list("0", &[0]),
+        list("-1", &[-1]),
+        list("axis", &[2]),
+    ];
+    let conv = |x: &str, weight: &str, y: &str, pads: [i64; 2], dilation: i64| {
+        let attributes = [
+            ints("pads", &pads),
+            ints("strides", &[1]),
+            ints("dilations", &[dilation]),
+        ];
+        node("Conv", &[x, weight], &[y], &attributes)
+    };
+    let bn = ["bn.weight", "bn.weight", "bn.weight", "bn.var"];
+    let [a, b, c, d] = bn;
+    // Zeros of a node before, zeros of its own, zeros behind which too much is cut off again, none, and the input.
+    let nodes = [
+        node("Pad", &["x", "around"], &["p"], &[]),
+        conv("p", "three.weight", "a", [0, 0], 2),
+        conv("x", "two.weight", "b", [1, 0], 1),
+        conv("x", "two.weight", "c", [1, 1], 1),
+        node("Slice", &["c", "0", "-1", "axis"], &["d"], &[]),
+        conv("x", "one.weight", "e", [0, 0], 1),
+        node("BatchNormalization", &["d", a, b, c, d], &["f"], &[]),
+        node("Add", &["a", "b"], &["g"], &[]),
+        node("Sub", &["g", "f"], &["h"], &[]),
+        node("Add", &["e", "x"], &["i"], &[]),
+        node("Add", &["h", "i"], &["y"], &[]),
+    ];
+    is_one_conv(&nodes, &tensors, &[1, 4, 9]);
+}
+
 /// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
 #[test]
 fn a_matrix_behind_a_reshape_folds() {

@@ -4,7 +4,7 @@ use crate::support::file::{Place, bytes, checkpoint, ones, recipe};
 use crate::support::forge::{File, Held};
 use crate::support::{Array, InMemory};
 use repfuse::algebra::expr::{Bn, Channels, Conv, Expr, Factor, Vector};
-use repfuse::algebra::extent::POINT;
+use repfuse::algebra::extent::{Margins, POINT};
 use repfuse::algebra::forward::{Input, Maps, Reading, Spikes, forward};
 use repfuse::algebra::shape::resolve;
 use repfuse::plan::{self, Options, Plan};
@@ -96,6 +96,10 @@ fn shapes_that_do_not_fit() {
             dilation: [1, dilation, 1],
             ..conv("c", &[4, 4, 3, 3])
         })
+    };
+    let cropped = |before| {
+        let after = [0; 3];
+        Expr::Crop(Margins { before, after })
     };
     let selected = |of, picked: &[usize]| {
         let picked = picked.to_vec();
@@ -229,6 +233,12 @@ fn shapes_that_do_not_fit() {
             "`c` [4, 4, 3, 3] covers [3, 3] taps and the average pooling covers [2, 2]: they have no common centre; each axis needs \
              both odd or both even",
             sum([c(), Expr::AvgPool([1, 3, 3])]),
+        ),
+        (
+            sum([c(), cropped([0, 0, 1])]),
+            "`c` [4, 4, 3, 3] covers [3, 3] taps and the cropped input covers [1, 2]: they have no common centre; each axis needs both \
+             odd or both even",
+            sum([c(), cropped([0, 0, 2])]),
         ),
         (
             sum([plain_conv("c", &[4, 4, 2, 2]), Expr::Identity]),

@@ -71,7 +71,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 41] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 42] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -89,6 +89,7 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 41] = [
     ("conv1d", [1, 0, 1], [1, 0, 0]),
     ("conv3d", [1, 0, 1], [1, 0, 0]),
     ("transposed", [1, 0, 1], [1, 0, 0]),
+    ("causal", [2, 0, 1], [1, 0, 0]),
     ("linear", [0, 1, 1], [0, 1, 0]),
     ("half", [1, 0, 1], [1, 0, 0]),
     ("bfloat16", [1, 0, 1], [1, 0, 0]),

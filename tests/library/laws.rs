@@ -13,7 +13,7 @@
 use crate::support::{Array, InMemory, Random};
 use repfuse::algebra::Values as _;
 use repfuse::algebra::expr::{Bn, Channels, Conv, Expr, Factor, Through, Vector};
-use repfuse::algebra::extent::{POINT, grown, volume};
+use repfuse::algebra::extent::{Margins, POINT, grown, volume};
 use repfuse::algebra::forward::{Error, Input, Maps, Reading, Spikes, forward};
 use repfuse::algebra::shape::{resolve, resolve_over};
 use repfuse::algebra::{Affine, Extent, Operand, Resolved, fold};
@@ -172,8 +172,21 @@ impl Grow<'_> {
         }
     }
 
-    /// A tree with the same centre as one of this extent.
+    /// A tree that lies within one of this extent: in the middle, or anywhere.
     fn smaller(&mut self, inputs: usize, outputs: usize, extent: Extent, depth: usize) -> Tree {
+        if self.random.below(3) == 0 {
+            let smaller = extent.map(|n| 1 + self.random.below(n));
+            let beyond = [0, 1, 2].map(|axis| extent[axis] - smaller[axis]);
+            let before = beyond.map(|n| self.random.below(n + 1));
+            let after = [0, 1, 2].map(|axis| beyond[axis] - before[axis]);
+            let crop = Expr::Crop(Margins { before, after });
+            let tree = self.tree(inputs, outputs, smaller, depth);
+            return Expr::Seq(match (self.random.below(2), inputs == outputs) {
+                (0, true) => vec![self.diagonal(inputs), crop, tree],
+                (0, false) => vec![crop, tree],
+                _ => vec![tree, crop],
+            });
+        }
         let smaller = extent.map(|n| n - 2 * self.random.below(n.div_ceil(2)));
         self.tree(inputs, outputs, smaller, depth)
     }
@@ -428,6 +441,7 @@ fn squared(tree: &Tree) -> Tree {
             let weight = 1.0 / volume(*k) as f64;
             Expr::Seq(vec![Expr::AvgPool(*k), Expr::Scale(Factor::Number(weight))])
         }
+        Expr::Crop(margins) => Expr::Crop(*margins),
         Expr::Identity => Expr::Identity,
         Expr::Seq(xs) => Expr::Seq(xs.iter().map(squared).collect()),
         Expr::Sum(xs) => Expr::Sum(xs.iter().map(squared).collect()),

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::taps::Window;
 use super::{Affine, Folded};
 use crate::algebra::expr::{Bn, Channels, Factor, Operand, Through, Values, Vector};
-use crate::algebra::extent::{Extent, POINT};
+use crate::algebra::extent::POINT;
 use crate::algebra::part::{Kernel, Layout, Op, Part, split};
 use crate::algebra::shape::Geometry;
 
@@ -15,13 +16,13 @@ pub(super) struct Form<T> {
     pub bias: Vec<f64>,
 }
 
-/// One summand of the kernel: for output channel `o`, `scale[o]` times a row of the source, averaged over the windows in `means`.
+/// One summand of the kernel: for output channel `o`, `scale[o]` times a row of the source, seen through the `windows` one after the other.
 #[derive(Clone, Debug)]
 pub(super) struct Term<T> {
     pub source: Source<T>,
     pub rows: Rows,
     pub scale: Vec<f64>,
-    pub means: Vec<Extent>,
+    pub windows: Vec<Window>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ impl<T: Operand> Term<T> {
                 let as_stored = kernel.layout == Layout::Plain
                     && !kernel.flipped
                     && kernel.dilation == POINT
-                    && self.means.is_empty();
+                    && self.windows.is_empty();
                 let same = geometry.extent() == whole.extent()
                     && geometry.in_per_group() == whole.in_per_group();
                 (as_stored && same).then_some(&kernel.weight)
@@ -178,12 +179,18 @@ impl<T> Form<T> {
             source,
             rows: Rows::Same,
             scale: vec![1.0; bias.len()],
-            means: Vec::new(),
+            windows: Vec::new(),
         };
         Form {
             terms: vec![term],
             bias,
         }
+    }
+
+    fn seen_through(mut self, window: Window) -> Form<T> {
+        let terms = self.terms.iter_mut();
+        terms.for_each(|term| term.windows.push(window));
+        self
     }
 
     /// The form whose output channels are these of this one's; where there is none, it adds nothing.
@@ -261,11 +268,8 @@ fn apply<T: Operand, V: Values<T>>(
             let channels: Vec<_> = picked.iter().map(|channel| Some(*channel)).collect();
             Ok(form.picked(&channels))
         }
-        Op::AvgPool(window) => {
-            let terms = form.terms.iter_mut();
-            terms.for_each(|term| term.means.push(*window));
-            Ok(form)
-        }
+        Op::AvgPool(extent) => Ok(form.seen_through(Window::Mean(*extent))),
+        Op::Crop(margins) => Ok(form.seen_through(Window::Crop(*margins))),
         diagonal => {
             let [scale, shift] = diagonal_of(diagonal, form.bias.len(), values)?;
             for term in &mut form.terms {

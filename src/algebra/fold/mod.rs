@@ -21,7 +21,7 @@ use super::part::Part;
 use super::shape::{Geometry, Resolved};
 use form::{Form, Source, Term, compile};
 use row::read_row;
-use taps::{add_centred, blur, set_scaled, spread};
+use taps::{add_centred, seen_through, set_scaled, spread};
 
 /// A kernel `[out, in/groups, kd, kh, kw]` and a bias `[out]`, in f64 and row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +55,7 @@ pub struct Scratch {
     weight: Vec<f64>,
     composed: Vec<f64>,
     by_tap: Vec<f64>,
-    blurred: [Vec<f64>; 2],
+    seen: [Vec<f64>; 2],
 }
 
 impl<T: Operand> Folded<T> {
@@ -104,7 +104,7 @@ impl<T: Operand> Folded<T> {
             weight,
             composed,
             by_tap,
-            blurred,
+            seen,
         } = scratch;
         let start = self.geometry.first_input(o);
         let mut bias = self.form.bias[o];
@@ -119,7 +119,9 @@ impl<T: Operand> Folded<T> {
                 filled = true;
                 continue;
             }
-            let Term { source, means, .. } = term;
+            let Term {
+                source, windows, ..
+            } = term;
             let (taps, extent, first): (&[f64], _, _) = match source {
                 Source::Diagonal => (&[1.0], POINT, of_source),
                 Source::Inner(inner) => (
@@ -149,7 +151,7 @@ impl<T: Operand> Folded<T> {
                     }
                 }
             };
-            let (taps, extent) = blur(taps, extent, means, blurred);
+            let (taps, extent) = seen_through(taps, extent, windows, seen);
             let whole = self.geometry.extent();
             if !filled && extent == whole && taps.len() == out.len() {
                 // The first branch is mostly as large as the kernel. Adding it to zeros takes a tenth longer in all.

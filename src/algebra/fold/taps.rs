@@ -1,6 +1,6 @@
-//! Arithmetic on the taps of kernels: adding in the middle, spreading, averaging.
+//! Arithmetic on the taps of kernels: adding in the middle, spreading, seeing through windows.
 
-use crate::algebra::extent::{Extent, flat, grown, position, volume};
+use crate::algebra::extent::{Extent, Margins, flat, grown, position, volume};
 
 /// Puts zeros between the taps of a dilated kernel.
 pub(super) fn spread<'a>(
@@ -22,32 +22,61 @@ pub(super) fn spread<'a>(
     out
 }
 
-/// Averages a kernel over each window in turn; it grows by the window's extent less one.
-pub(super) fn blur<'a>(
+/// What stands behind a kernel and maps every channel by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Window {
+    /// The mean over so many positions.
+    Mean(Extent),
+    /// The one position that the margins leave.
+    Crop(Margins),
+}
+
+impl Window {
+    fn extent(&self) -> Extent {
+        match self {
+            Window::Mean(extent) => *extent,
+            Window::Crop(margins) => margins.extent(),
+        }
+    }
+
+    /// The positions that count, and the factor of each.
+    fn positions(&self) -> (Vec<Extent>, f64) {
+        match self {
+            Window::Mean(extent) => {
+                let count = volume(*extent);
+                let all = (0..count).map(|i| position(i, *extent));
+                (all.collect(), 1.0 / count as f64)
+            }
+            Window::Crop(margins) => (vec![margins.before], 1.0),
+        }
+    }
+}
+
+/// Sees a kernel through each window in turn; it grows by the window's extent less one.
+pub(super) fn seen_through<'a>(
     taps: &'a [f64],
     extent: Extent,
-    means: &[Extent],
+    windows: &[Window],
     buffers: &'a mut [Vec<f64>; 2],
 ) -> (&'a [f64], Extent) {
-    if means.is_empty() {
+    if windows.is_empty() {
         return (taps, extent);
     }
     let [result, next] = buffers;
     result.clear();
     result.extend_from_slice(taps);
     let mut extent = extent;
-    for window in means {
-        let to = grown(extent, *window);
-        let weight = 1.0 / volume(*window) as f64;
+    for window in windows {
+        let to = grown(extent, window.extent());
+        let (positions, weight) = window.positions();
         next.clear();
         next.resize(result.len() / volume(extent) * volume(to), 0.0);
         for (kernel, map) in result
             .chunks_exact(volume(extent))
             .zip(next.chunks_exact_mut(volume(to)))
         {
-            for i in 0..volume(*window) {
-                let at = flat(position(i, *window), to);
-                add_at(kernel, extent, weight, &mut map[at..], to);
+            for position in &positions {
+                add_at(kernel, extent, weight, &mut map[flat(*position, to)..], to);
             }
         }
         std::mem::swap(result, next);

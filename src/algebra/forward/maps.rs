@@ -112,21 +112,27 @@ impl Maps {
         if self.size == want {
             return Cow::Borrowed(self);
         }
-        let [d, h, w] = self.size;
-        let [front, top, left] = [0, 1, 2].map(|axis| (self.size[axis] - want[axis]) / 2);
+        let middle = [0, 1, 2].map(|axis| (self.size[axis] - want[axis]) / 2);
+        Cow::Owned(self.at(middle, want))
+    }
+
+    /// What every map is from this position on.
+    pub(super) fn at(&self, [front, top, left]: Extent, want: Extent) -> Maps {
+        let [_, h, w] = self.size;
+        let area = volume(self.size);
         let mut data = Vec::with_capacity(self.channels * self.maps * volume(want));
-        for map in self.data.chunks_exact(d * h * w) {
+        for map in self.data.chunks_exact(area) {
             for plane in map.chunks_exact(h * w).skip(front).take(want[0]) {
                 for row in plane.chunks_exact(w).skip(top).take(want[1]) {
                     data.extend_from_slice(&row[left..left + want[2]]);
                 }
             }
         }
-        Cow::Owned(Maps {
+        Maps {
             size: want,
             data,
             ..*self
-        })
+        }
     }
 
     /// `weight` times the sum over each window, with stride 1 and no padding.

@@ -382,6 +382,10 @@ impl<V> Run<'_, V> {
                 let maps = held.part(rows, grown(want, *window));
                 Ok(maps.pooled(*window, weight))
             }
+            Op::Crop(margins) => {
+                let maps = held.part(rows, grown(want, margins.extent()));
+                Ok(maps.at(margins.before, want))
+            }
             op => {
                 let mut maps = held.part(rows.clone(), want);
                 self.diagonal(op, &mut maps, rows)?;

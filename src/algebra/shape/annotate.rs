@@ -70,6 +70,7 @@ fn annotated<T: Operand>(
         }
         Expr::AvgPool(window) if window.contains(&0) => return Err(E::Window(*window)),
         Expr::AvgPool(window) => Op::AvgPool(*window),
+        Expr::Crop(margins) => Op::Crop(*margins),
         Expr::Identity => Op::Identity,
     };
     Ok(Part::new(Geometry::channelwise(inputs, &op), op))
@@ -325,6 +326,7 @@ fn label<T: Operand>(part: &Part<T>) -> String {
         (Some((conv, _)), ..) => format!("{} {:?}", conv.weight, conv.weight.shape()),
         (None, Some(leaf), _) => leaf.to_string(),
         (None, None, Op::AvgPool(_)) => "the average pooling".to_owned(),
+        (None, None, Op::Crop(_)) => "the cropped input".to_owned(),
         (None, None, Op::Select(_)) => "the selection of channels".to_owned(),
         _ => "the identity".to_owned(),
     }

@@ -22,6 +22,7 @@ impl Geometry {
     pub(in crate::algebra) fn channelwise<T>(inputs: usize, op: &Op<T>) -> Geometry {
         let extent = match op {
             Op::AvgPool(window) => *window,
+            Op::Crop(margins) => margins.extent(),
             _ => POINT,
         };
         Geometry {

@@ -83,7 +83,7 @@ fn told_inputs<T: Operand>(expr: &Expr<T>) -> Option<(usize, &T)> {
         Expr::Bn(b) => Some((b.var.len(), &b.var)),
         Expr::Scale(Factor::Tensor(v)) if v.len() > 1 => Some((v.len(), &v.tensor)),
         Expr::Shift(t) if t.len() > 1 => Some((t.len(), t)),
-        Expr::Scale(_) | Expr::Shift(_) | Expr::AvgPool(_) | Expr::Identity => None,
+        Expr::Scale(_) | Expr::Shift(_) | Expr::AvgPool(_) | Expr::Crop(_) | Expr::Identity => None,
         // (A selection says it, too, but is no leaf.)
         Expr::Select(_) => None,
         Expr::Sum(xs) | Expr::Stack(xs) => xs.iter().find_map(told_inputs),

@@ -173,7 +173,7 @@ impl Speaker<'_> {
             Op::Shift(tensor) => json!({"shift": self.name(tensor)?}),
             Op::AvgPool([1, h, w]) if h == w => json!({"mean": h}),
             Op::AvgPool([1, h, w]) => json!({"mean": [h, w]}),
-            Op::AvgPool(_) | Op::Stack(_) | Op::Select(_) => {
+            Op::AvgPool(_) | Op::Crop(_) | Op::Stack(_) | Op::Select(_) => {
                 return Err(format!(
                     "recipes have no word for {}",
                     describe::expression(expr)

@@ -64,10 +64,8 @@ pub(super) fn new_nodes(
     };
     cuts_the_same(&region.walk).map_err(fail)?;
     let [source, value] = [region.source, region.value].map(|id| &*pt2.graph.value(id).name);
-    let meta = |name: &str| {
-        text.meta(name)
-            .ok_or_else(|| fail(format!("the graph says nothing of `{name}`")))
-    };
+    let unsaid = |name: &str| fail(format!("the graph says nothing of `{name}`"));
+    let meta = |name: &str| text.meta(name).ok_or_else(|| unsaid(name));
     // A parameter is described like the value, and can be trained if something that it replaces could.
     let mut like = meta(value)?;
     let trains = |tensor: &Tensor| {
@@ -90,7 +88,8 @@ pub(super) fn new_nodes(
     let input = match pads(&region.walk) {
         Some(pads) => {
             let padded = free(&format!("{value}_padded"), taken);
-            let meta = padded_meta(&meta(source)?, &region.walk).map_err(fail)?;
+            let padded_meta = padded_meta(&meta(source)?, &region.walk);
+            let meta = padded_meta.ok_or_else(|| unsaid(source))?;
             new.values.push((padded.clone(), meta));
             maker.pad([source, &padded], &pads).map_err(fail)?;
             padded
@@ -271,8 +270,7 @@ fn pads(walk: &Walk) -> Option<Vec<usize>> {
     let Walk::Conv(steps) = walk else {
         return None;
     };
-    let differ = steps.iter().any(|step| step.before != step.after);
-    differ.then(|| {
+    walk.is_uneven().then(|| {
         steps
             .iter()
             .rev()
@@ -282,13 +280,7 @@ fn pads(walk: &Walk) -> Option<Vec<usize>> {
 }
 
 /// What is known of a value once it is padded.
-fn padded_meta(meta: &Value, walk: &Walk) -> Result<Value, String> {
-    padded_sizes(meta, walk).ok_or_else(|| {
-        "its paddings differ, and how large its input is is not known before it runs".to_owned()
-    })
-}
-
-fn padded_sizes(meta: &Value, walk: &Walk) -> Option<Value> {
+fn padded_meta(meta: &Value, walk: &Walk) -> Option<Value> {
     let Walk::Conv(steps) = walk else {
         return None;
     };
