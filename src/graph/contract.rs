@@ -2,6 +2,8 @@
 
 use ndarray::{Array3, ArrayD, Axis, IxDyn};
 
+use super::model::Dim;
+
 /// No product takes more multiply-adds than this. (A kernel of 512×512×3×3 put together over 512 channels takes 1.2 · 10⁹.) What a
 /// file may ask for in all follows from how many numbers its constants may have.
 const MOST_STEPS: usize = 1 << 33;
@@ -43,6 +45,48 @@ impl Equation {
         };
         let known = result.iter().all(|c| everywhere().any(|other| other == c));
         known.then_some(Equation { operands, result })
+    }
+
+    /// The axis of the operand of this number along which each row is multiplied with the other one, a matrix, and whether that has its
+    /// inputs first. No answer where it is another product.
+    pub fn along(&self, number: usize) -> Option<(usize, bool)> {
+        let [a, b] = &self.operands[..] else {
+            return None;
+        };
+        let (rows, matrix) = if number == 0 { (a, b) } else { (b, a) };
+        let mut differ = (0..rows.len()).filter(|i| self.result.get(*i) != Some(&rows[*i]));
+        let (axis, None) = (differ.next()?, differ.next()) else {
+            return None;
+        };
+        let (from, to) = (rows[axis], *self.result.get(axis)?);
+        let fits = self.result.len() == rows.len() && !rows.contains(&to);
+        match matrix[..] {
+            [a, b] if fits && (a, b) == (to, from) => Some((axis, false)),
+            [a, b] if fits && (a, b) == (from, to) => Some((axis, true)),
+            _ => None,
+        }
+    }
+
+    /// How many axes the operand of this number has.
+    pub fn rank(&self, number: usize) -> Option<usize> {
+        self.operands.get(number).map(Vec::len)
+    }
+
+    /// The shape of the result of operands of these shapes.
+    pub fn shape(&self, operands: &[Vec<Dim>]) -> Option<Vec<Dim>> {
+        let fits = |(shape, letters): (&Vec<Dim>, &Vec<char>)| shape.len() == letters.len();
+        let all = operands.iter().zip(&self.operands);
+        if operands.len() != self.operands.len() || !all.clone().all(fits) {
+            return None;
+        }
+        let dims = all.flat_map(|(shape, letters)| letters.iter().zip(shape));
+        // One of a single element is repeated.
+        let of = |c: &char| {
+            let mut own = dims.clone().filter(|(letter, _)| *letter == c);
+            let wide = own.clone().find(|(_, dim)| **dim != Dim::Known(1));
+            wide.or_else(|| own.next()).map(|(_, dim)| dim.clone())
+        };
+        self.result.iter().map(of).collect()
     }
 
     /// The product of matrices, with as many axes before these as both have.

@@ -133,7 +133,7 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
             bias: 0,
             macs: channels * window.kernel.iter().map(|k| *k as u64).product::<u64>(),
         },
-        Op::Add | Op::Sub | Op::Neg | Op::Pad(_) | Op::Border { .. } => Cost {
+        Op::Sum(_) | Op::Neg | Op::Pad(_) | Op::Border { .. } => Cost {
             parameters: 0,
             bias: 0,
             macs: channels,
@@ -145,6 +145,9 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
         | Op::Identity
         | Op::Shape
         | Op::Mean { .. }
+        | Op::Total { .. }
+        | Op::Stack(_)
+        | Op::Resample
         | Op::Opaque(_) => Cost::default(),
     }
 }

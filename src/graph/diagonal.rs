@@ -104,6 +104,7 @@ pub(super) fn moves(op: &Op) -> bool {
             | Op::Slice { .. }
             | Op::AvgPool(_)
             | Op::Mean { .. }
+            | Op::Resample
             | Op::Pad(_)
     )
 }
@@ -125,6 +126,7 @@ pub(super) fn behind(
             let [from, to] = shapes(graph, node)?;
             reshaped(from, to, own)?
         }
+        Op::Resample if own == 1 => as_before(graph, node, own)?,
         Op::Mean { axes, keeps } if !axes.contains(&own) => match keeps {
             true => own,
             false => (0..own).filter(|axis| !axes.contains(axis)).count(),
@@ -152,6 +154,7 @@ pub(super) fn before(
             let [from, to] = shapes(graph, node)?;
             reshaped(to, from, own)?
         }
+        Op::Resample if own == 1 => as_before(graph, node, own)?,
         Op::Mean { axes, keeps: false } => (0..).filter(|axis| !axes.contains(axis)).nth(own)?,
         Op::Mean { axes, keeps: true } if !axes.contains(&own) => own,
         op => keeps(op, axis, adds).then_some(own)?,
@@ -171,6 +174,7 @@ fn keeps(op: &Op, axis: Option<usize>, adds: bool) -> bool {
             let mut pads = window.pads.before.iter().chain(&window.pads.after);
             is_channels && !(adds && pads.any(|n| *n > 0))
         }
+        Op::Resample => axis.is_none(),
         Op::Pad(_) => is_channels && !adds,
         _ => false,
     }
@@ -180,6 +184,13 @@ fn keeps(op: &Op, axis: Option<usize>, adds: bool) -> bool {
 fn shapes<'g>(graph: &'g Graph, node: &Node) -> Option<[&'g [Dim]; 2]> {
     let shape = |id: Option<&ValueId>| graph.value(*id?).shape.as_deref();
     Some([shape(node.inputs.first())?, shape(node.outputs.first())?])
+}
+
+/// The axis, where there are as many indices of it behind a node as before.
+fn as_before(graph: &Graph, node: &Node, axis: usize) -> Option<usize> {
+    let [from, to] = shapes(graph, node)?;
+    let same = from.len() == to.len() && from.get(axis)?.same(&to[axis]);
+    same.then_some(axis)
 }
 
 /// Where an axis is after a reshape that keeps it: what stands before it is as much as before.

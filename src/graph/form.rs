@@ -131,8 +131,13 @@ impl Form {
                 None => return why("it has more outputs than parts"),
             },
             Op::Transpose(order) => self.transpose(order, input)?,
-            Op::Add | Op::Sub | Op::Concat(_) => return why("it has several inputs"),
-            Op::Shape | Op::Mean { .. } | Op::Opaque(_) => return why("it is not folded"),
+            Op::Sum(_) | Op::Concat(_) => return why("it has several inputs"),
+            Op::Shape
+            | Op::Mean { .. }
+            | Op::Total { .. }
+            | Op::Stack(_)
+            | Op::Resample
+            | Op::Opaque(_) => return why("it is not folded"),
         };
         form.operators += 1;
         if form.operators > MOST_OPERATORS || form.depth > DEEPEST {

@@ -12,6 +12,7 @@ mod diagonal;
 pub mod file;
 mod fits;
 mod form;
+mod layer;
 pub mod learn;
 pub mod model;
 pub mod numbers;
@@ -21,6 +22,7 @@ pub mod pt2;
 mod raise;
 pub mod region;
 mod sink;
+mod stacks;
 mod tree;
 mod walk;
 

@@ -81,10 +81,8 @@ pub enum Op {
     Linear(Linear),
     /// A batch norm in evaluation mode over one axis.
     Norm(Norm),
-    /// The sum of inputs of one shape; none is broadcast.
-    Add,
-    /// The first input less the second, both of one shape.
-    Sub,
+    /// The sum of inputs of one shape, of which none is broadcast, each times a number. What is read behind these is not computed with.
+    Sum(Vec<f64>),
     /// A constant added to, subtracted from, multiplied with or dividing the one input.
     WithConstant(Arithmetic, Tensor),
     /// The input times −1.
@@ -119,6 +117,17 @@ pub enum Op {
         /// Whether the output has them, too.
         keeps: bool,
     },
+    /// Sums along these axes.
+    Total {
+        /// The axes.
+        axes: Vec<usize>,
+        /// Whether the output has them, too.
+        keeps: bool,
+    },
+    /// Inputs of one shape, one after the other along an axis of their own, which is this one of the output.
+    Stack(usize),
+    /// Maps of another size: each number is one of the input's channel, or several of them times weights that add up to 1.
+    Resample,
     /// Axes in another order: axis `i` of the output is axis `permutation[i]` of the input.
     Transpose(Vec<usize>),
     /// The input itself.
@@ -157,7 +166,7 @@ pub struct Conv {
     pub transposed: Option<Vec<usize>>,
 }
 
-/// A linear layer `y = x·Wᵀ + b` over the last axis.
+/// A linear layer `y = α·x·Wᵀ + β·b` over the last axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// `[out, in]`, or `[in, out]` if `in_first`.
@@ -166,6 +175,10 @@ pub struct Linear {
     pub in_first: bool,
     /// `[out]`.
     pub bias: Option<Tensor>,
+    /// What the product is multiplied with.
+    pub alpha: f64,
+    /// What the bias is multiplied with. Not 0.
+    pub beta: f64,
 }
 
 /// A batch norm in evaluation mode: `y = (x − mean) / √(var + eps) · weight + bias`.

@@ -179,7 +179,14 @@ impl<'a> Search<'a> {
                 continue;
             };
             let found = match &node.op {
-                Op::Opaque(_) | Op::Shape | Op::Mean { .. } => continue,
+                Op::Opaque(_)
+                | Op::Shape
+                | Op::Mean { .. }
+                | Op::Total { .. }
+                | Op::Stack(_)
+                | Op::Resample => {
+                    continue;
+                }
                 op @ Op::Slice { .. } => {
                     for (number, output) in node.outputs.iter().enumerate() {
                         let found = self.joined(id, op, input, (*output, number));
@@ -188,7 +195,7 @@ impl<'a> Search<'a> {
                     continue;
                 }
                 _ if !more.is_empty() => continue,
-                Op::Add | Op::Sub => self.sums(id, &node.inputs),
+                Op::Sum(factors) => self.sums(id, &node.inputs[..factors.len()]),
                 Op::Concat(axis) => self.stacks(id, *axis, &node.inputs),
                 op => self.joined(id, op, input, (*first, 0)),
             };
@@ -608,7 +615,15 @@ fn is_diagonal(op: &Op) -> bool {
 fn computes(op: &Op) -> bool {
     !matches!(
         op,
-        Op::Identity | Op::Shape | Op::Reshape | Op::Transpose(_) | Op::Mean { .. } | Op::Opaque(_)
+        Op::Identity
+            | Op::Shape
+            | Op::Reshape
+            | Op::Transpose(_)
+            | Op::Mean { .. }
+            | Op::Total { .. }
+            | Op::Stack(_)
+            | Op::Resample
+            | Op::Opaque(_)
     )
 }
 
@@ -623,7 +638,8 @@ fn between(graph: &Graph, source: ValueId, value: ValueId) -> BTreeSet<NodeId> {
         };
         let node = graph.node(id);
         match node.op {
-            Op::Add | Op::Sub | Op::Concat(_) => open.extend(&node.inputs),
+            Op::Sum(ref factors) => open.extend(&node.inputs[..factors.len()]),
+            Op::Concat(_) => open.extend(&node.inputs),
             _ => open.extend(node.inputs.first()),
         }
     }

@@ -99,12 +99,12 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
     };
     let node = &graph.nodes()[producer];
     match (&node.op, &node.inputs[..]) {
-        (op @ (Op::Add | Op::Sub), inputs) => {
+        (Op::Sum(factors), inputs) => {
             let mut summands = Vec::new();
-            for (i, input) in inputs.iter().enumerate() {
+            for (input, factor) in inputs.iter().zip(factors) {
                 let mut branch = within.branch(*input, value)?;
-                if i > 0 && *op == Op::Sub {
-                    branch.push(Expr::Scale(Factor::Number(-1.0)));
+                if *factor != 1.0 {
+                    branch.push(Expr::Scale(Factor::Number(*factor)));
                 }
                 match one(branch) {
                     Expr::Sum(xs) => summands.extend(xs),
@@ -151,7 +151,7 @@ fn push(within: &Within<'_>, value: ValueId, steps: &mut Vec<Expr<Tensor>>) -> R
 fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Result<(), String> {
     match op {
         Op::Conv(conv) => steps.push(of_conv(conv, within.dilation)?),
-        Op::Linear(linear) => steps.push(of_linear(linear, within)?),
+        Op::Linear(linear) => steps.extend(of_linear(linear, within)?),
         Op::Norm(norm) => steps.push(Expr::Bn(Bn {
             mean: norm.mean.clone(),
             var: norm.var.clone(),
@@ -162,12 +162,14 @@ fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Resu
         Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
         Op::AvgPool(window) => steps.push(Expr::AvgPool(of_window(window, within.dilation)?)),
         Op::Pad(_) | Op::Border { .. } | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
-        Op::Add
-        | Op::Sub
+        Op::Sum(_)
         | Op::Concat(_)
+        | Op::Stack(_)
         | Op::Slice { .. }
         | Op::Shape
         | Op::Mean { .. }
+        | Op::Total { .. }
+        | Op::Resample
         | Op::Opaque(_) => {
             return Err("it is not folded".to_owned());
         }
@@ -217,7 +219,7 @@ fn of_conv(conv: &Conv, dilation: &[usize]) -> Result<Expr<Tensor>, String> {
 }
 
 /// A matrix that has its inputs first is the weight of a transposed conv of one tap. Beside convs it has as many axes as they.
-fn of_linear(linear: &Linear, within: &Within<'_>) -> Result<Expr<Tensor>, String> {
+fn of_linear(linear: &Linear, within: &Within<'_>) -> Result<Vec<Expr<Tensor>>, String> {
     let turned = linear.in_first && within.turned;
     let weight = match turned {
         true => (linear.weight.turned())
@@ -226,15 +228,29 @@ fn of_linear(linear: &Linear, within: &Within<'_>) -> Result<Expr<Tensor>, Strin
     };
     let shape = weight.shape().iter().copied();
     let shape = shape.chain(std::iter::repeat_n(1, within.axes)).collect();
-    Ok(Expr::Conv(algebra::Conv {
-        weight: weight.reshaped(shape),
-        bias: linear.bias.clone(),
-        dilation: [1; 3],
-        groups: Some(1),
-        transposed: linear.in_first && !turned,
-        flipped: false,
-        shared: false,
-    }))
+    let conv = |bias| {
+        Expr::Conv(algebra::Conv {
+            weight: weight.reshaped(shape),
+            bias,
+            dilation: [1; 3],
+            groups: Some(1),
+            transposed: linear.in_first && !turned,
+            flipped: false,
+            shared: false,
+        })
+    };
+    let times = |number: f64| Expr::Scale(Factor::Number(number));
+    Ok(match (&linear.bias, linear.alpha == linear.beta) {
+        (None, _) if linear.alpha == 1.0 => vec![conv(None)],
+        (Some(_), true) if linear.alpha == 1.0 => vec![conv(linear.bias.clone())],
+        (None, _) => vec![conv(None), times(linear.alpha)],
+        (Some(bias), _) => vec![
+            conv(None),
+            times(linear.alpha / linear.beta),
+            Expr::Shift(bias.clone()),
+            times(linear.beta),
+        ],
+    })
 }
 
 fn with_constant(how: Arithmetic, constant: &Tensor, steps: &mut Vec<Expr<Tensor>>) {

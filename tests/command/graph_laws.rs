@@ -10,7 +10,9 @@ use crate::support::Random;
 use crate::support::file::{Place, files_below};
 use crate::support::fixtures::fixtures;
 use crate::support::graphs::open;
-use crate::support::onnx::{Message, graph, int, ints, list, model, node, tensor, text, value};
+use crate::support::onnx::{
+    Message, float, graph, int, ints, list, model, node, tensor, text, value,
+};
 use repfuse::network::graphs::Network;
 
 /// A graph that grows node by node.
@@ -353,7 +355,11 @@ impl Growing {
                 4 if is_matrix => {
                     let weight = self.constant(&[channels, channels], false);
                     let bias = self.constant(&[channels], false);
-                    self.push("Gemm", &[&rows, &weight, &bias], &[])
+                    let mut attributes = vec![int("transB", self.below(2) as i64)];
+                    if self.chance(0.5) {
+                        attributes.extend([float("alpha", 0.5), float("beta", -1.5)]);
+                    }
+                    self.push("Gemm", &[&rows, &weight, &bias], &attributes)
                 }
                 5 => {
                     let bias = self.constant(&[channels], false);
@@ -375,6 +381,55 @@ impl Growing {
         let shape = self.list(&shape);
         let gate = self.push("Reshape", &[&rows, &shape], &[]);
         self.push("Mul", &[x, &gate], &[])
+    }
+
+    /// The sum or the mean of a stack of branches.
+    fn stacked(&mut self, x: &str, channels: usize, out: usize) -> String {
+        let at = self.below(self.axes + 2) as i64;
+        let axis = self.list(&[at]);
+        let parts: Vec<String> = (self.branches(x, channels, out).iter())
+            .map(|branch| self.push("Unsqueeze", &[branch, &axis], &[]))
+            .collect();
+        let named: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let all = self.push("Concat", &named, &[int("axis", at)]);
+        match self.chance(0.5) && self.opset < 18 {
+            true => {
+                let attributes = [ints("axes", &[at]), int("keepdims", 0)];
+                self.push("ReduceMean", &[&all], &attributes)
+            }
+            false => self.push("ReduceSum", &[&all, &axis], &[int("keepdims", 0)]),
+        }
+    }
+
+    /// A conv, maps that are twice as large, and what is done to each channel of these.
+    fn larger(&mut self, x: &str, channels: usize) -> String {
+        let conv = self.same(x, channels, channels);
+        let scales = self.name();
+        let mut numbers = vec![1.0f32; 2];
+        numbers.extend(vec![2.0; self.axes]);
+        self.tensors
+            .push(tensor(&scales, &[numbers.len()], &numbers));
+        let attributes = [
+            text("mode", "nearest"),
+            text("coordinate_transformation_mode", "asymmetric"),
+            text("nearest_mode", "floor"),
+        ];
+        let large = self.push("Resize", &[&conv, "", &scales], &attributes);
+        match self.chance(0.7) {
+            true => self.norm(&large, channels),
+            false => self.arithmetic(&large, channels),
+        }
+    }
+
+    /// A matrix over the channels that an equation names.
+    fn named(&mut self, x: &str, channels: usize) -> String {
+        let matrix = self.constant(&[channels, channels], false);
+        let maps = &"hw"[..self.axes];
+        let (equation, inputs) = match self.below(2) {
+            0 => (format!("bc{maps},co->bo{maps}"), [x, &matrix]),
+            _ => (format!("oc,bc{maps}->bo{maps}"), [&*matrix, x]),
+        };
+        self.push("Einsum", &inputs, &[text("equation", &equation)])
     }
 
     /// Convs of different sources, one behind the other, and what is done to all of them.
@@ -413,7 +468,7 @@ impl Growing {
         let at = self.values.len() - 1 - self.below(self.values.len().min(3));
         let (x, channels) = self.values[at].clone();
         let out = [channels, channels, 4][self.below(3)];
-        let grown = match self.below(21) {
+        let grown = match self.below(24) {
             0 | 1 => (self.same(&x, channels, out), out),
             2 => (self.any(&x, channels, out), out),
             3 => (self.norm(&x, channels), channels),
@@ -429,6 +484,9 @@ impl Growing {
             13 => (self.put_together(&x, channels, out), 4),
             16 | 17 => (self.asides(&x, channels, out), out),
             18 | 19 => (self.rows(&x, channels), channels),
+            20 => (self.stacked(&x, channels, out), out),
+            21 => (self.larger(&x, channels), channels),
+            22 => (self.named(&x, channels), channels),
             11 | 12 => (self.attention(&x, channels), channels),
             9 | 10 => {
                 let branches = self.branches(&x, channels, out);

@@ -276,8 +276,8 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
             "it has several outputs",
         ),
         (
-            &one("Gemm", &["m", "matrix"], &[float("alpha", 2.0)]),
-            "it scales or transposes what it multiplies",
+            &one("Gemm", &["m", "matrix"], &[int("transA", 1)]),
+            "it transposes what it multiplies, or multiplies by 0",
         ),
         (
             &one("Gemm", &["m", "batch"], &[]),

@@ -16,6 +16,7 @@ use interpreter::{Map, run, stored};
 use repfuse::graph::pt2::{Edit, Pt2, edit, fuse, verify};
 use repfuse::plan::Options;
 use repfuse::tensor::Checkpoint;
+use serde_json::json;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/pt2/{name}"))
@@ -71,7 +72,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 42] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 43] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -90,6 +91,7 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 42] = [
     ("conv3d", [1, 0, 1], [1, 0, 0]),
     ("transposed", [1, 0, 1], [1, 0, 0]),
     ("causal", [2, 0, 1], [1, 0, 0]),
+    ("summed", [6, 0, 5], [5, 0, 0]),
     ("linear", [0, 1, 1], [0, 1, 0]),
     ("half", [1, 0, 1], [1, 0, 0]),
     ("bfloat16", [1, 0, 1], [1, 0, 0]),
@@ -315,6 +317,40 @@ fn what_a_recipe_folds_and_the_graph_does_not_is_told() {
     let edit = edit(&open("repvgg"), &options, false).unwrap();
     let expected = "recipe timm-repvgg also folds to `0.reparam_conv`, of which the graph folds more, less or nothing";
     assert_eq!(edit.agreement.differences, [expected]);
+}
+
+/// The weight is square, so that another operator may read it as well, and computes something else.
+#[test]
+fn a_matrix_that_is_read_otherwise_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let [to, other] = ["out.pt2", "other.pt2"].map(|name| directory.path().join(name));
+    let pt2 = open("root");
+    let edit = planned(&pt2);
+    write(&pt2, &edit, &to, 1);
+    let why = |path: &Path| {
+        let made = Pt2::open(path).unwrap();
+        let verdict = verify(&pt2, &edit, Some(&made), &Default::default()).unwrap();
+        verdict.failures_in_words()
+    };
+    assert!(why(&to).is_empty());
+    let argument = |name: &str, value: &str| json!({"name": name, "arg": {"as_tensor": {"name": value}}, "kind": 1});
+    let across = json!([argument("self", "x"), argument("mat2", "p_weight")]);
+    let equation = json!({"name": "equation", "arg": {"as_string": "bi,io->bo"}, "kind": 1});
+    let tensors = json!({"name": "tensors", "arg": {"as_tensors": [{"name": "x"}, {"name": "p_weight"}]}, "kind": 1});
+    for (target, inputs) in [("mm", across), ("einsum", json!([equation, tensors]))] {
+        changed(&to, &other, |name, text| {
+            (name == "models/model.json").then(|| {
+                let mut program: serde_json::Value = serde_json::from_str(text).unwrap();
+                let node = &mut program["graph_module"]["graph"]["nodes"][0];
+                node["target"] = format!("torch.ops.aten.{target}.default").into();
+                node["inputs"] = inputs.clone();
+                program.to_string()
+            })
+        });
+        let found = why(&other);
+        let expected = "`mul` is not computed by the conv of block `weight`";
+        assert!(found.contains(&expected.to_owned()), "{target}: {found:?}");
+    }
 }
 
 #[test]

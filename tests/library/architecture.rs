@@ -279,8 +279,6 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     ("graph/onnx/shapes.rs", "windows"),
     // Several looks at the same steps, over one table of moments.
     ("graph/pt2/alias.rs", "changed"),
-    // One kind of operands after the other, each with what does not fit.
-    ("graph/pt2/ops.rs", "arithmetic"),
     // One field of the format after the other; each is checked against those before it.
     ("graph/pt2/build.rs", "built"),
     // One source after the other against the best so far; whatever rules one out is noted.

@@ -95,7 +95,7 @@ pub(super) fn computed(
 }
 
 /// The floating-point type that a node casts to.
-fn target(reading: &Reading<'_>, node: &Node) -> Option<Float> {
+pub(super) fn target(reading: &Reading<'_>, node: &Node) -> Option<Float> {
     let of = |kind: i64| dtype(kind)?.float();
     if node.op == "Cast" {
         return match node.attributes.get("to") {

@@ -8,6 +8,7 @@ mod edit;
 mod encode;
 mod error;
 mod fills;
+mod floats;
 mod grids;
 mod ints;
 mod open;

@@ -13,6 +13,7 @@ use super::values::Values;
 use super::wire::Wire;
 use super::written::Written;
 use crate::graph::model::{self, Graph, Node, Op, Value, ValueId};
+use crate::graph::stacks;
 use crate::tensor::{Checkpoint, Tensor, open};
 
 /// An ONNX file, opened; no weight has been read.
@@ -98,6 +99,7 @@ impl Onnx {
         let (names_made, computed) = reading.made();
         made.extend(names_made);
         let Values { values, names, .. } = values;
+        stacks::as_sums(&mut nodes, &values);
         let graph = graph_of(values, nodes, (&model, &given)).map_err(|source| Error::Graph {
             path: path.clone(),
             source,

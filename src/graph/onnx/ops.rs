@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::proto::{Attribute, Name, Node};
 use super::reading::{Reading, Trouble, because, opaque};
-use super::{computed, dims, ints, parts, products, shapes, windows};
+use super::{computed, dims, floats, ints, parts, products, shapes, windows};
 use crate::graph::model::{self, Dim, Norm, Op, ValueId};
 use crate::tensor::{Tensor, quoted};
 
@@ -91,6 +91,14 @@ impl Reading<'_> {
             false => Vec::new(),
         };
         self.remember(node);
+        if self.is_known(node)
+            && let Some(float) = floats::given(self, node)
+        {
+            // A mask beside the first output, or a statistic, may have another one.
+            let count = if node.op == "Split" { usize::MAX } else { 1 };
+            let outputs = node.outputs.iter().take(count).flatten();
+            self.floats.extend(outputs.map(|name| (*name, float)));
+        }
         let (op, inputs) = match self.op(node) {
             Ok(found) => found,
             Err(Trouble::Opaque(why)) => (Op::Opaque(why), self.all_inputs(node)),
@@ -257,10 +265,13 @@ impl Reading<'_> {
             "Transpose" => return parts::transpose(self, node),
             "Gemm" => Op::Linear(products::gemm(self, node)?),
             "MatMul" => return products::product(self, node),
+            "Einsum" => return products::einsum(self, node),
             "AveragePool" => Op::AvgPool(windows::average(self, node)?),
-            "ReduceMean" | "GlobalAveragePool" => return parts::mean(self, node),
+            "ReduceMean" | "ReduceSum" | "GlobalAveragePool" => return parts::reduced(self, node),
             "Pad" => Op::Pad(windows::pad(self, node)?),
+            "Resize" | "Upsample" => windows::resized(self, node)?,
             "Identity" => Op::Identity,
+            "Cast" | "CastLike" if floats::is_kept(self, node) => Op::Identity,
             "Shape" => Op::Shape,
             "Dropout" => self.dropout(node)?,
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => {

@@ -128,8 +128,8 @@ pub(super) fn split(reading: &Reading<'_>, node: &Node) -> Found {
     }
 }
 
-/// The mean over the whole of some axes.
-pub(super) fn mean(reading: &Reading<'_>, node: &Node) -> Found {
+/// The mean over the whole of some axes, or the sum.
+pub(super) fn reduced(reading: &Reading<'_>, node: &Node) -> Found {
     let (id, shape) = first(reading, node)?;
     let rank = shape.len();
     let (axes, keeps) = match &*node.op {
@@ -149,7 +149,11 @@ pub(super) fn mean(reading: &Reading<'_>, node: &Node) -> Found {
         }
     };
     let inputs = with_helpers(reading, node, id);
-    Ok((Op::Mean { axes, keeps }, inputs))
+    let op = match &*node.op {
+        "ReduceSum" => Op::Total { axes, keeps },
+        _ => Op::Mean { axes, keeps },
+    };
+    Ok((op, inputs))
 }
 
 pub(super) fn transpose(reading: &Reading<'_>, node: &Node) -> Found {

@@ -2,6 +2,8 @@
 
 use super::proto::Node;
 use super::reading::{Reading, Trouble, because, opaque};
+use crate::graph::contract::Equation;
+use crate::graph::layer::layer_of;
 use crate::graph::model::{Arithmetic, Conv, Linear, Op, ValueId};
 use crate::tensor::{Float, Tensor};
 
@@ -20,8 +22,8 @@ pub(super) fn arithmetic(
     let (input, constant, first) = match (x, y, c, d) {
         (Some(x), Some(y), _, _) => {
             return match &*node.op {
-                "Add" => Ok((Op::Add, vec![x, y])),
-                "Sub" => Ok((Op::Sub, vec![x, y])),
+                "Add" => Ok((Op::Sum(vec![1.0, 1.0]), vec![x, y])),
+                "Sub" => Ok((Op::Sum(vec![1.0, -1.0]), vec![x, y])),
                 _ => opaque(),
             };
         }
@@ -71,24 +73,26 @@ pub(super) fn sum(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<ValueId
         Some(values) if values.len() == node.inputs.len() => match values.len() {
             0 => opaque(),
             1 => Ok((Op::Identity, values)),
-            _ => Ok((Op::Add, values)),
+            count => Ok((Op::Sum(vec![1.0; count]), values)),
         },
         _ => opaque(),
     }
 }
 
 pub(super) fn gemm(reading: &Reading<'_>, node: &Node) -> Result<Linear, Trouble> {
-    if reading.attribute_float(node, "alpha", 1.0) != 1.0
-        || reading.attribute_float(node, "beta", 1.0) != 1.0
-        || reading.attribute_int(node, "transA", 0) != 0
-    {
-        return because("it scales or transposes what it multiplies");
+    let factors = ["alpha", "beta"].map(|key| reading.attribute_float(node, key, 1.0));
+    let [alpha, beta] = factors.map(f64::from);
+    // A bias times 0 is none, unless it is not finite.
+    if reading.attribute_int(node, "transA", 0) != 0 || !is_factor(alpha) || !is_factor(beta) {
+        return because("it transposes what it multiplies, or multiplies by 0");
     }
     let (weight, turned) = matrix(reading, node, 1)?;
     let linear = Linear {
         weight,
         in_first: (reading.attribute_int(node, "transB", 0) == 0) != turned,
         bias: reading.optional_weight(node, 2, "bias")?,
+        alpha,
+        beta,
     };
     let outputs = linear.weight.shape()[usize::from(linear.in_first)];
     let bias = match &linear.bias {
@@ -101,6 +105,11 @@ pub(super) fn gemm(reading: &Reading<'_>, node: &Node) -> Result<Linear, Trouble
     Ok(Linear { bias, ..linear })
 }
 
+/// Whether a product may be multiplied with a number and divided by it again.
+fn is_factor(number: f64) -> bool {
+    number.is_normal()
+}
+
 /// A constant matrix, and whether the network turns it before it multiplies.
 fn matrix(reading: &Reading<'_>, node: &Node, index: usize) -> Result<(Tensor, bool), Trouble> {
     let name = node.inputs.get(index).copied().flatten();
@@ -110,8 +119,14 @@ fn matrix(reading: &Reading<'_>, node: &Node, index: usize) -> Result<(Tensor, b
         return Ok((matrix.clone(), true));
     }
     let matrix = reading.weight(node, index, "matrix")?;
-    match matrix.shape().len() {
-        2 => Ok((matrix, false)),
+    let rank = reading.value(node, 1 - index.min(1));
+    let rank = rank.and_then(|id| reading.values.values[id.0].shape.as_ref().map(Vec::len));
+    match *matrix.shape() {
+        [_, _] => Ok((matrix, false)),
+        // One for each of a batch of which there is one, or as many as of the other side.
+        [1, rows, columns] if rank.is_some_and(|rank| rank >= 3) => {
+            Ok((matrix.reshaped(vec![rows, columns]), false))
+        }
         _ => because("its matrix has another number of axes"),
     }
 }
@@ -132,6 +147,8 @@ pub(super) fn product(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<Val
                 weight,
                 in_first: !turned,
                 bias: None,
+                alpha: 1.0,
+                beta: 1.0,
             };
             Ok((Op::Linear(linear), vec![value]))
         }
@@ -155,5 +172,29 @@ pub(super) fn product(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<Val
             ))
         }
         _ => opaque(),
+    }
+}
+
+/// A product with a constant matrix that names the axes: over the last axis, or over that of the channels.
+pub(super) fn einsum(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<ValueId>), Trouble> {
+    let &[Some(a), Some(b)] = &node.inputs[..] else {
+        return opaque();
+    };
+    let values = [a, b].map(|name| reading.values.numbers.get(&name).copied());
+    let constants = [a, b].map(|name| reading.constants.get(&name));
+    let (number, value, matrix) = match (values, constants) {
+        ([Some(value), None], [_, Some(matrix)]) => (0, value, matrix),
+        ([None, Some(value)], [Some(matrix), _]) => (1, value, matrix),
+        _ => return opaque(),
+    };
+    let text = reading.attribute_text(node, "equation");
+    let text = text.and_then(|text| std::str::from_utf8(text).ok());
+    let shape = reading.values.values[value.0].shape.as_ref();
+    let (Some(equation), Some(shape)) = (text.and_then(Equation::parse), shape) else {
+        return opaque();
+    };
+    match layer_of(&equation, number, (matrix, shape), false) {
+        Some(op) => Ok((op, vec![value])),
+        None => opaque(),
     }
 }

@@ -8,7 +8,7 @@ use super::values::Values;
 use crate::algebra::Values as _;
 use crate::graph::constants::Budget;
 use crate::graph::model::{Dim, ValueId};
-use crate::tensor::{Checkpoint, Reader, Tensor};
+use crate::tensor::{Checkpoint, Float, Reader, Tensor};
 
 /// What is known while the nodes are read one after the other.
 pub(super) struct Reading<'a> {
@@ -30,6 +30,8 @@ pub(super) struct Reading<'a> {
     pub budget: Budget,
     /// Of constants that are made in the shape of values: these.
     pub shaped_by: HashMap<Name, Vec<ValueId>>,
+    /// The types of values that are known to be floating-point numbers.
+    pub floats: HashMap<Name, Float>,
     /// Values that are constant matrices with their axes exchanged: the matrices.
     pub turned: HashMap<Name, Tensor>,
 }
@@ -85,6 +87,7 @@ impl<'a> Reading<'a> {
             parts: HashMap::new(),
             budget: Budget::default(),
             shaped_by: HashMap::new(),
+            floats: HashMap::new(),
             turned: HashMap::new(),
         }
     }
@@ -180,12 +183,16 @@ impl<'a> Reading<'a> {
 
     /// The one number of a constant.
     pub fn number(&self, tensor: &Tensor) -> Option<f64> {
-        if tensor.len() != 1 || tensor.dtype().float().is_none() {
+        self.numbers(tensor, 1)?.first().copied()
+    }
+
+    /// The numbers of a constant that has so many.
+    pub fn numbers(&self, tensor: &Tensor, count: usize) -> Option<Vec<f64>> {
+        if tensor.len() != count || tensor.dtype().float().is_none() {
             return None;
         }
         let mut reader = Reader::new(self.checkpoint, 0);
-        let numbers = reader.vector(tensor, 0, 1).ok()?;
-        numbers.first().copied()
+        reader.vector(tensor, 0, count).ok()
     }
 
     pub fn constant(&self, name: Option<Name>) -> Option<&Tensor> {

@@ -6,6 +6,7 @@ use super::dims::{
 use super::ints::part_of_shape;
 use super::proto::{Attribute, Node, is_onnx};
 use super::reading::Reading;
+use crate::graph::contract::Equation;
 use crate::graph::model::Dim;
 
 /// Operators that keep the shape of their first input.
@@ -134,7 +135,7 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
     let shape = |i| shape_of(reading, node, i);
     match &*node.op {
         op if KEEP.contains(&op) => shape(0),
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" => {
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Sum" => {
             let shapes = (0..node.inputs.len())
                 .map(shape)
                 .collect::<Option<Vec<_>>>()?;
@@ -170,6 +171,11 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
                     .chain(rest)
                     .collect(),
             )
+        }
+        "Einsum" => {
+            let text = std::str::from_utf8(reading.attribute_text(node, "equation")?).ok()?;
+            let shapes = (0..node.inputs.len()).map(shape);
+            Equation::parse(text)?.shape(&shapes.collect::<Option<Vec<_>>>()?)
         }
         "MatMul" => {
             let (a, b) = (shape(0)?, shape(1)?);
@@ -269,8 +275,8 @@ fn one(reading: &Reading<'_>, node: &Node) -> Option<Shape> {
         "Pad" => padded(reading, node),
         "Resize" | "Upsample" => {
             let shape = shape(0)?;
-            let others = std::iter::repeat_n(Dim::Any, shape.len());
-            Some(others.collect())
+            let unknown = vec![Dim::Any; shape.len()];
+            Some(resized(reading, node, &shape).unwrap_or(unknown))
         }
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL1" | "ReduceL2"
         | "ReduceProd" | "ReduceSumSquare" | "ReduceLogSum" | "ReduceLogSumExp" => {
@@ -466,4 +472,26 @@ fn split(reading: &Reading<'_>, node: &Node) -> Option<Vec<Option<Shape>>> {
         Some(shape)
     };
     Some(sizes.into_iter().map(part).collect())
+}
+
+/// A map that is made larger or smaller, where every axis is told.
+fn resized(reading: &Reading<'_>, node: &Node, shape: &[Dim]) -> Option<Shape> {
+    let keeps = |key: &str| node.attributes.contains_key(key);
+    if keeps("axes") || keeps("keep_aspect_ratio_policy") {
+        return None;
+    }
+    let sizes = node.inputs.get(3).copied().flatten();
+    if sizes.is_some() {
+        return dims(reading, node, 3).filter(|sizes| sizes.len() == shape.len());
+    }
+    // Before version 11 of Resize there was no region of interest before the scales.
+    let index = if node.inputs.len() == 2 { 1 } else { 2 };
+    let scales = reading.constant(node.inputs.get(index).copied().flatten())?;
+    let scales = reading.numbers(scales, shape.len())?;
+    let scaled = |(dim, scale): (&Dim, &f64)| match dim {
+        dim if *scale == 1.0 => dim.clone(),
+        Dim::Known(n) if scale.is_finite() => Dim::Known((*n as f64 * scale).floor() as usize),
+        _ => Dim::Any,
+    };
+    Some(shape.iter().zip(&scales).map(scaled).collect())
 }

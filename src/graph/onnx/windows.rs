@@ -3,7 +3,7 @@
 use super::dims::on_axes;
 use super::proto::{Attribute, Node};
 use super::reading::{Reading, Trouble, because, opaque};
-use crate::graph::model::{Conv, Dim, Pads, Window};
+use crate::graph::model::{Conv, Dim, Op, Pads, Window};
 use crate::tensor::{Place, Tensor};
 
 /// An attribute of one number for each axis, none of them negative.
@@ -283,5 +283,14 @@ fn around(all: &[i64]) -> Result<Pads, Trouble> {
         }
         Ok(_) => because("it pads another number of axes than a conv has"),
         Err(_) => because("it cuts off a border"),
+    }
+}
+
+/// A map that is made larger or smaller.
+pub(super) fn resized(reading: &Reading<'_>, node: &Node) -> Result<Op, Trouble> {
+    // Outside of its input, this one takes another number.
+    match reading.attribute_text(node, "coordinate_transformation_mode") {
+        Some(b"tf_crop_and_resize") => opaque(),
+        _ => Ok(Op::Resample),
     }
 }

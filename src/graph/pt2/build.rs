@@ -12,6 +12,7 @@ use super::{computed, fills, ops, views};
 use crate::graph::border::{Around, Fills};
 use crate::graph::constants::Budget;
 use crate::graph::model::{self, Dim, Graph, Node, Op, Value, ValueId};
+use crate::graph::stacks;
 use crate::tensor::{Checkpoint, Dtype, Tensor, quoted};
 
 /// What is read of the text of a graph.
@@ -121,6 +122,7 @@ pub(super) fn built(
         }
     }
     std::mem::take(&mut builder.fills).settle(&mut builder.nodes, checkpoint);
+    stacks::as_sums(&mut builder.nodes, &builder.values);
     for value in &mut builder.values {
         value.changes_later = changed.later.contains(&value.name);
         value.layout = builder.context.strides(&value.name);
@@ -356,8 +358,6 @@ struct Builder<'a> {
     /// Constants that are computed when the program is read, and the tensors of the file that they are computed of.
     computed: HashMap<String, Vec<Tensor>>,
     budget: Budget,
-    /// Values that are a constant in a larger shape.
-    spread: HashMap<String, Tensor>,
     fills: Fills,
 }
 
@@ -423,15 +423,11 @@ impl Builder<'_> {
         step: &Step,
         is_stale: bool,
     ) {
+        self.spread(node, step, is_stale);
         let call = Call {
             node,
             context: &self.context,
         };
-        if let (Some(tensor), [name]) = (fills::spread(&call, &self.spread), &step.writes[..])
-            && !is_stale
-        {
-            self.spread.insert(name.clone(), tensor);
-        }
         let mut constant = || match views::of_constant(&call) {
             Some(tensor) => Some((tensor, Vec::new())),
             None => computed::computed(&call, checkpoint, &mut self.budget),
@@ -461,6 +457,19 @@ impl Builder<'_> {
         let at = self.push(position, node, op, inputs, outputs);
         if !is_stale && let Err(why) = self.follow(checkpoint, node, at) {
             self.nodes[at].op = Op::Opaque(why);
+        }
+    }
+
+    /// Remembers a constant that a node gives in a larger shape.
+    fn spread(&mut self, node: &NodeText<'_>, step: &Step, is_stale: bool) {
+        let call = Call {
+            node,
+            context: &self.context,
+        };
+        if let (Some(tensor), [name]) = (fills::spread(&call), &step.writes[..])
+            && !is_stale
+        {
+            self.context.spread.insert(name.clone(), tensor);
         }
     }
 
@@ -513,7 +522,7 @@ impl Builder<'_> {
     fn around(&mut self, checkpoint: &Checkpoint, with: Input, of: ValueId) -> Option<Around> {
         let tensor = match with {
             Input::Constant(tensor) => tensor,
-            Input::Value(name) => self.spread.get(&name)?.clone(),
+            Input::Value(name) => self.context.spread.get(&name)?.clone(),
             Input::Absent => return None,
         };
         // Another type would round it.

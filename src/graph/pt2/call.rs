@@ -16,6 +16,8 @@ pub(super) struct Context<'a> {
     pub(super) constants: HashMap<String, Tensor>,
     /// Placeholders of tensors that are not constant, or that cannot be read, and why.
     pub(super) unread: HashMap<String, String>,
+    /// Values that are a constant in a larger shape, by name.
+    pub(super) spread: HashMap<String, Tensor>,
     /// The type and shape of every value.
     pub(super) metas: HashMap<String, TensorMeta<'a>>,
 }

@@ -218,7 +218,9 @@ impl Compare<'_> {
     }
 
     fn computes(&self, made: &Pt2, node: &Node, region: &Region, fused: &PlannedConv) -> bool {
-        let is_weight = |tensor: &Tensor| *tensor.name() == *fused.weight_name();
+        // Another operator may read it across.
+        let is_weight =
+            |tensor: &Tensor| *tensor.name() == *fused.weight_name() && !tensor.is_turned();
         let bias = |bias: &Option<Tensor>| match (bias, fused.bias_name()) {
             (Some(tensor), Some(name)) => *tensor.name() == *name,
             (bias, name) => bias.is_none() && name.is_none(),
@@ -230,16 +232,11 @@ impl Compare<'_> {
         let mut before: Option<&Pads> = None;
         if let Some(id) = input.and_then(|value| value.producer())
             && let Op::Pad(pads) = &made.graph().node(id).op
-            && let Walk::Conv(steps) = &region.walk
-            && steps.iter().any(|step| step.before != step.after)
+            && region.walk.is_uneven()
         {
             before = Some(pads);
-            input = made
-                .graph()
-                .node(id)
-                .inputs
-                .first()
-                .map(|id| made.graph().value(*id));
+            let inputs = &made.graph().node(id).inputs;
+            input = inputs.first().map(|id| made.graph().value(*id));
         }
         let source = &self.pt2.graph().value(region.source).name;
         let walks = |conv: &Conv, steps: &[Step]| {
@@ -271,7 +268,8 @@ impl Compare<'_> {
                     && bias(&conv.bias)
             }
             (Op::Linear(linear), Walk::Linear) => {
-                !linear.in_first && is_weight(&linear.weight) && bias(&linear.bias)
+                let as_it_is = !linear.in_first && [linear.alpha, linear.beta] == [1.0, 1.0];
+                as_it_is && is_weight(&linear.weight) && bias(&linear.bias)
             }
             _ => false,
         };

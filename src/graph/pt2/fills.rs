@@ -151,15 +151,22 @@ pub(super) fn rows(call: &Call<'_>, of: &str) -> Result<(usize, Option<Rows>), O
 }
 
 /// The constant that a call gives in the place of what it reads first, or in a larger shape.
-pub(super) fn spread(call: &Call<'_>, spread: &HashMap<String, Tensor>) -> Option<Tensor> {
+pub(super) fn spread(call: &Call<'_>) -> Option<Tensor> {
+    let context = call.context;
     let constant = |input: Input| match input {
         Input::Constant(tensor) => Some(tensor),
-        Input::Value(name) => spread.get(&name).cloned(),
+        Input::Value(name) => context.spread.get(&name).cloned(),
         Input::Absent => None,
     };
     let what = match (call.node.aten()?, call.node.overload()) {
         ("expand", "default") => call.first().ok()?,
         ("copy", "default") => call.input("src").ok()?,
+        ("view", "default") => {
+            let reads = call.reads();
+            let [of] = &reads[..] else { return None };
+            let kept = context.shape(of) == context.shape(&call.output().ok()?);
+            return context.spread.get(of).filter(|_| kept).cloned();
+        }
         ("slice_scatter", "default") if is_whole(call).ok()? => call.input("src").ok()?,
         _ => return None,
     };

@@ -4,8 +4,26 @@ use std::sync::Arc;
 
 use super::call::{Call, Input, Opaque, because};
 use super::views;
+use crate::graph::contract::Equation;
+use crate::graph::layer::layer_of;
 use crate::graph::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Window};
 use crate::tensor::{Dtype, Float, Part, Place, Tensor, quoted};
+
+/// Operators that make maps larger or smaller, each channel by itself.
+const RESAMPLES: [&str; 12] = [
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+    "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+];
 
 /// What a call computes, and the values that it reads.
 pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
@@ -24,6 +42,8 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("addmm", "default") => addmm(call),
         ("mm", "default") => product(call, "mat2"),
         ("matmul", "default") => product(call, "other"),
+        ("bmm", "default") => batched(call),
+        ("einsum", "default") => einsum(call),
         (
             "batch_norm" | "native_batch_norm" | "_native_batch_norm_legit_no_training",
             "default",
@@ -33,11 +53,11 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("rsub", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::SubFrom),
         ("mul", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Mul),
         ("div", "Tensor" | "Scalar") => arithmetic(call, Arithmetic::Div),
-        ("neg", "default") => {
-            let value = call.value()?;
-            floating(call, &value)?;
-            Ok((Op::Neg, vec![value]))
-        }
+        ("lerp", "Scalar") => lerp(call),
+        (name, "default" | "vec") if RESAMPLES.contains(&name) => unary(call, Op::Resample),
+        ("stack", "default") => stack(call),
+        ("sum", "dim_IntList") => total(call),
+        ("neg", "default") => unary(call, Op::Neg),
         ("avg_pool1d", "default") => pooling(call, 1),
         ("avg_pool2d", "default") => pooling(call, 2),
         ("avg_pool3d", "default") => pooling(call, 3),
@@ -48,6 +68,13 @@ pub(super) fn operator(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         ("pad" | "constant_pad_nd", "default") => padding(call),
         _ => views::operator(call, name),
     }
+}
+
+/// An operator on one value.
+fn unary(call: &Call<'_>, op: Op) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    floating(call, &value)?;
+    Ok((op, vec![value]))
 }
 
 /// The input of an operator over `spatial` axes, which must have batch and channels too.
@@ -161,17 +188,23 @@ fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         weight: weight(call, 2)?,
         in_first: false,
         bias: call.weight("bias")?,
+        alpha: 1.0,
+        beta: 1.0,
     };
     Ok((Op::Linear(linear), vec![call.value()?]))
 }
 
+/// A number that a call multiplies with; 1 where it is left out.
+fn factor(call: &Call<'_>, name: &str) -> Result<f64, Opaque> {
+    match call.number(name)?.unwrap_or(1.0) {
+        number if number.is_normal() => Ok(number),
+        number => because(format!("it multiplies by {number}")),
+    }
+}
+
 /// What a decomposed linear layer becomes: `bias + x · matrix`.
 fn addmm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
-    for factor in ["alpha", "beta"] {
-        if call.number(factor)?.is_some_and(|number| number != 1.0) {
-            return because(format!("it multiplies by `{factor}`"));
-        }
-    }
+    let [alpha, beta] = [factor(call, "alpha")?, factor(call, "beta")?];
     let weight = matrix(call, "mat2")?;
     let bias = call.weight("self")?.ok_or(None)?;
     if bias.shape() != [weight.shape()[0]] {
@@ -184,6 +217,8 @@ fn addmm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
         weight,
         in_first: false,
         bias: Some(bias),
+        alpha,
+        beta,
     };
     Ok((Op::Linear(linear), vec![value]))
 }
@@ -196,6 +231,8 @@ fn product(call: &Call<'_>, right: &str) -> Result<(Op, Vec<String>), Opaque> {
                 weight: matrix(call, right)?,
                 in_first: false,
                 bias: None,
+                alpha: 1.0,
+                beta: 1.0,
             };
             Ok((Op::Linear(linear), vec![value]))
         }
@@ -209,6 +246,45 @@ fn product(call: &Call<'_>, right: &str) -> Result<(Op, Vec<String>), Opaque> {
         }
         _ => Err(None),
     }
+}
+
+/// Products one for each of a batch, all with one constant matrix: what a decomposed layer over rows becomes.
+fn batched(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let name = call.reads().pop().ok_or(None)?;
+    let one = |matrix: &Tensor| match *matrix.shape() {
+        [rows, columns] | [1, rows, columns] => matrix.reshaped(vec![rows, columns]).turned(),
+        _ => None,
+    };
+    let stored = [&call.context.spread, &call.context.constants];
+    let weight = stored.iter().find_map(|of| of.get(&name).and_then(one));
+    let Some(weight) = weight.filter(|weight| weight.dtype().float().is_some()) else {
+        return Err(None);
+    };
+    let linear = Linear {
+        weight,
+        in_first: false,
+        bias: None,
+        alpha: 1.0,
+        beta: 1.0,
+    };
+    Ok((Op::Linear(linear), vec![value]))
+}
+
+/// A product with a constant matrix that names the axes: over the last axis, or over that of the channels.
+fn einsum(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let reads = call.reads();
+    let constants = reads.iter().map(|name| call.context.constants.get(name));
+    let (value, matrix) = match (&reads[..], &constants.collect::<Vec<_>>()[..]) {
+        ([value, _], [None, Some(matrix)]) => ((0, value), *matrix),
+        ([_, value], [Some(matrix), None]) => ((1, value), *matrix),
+        _ => return Err(None),
+    };
+    let text = call.text("equation")?.ok_or(None)?;
+    let equation = Equation::parse(&text).ok_or(None)?;
+    let shape = call.shape(value.1)?;
+    let op = layer_of(&equation, value.0, (matrix, &shape), true).ok_or(None)?;
+    Ok((op, vec![value.1.clone()]))
 }
 
 /// A constant matrix of a product, with its outputs first.
@@ -255,9 +331,7 @@ fn norm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
 
 /// Two values, or a value and a constant.
 fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opaque> {
-    if call.number("alpha")?.is_some_and(|alpha| alpha != 1.0) {
-        return because("it multiplies one of its inputs by `alpha`");
-    }
+    let alpha = factor(call, "alpha")?;
     let neutral = match how {
         Arithmetic::Add | Arithmetic::Sub => Some(0.0),
         Arithmetic::Mul | Arithmetic::Div => Some(1.0),
@@ -280,21 +354,18 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
     };
     let (op, inputs) = match (first, constant) {
         (Input::Value(a), Input::Value(b)) => {
-            let op = match how {
-                Arithmetic::Add => Op::Add,
-                Arithmetic::Sub | Arithmetic::SubFrom => Op::Sub,
+            let factors = match how {
+                Arithmetic::Add => [1.0, alpha],
+                Arithmetic::Sub => [1.0, -alpha],
+                Arithmetic::SubFrom => [-alpha, 1.0],
                 Arithmetic::Mul | Arithmetic::Div => return Err(None),
             };
             if call.shape(&a)? != call.shape(&b)? || call.shape(&a)?.contains(&Dim::Any) {
                 return because("its inputs have different shapes");
             }
-            let [a, b] = if how == Arithmetic::SubFrom {
-                [b, a]
-            } else {
-                [a, b]
-            };
-            (op, vec![a, b])
+            (Op::Sum(factors.to_vec()), vec![a, b])
         }
+        _ if alpha != 1.0 => return because("it multiplies a constant by `alpha`"),
         (Input::Value(value), Input::Constant(constant)) => {
             (Op::WithConstant(how, constant), vec![value])
         }
@@ -402,6 +473,35 @@ fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque>
 }
 
 /// The mean over the whole of some axes.
+/// What lies between two values: so much of the way from the first to the second.
+fn lerp(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let Input::Value(end) = call.input("end")? else {
+        return Err(None);
+    };
+    let (start, weight) = (call.value()?, call.number("weight")?.ok_or(None)?);
+    floating(call, &start)?;
+    if call.shape(&start)? != call.shape(&end)? || call.shape(&start)?.contains(&Dim::Any) {
+        return because("its inputs have different shapes");
+    }
+    match weight.is_finite() {
+        true => Ok((Op::Sum(vec![1.0 - weight, weight]), vec![start, end])),
+        false => Err(None),
+    }
+}
+
+fn stack(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let values = call.values("tensors")?;
+    let rank = call.shape(&call.output()?)?.len();
+    Ok((Op::Stack(call.axis("dim", 0, rank)?), values))
+}
+
+fn total(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    match mean(call)? {
+        (Op::Mean { axes, keeps }, values) => Ok((Op::Total { axes, keeps }, values)),
+        _ => Err(None),
+    }
+}
+
 fn mean(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let value = call.value()?;
     floating(call, &value)?;

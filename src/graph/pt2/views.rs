@@ -31,6 +31,14 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
                 false => Ok((Op::Identity, vec![call.value()?])),
             }
         }
+        ("expand", "default") => {
+            let (value, given) = (call.value()?, call.output()?);
+            let shape = call.context.shape(&value);
+            match shape.is_some() && shape == call.context.shape(&given) {
+                true => Ok((Op::Identity, vec![value])),
+                false => Err(None),
+            }
+        }
         // The second argument only says the type, or the shape.
         ("type_as", "default") => match call.context.dtype(&call.value()?) {
             own if own == call.context.dtype(&call.output()?) => with_like(call, Op::Identity),
@@ -98,7 +106,8 @@ pub(super) fn of_constant(call: &Call<'_>) -> Option<Tensor> {
     let Ok(Input::Constant(tensor)) = call.first() else {
         return None;
     };
-    if !same_numbers(name) || call.reads().len() != 1 {
+    // Where there are as many numbers, only axes of one element are new.
+    if !(same_numbers(name) || name == "expand") || call.reads().len() != 1 {
         return None;
     }
     let output = call.output().ok()?;

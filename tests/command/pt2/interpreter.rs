@@ -130,18 +130,29 @@ fn step(
         Op::Linear(linear) => {
             let weight = stored(file, &linear.weight);
             let bias = linear.bias.as_ref().map(|bias| stored(file, bias));
+            let (alpha, beta) = (linear.alpha, linear.beta);
             vec![Map::of(shape_of(0), |index| {
                 let (o, before) = index.split_last().unwrap();
                 let ins = x.shape.last().copied().unwrap();
                 let sum: f64 = (0..ins)
                     .map(|i| x.at(&[before, &[i]].concat()) * weight.at(&[*o, i]))
                     .sum();
-                sum + bias.as_ref().map_or(0.0, |bias| bias.data[*o])
+                alpha * sum + beta * bias.as_ref().map_or(0.0, |bias| bias.data[*o])
             })]
         }
         Op::Norm(norm) => vec![normed(file, norm, x)],
-        Op::Add => with(inputs[1], &|x, y| x + y),
-        Op::Sub => with(inputs[1], &|x, y| x - y),
+        Op::Sum(factors) => vec![Map {
+            shape: x.shape.clone(),
+            data: (0..x.data.len())
+                .map(|i| {
+                    inputs
+                        .iter()
+                        .zip(factors)
+                        .map(|(map, f)| f * map.data[i])
+                        .sum()
+                })
+                .collect(),
+        }],
         Op::WithConstant(how, constant) => {
             let c = stored(file, constant);
             let missing = x.shape.len() - c.shape.len();
@@ -198,6 +209,21 @@ fn step(
         Op::Identity => each(&|x| x),
         Op::Border { .. } => panic!("what is around it is no number of the graph"),
         Op::Mean { axes, keeps } => vec![mean(x, axes, *keeps, shape_of(0))],
+        // What they make is summed by another node.
+        Op::Stack(axis) => vec![Map::of(shape_of(0), |index| {
+            let mut within = index.to_vec();
+            let at = within.remove(*axis);
+            inputs[at].at(&within)
+        })],
+        // The nearest number of a map that is so many times smaller.
+        Op::Resample => {
+            let to = shape_of(0);
+            vec![Map::of(to.clone(), |index| {
+                let at = index.iter().zip(&to).zip(&x.shape);
+                x.at(&at.map(|((i, to), from)| i * from / to).collect::<Vec<_>>())
+            })]
+        }
+        Op::Total { .. } => panic!("{} sums", node.name),
         Op::Shape | Op::Opaque(_) => {
             let name = node
                 .name

@@ -83,8 +83,11 @@ const KEPT: &[(&str, Change, &str)] = &[
     ),
     (
         "repvgg",
-        |p| set(p, "add", "alpha", json!({"as_int": 2})),
-        "it multiplies one of its inputs by `alpha`",
+        |p| {
+            set(p, "add", "alpha", json!({"as_int": 2}));
+            set(p, "add", "other", tensor("p_0_conv_1x1_bn_weight"));
+        },
+        "it multiplies a constant by `alpha`",
     ),
     (
         "repvgg",
@@ -232,8 +235,8 @@ const KEPT: &[(&str, Change, &str)] = &[
     ),
     (
         "tokens-decomposed",
-        |p| set(p, "addmm", "beta", json!({"as_int": 2})),
-        "it multiplies by `beta`",
+        |p| set(p, "addmm", "beta", json!({"as_int": 0})),
+        "it multiplies by 0",
     ),
     (
         "tokens-decomposed",
