@@ -7,7 +7,8 @@ use crate::tensor::{Checkpoint, Error as TensorError, Float, Reader, quoted};
 /// A fused number that the network cannot compute with.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}, and the network computes in {dtype}; export it in f32"
+    "the fused {tensor} is {value:.4e} at {index:?}, beyond the largest {dtype}, {largest:.4e}, and the network computes in {dtype}{}",
+    remedy(*dtype)
 )]
 pub struct Beyond {
     /// The block.
@@ -22,6 +23,14 @@ pub struct Beyond {
     pub dtype: Float,
     /// The largest number of that.
     pub largest: f64,
+}
+
+/// What helps where a wider type holds the number.
+fn remedy(dtype: Float) -> &'static str {
+    match dtype.largest() < Float::F32.largest() {
+        true => "; export it in f32",
+        false => "",
+    }
 }
 
 /// The first fused number of what was made that is beyond the type in which the network computes.

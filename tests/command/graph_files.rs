@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support::file::{Place, Ran};
 use crate::support::fixtures::fixtures;
-use crate::support::onnx::{Message, elsewhere, graph, model, node, typed, value};
+use crate::support::onnx::{Message, elsewhere, graph, model, node, tensor, typed, value};
 use repfuse::tensor::Checkpoint;
 
 fn fixture(name: &str) -> String {
@@ -118,6 +118,25 @@ fn a_number_must_fit_the_type_that_the_network_computes_in() {
     // Weights alone are computed with by whoever loads them.
     let ran = place.run("fuse in.onnx out.safetensors --dtype f32 --verify");
     assert_eq!(ran.code(), Some(0), "{ran:?}");
+}
+
+/// No wider type is offered where the network has it.
+#[test]
+fn a_number_beyond_f32_has_no_remedy_but_to_skip() {
+    let place = Place::new();
+    let tensors = [
+        tensor("c.weight", &[1, 1, 1, 1], &[1e30]),
+        tensor("c.scale", &[1], &[1e30]),
+    ];
+    let nodes = [
+        node("Conv", &["x", "c.weight"], &["c"], &[]),
+        node("Mul", &["c", "c.scale"], &["y"], &[]),
+    ];
+    let ends = [value("x", &[1, 1, 2, 2]), value("y", &[1, 1, 2, 2])];
+    let graph = graph(&nodes, &tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", model(&graph, 17).0);
+    let says = "and the network computes in f32; --skip `c` leaves the block as it is";
+    refused(&place.run("fuse in.onnx out.onnx"), &[says]);
 }
 
 #[test]
