@@ -133,6 +133,26 @@ impl Call<'_> {
         }
     }
 
+    /// A list of constants, of which some are left out.
+    pub(super) fn optional_constants(&self, name: &str) -> Result<Vec<Option<Tensor>>, Opaque> {
+        let list = self
+            .argument(name)
+            .filter(|arg| arg.tag == "as_optional_tensors")
+            .ok_or(None)?;
+        let list: Vec<Tagged<'_>> = read(list.value).map_err(|_| None)?;
+        let one = |arg: &Tagged<'_>| match self.input_of(arg)? {
+            Input::Absent => Ok(None),
+            Input::Constant(tensor) => Ok(Some(tensor)),
+            Input::Value(_) => Err(None),
+        };
+        list.iter().map(one).collect()
+    }
+
+    /// Whether an argument is there.
+    pub(super) fn is_given(&self, name: &str) -> bool {
+        self.argument(name).is_some()
+    }
+
     /// The names of the values that a list of tensors holds.
     pub(super) fn values(&self, name: &str) -> Result<Vec<String>, Opaque> {
         let list = self

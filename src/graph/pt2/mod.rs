@@ -15,6 +15,7 @@ mod error;
 mod fills;
 mod json;
 mod kept;
+mod made;
 mod nodes;
 mod ops;
 mod read;

@@ -98,7 +98,11 @@ pub(super) fn of_constant(call: &Call<'_>) -> Option<Tensor> {
     let Ok(Input::Constant(tensor)) = call.first() else {
         return None;
     };
-    if !same_numbers(name) || call.reads().len() != 1 {
+    let reads = call.reads();
+    // The second one only says the shape, or the type.
+    let like = matches!(name, "reshape_as" | "view_as" | "type_as") && reads.len() == 2;
+    let constant = |name: &String| call.context.constants.contains_key(name);
+    if !(same_numbers(name) && reads.len() == 1 || like && reads.iter().all(constant)) {
         return None;
     }
     let output = call.output().ok()?;
