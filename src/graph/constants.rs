@@ -66,7 +66,7 @@ pub(super) enum Make {
     All(fn(f64, f64) -> f64),
     /// The first, and so many times the second.
     AddTimes(f64),
-    /// Whether something holds, number by number.
+    /// Whether something holds, number by number; of one alone, beside zero.
     Holds(fn(f64, f64) -> bool),
     /// The second where the first holds, the third where it does not.
     Choose,
@@ -195,7 +195,7 @@ impl Constant {
             (None, Kind::Float(Float::F16 | Float::Bf16)) if compared => None,
             (None, Kind::Float(_)) => Some(as_float(Float::F32)),
             (Some(_), Kind::Float(float)) => Some(as_float(float)),
-            (_, Kind::I64 | Kind::I32 | Kind::Bool) => Some(self.numbers.clone()),
+            (_, Kind::I64 | Kind::I32 | Kind::U8 | Kind::Bool) => Some(self.numbers.clone()),
         }
     }
 }
@@ -279,6 +279,7 @@ fn of_numbers(how: &Make, of: &[ArrayD<f64>], kind: Kind) -> Option<ArrayD<f64>>
         }
         (Make::AddTimes(factor), [a, b]) => both(|a, b| a + factor * b, a, b)?,
         (Make::Holds(f), [a, b]) => both(|a, b| f64::from(f(a, b)), a, b)?,
+        (Make::Holds(f), [one]) => one.mapv(|x| f64::from(f(x, 0.0))),
         (Make::Clamp(bounds), [one]) => {
             let [least, most] = bounds.map(|bound| bound.and_then(|x| kind.rounded(x)));
             let clamp = |x: f64| {
@@ -442,6 +443,98 @@ mod tests {
             ..a.clone()
         };
         assert!(make(&Make::Both(|a, b| a + b), &[a, half]).is_none());
+    }
+
+    fn of_kind(kind: Kind, shape: &[usize], numbers: &[f64]) -> Constant {
+        Constant {
+            kind: Some(kind),
+            ..of(shape, numbers)
+        }
+    }
+
+    #[test]
+    fn types_meet_as_they_do_when_the_network_runs() {
+        let mask = of_kind(Kind::Bool, &[2], &[1.0, 0.0]);
+        let whole = of_kind(Kind::I64, &[2], &[16_777_217.0, 2.0]);
+        let add = Make::Both(|a, b| a + b);
+        let sum = make(&add, &[of(&[2], &[0.5, 0.5]), mask.clone()]).expect("it fits");
+        assert_eq!(
+            (sum.kind, sum.numbers[[0]]),
+            (Some(Kind::Float(Float::F32)), 1.5)
+        );
+        // Whole numbers are rounded before they are added.
+        let sum = make(&add, &[of(&[], &[1.0]), whole.clone()]).expect("it fits");
+        assert_eq!(sum.numbers[[0]], 16_777_216.0);
+        // A number of the program is no finer than what it meets.
+        let third = Constant::number(1.0 / 3.0);
+        let times = Make::Both(|a, b| a * b);
+        let product = make(&times, &[of(&[1], &[3.0]), third.clone()]).expect("it fits");
+        assert_eq!(product.numbers[[0]], f64::from(3.0 * (1.0f32 / 3.0)));
+        let half = of_kind(Kind::Float(Float::F16), &[1], &[1.0]);
+        assert!(make(&Make::Holds(|a, b| a > b), &[half, third.clone()]).is_none());
+        // No whole number, and none of a type of them.
+        assert!(make(&times, &[whole.clone(), third]).is_none());
+        assert!(make(&add, &[whole.clone(), of_kind(Kind::I32, &[1], &[0.0])]).is_none());
+        assert!(make(&Make::Both(|a, b| a / b), &[whole.clone(), whole]).is_some());
+        assert!(make(&add, &[mask.clone(), mask]).is_none());
+    }
+
+    #[test]
+    fn numbers_are_chosen_found_and_put() {
+        let holds = made(
+            Make::Holds(|a, b| a > b),
+            &[of(&[2], &[1.0, 3.0]), of(&[], &[2.0])],
+        );
+        assert_eq!(holds.1, [0.0, 1.0]);
+        let mask = of_kind(Kind::Bool, &[2], &holds.1);
+        let choose = [mask.clone(), of(&[2], &[5.0, 6.0]), Constant::number(0.0)];
+        assert_eq!(made(Make::Choose, &choose).1, [0.0, 6.0]);
+        let (one, index) = (of(&[2], &[5.0, 6.0]), of_kind(Kind::I64, &[1], &[-1.0]));
+        let found = made(Make::Gather(0), &[one.clone(), index.clone()]);
+        assert_eq!(found, (vec![1], vec![6.0]));
+        let put = made(Make::Put(0), &[one.clone(), index, of(&[], &[9.0])]);
+        assert_eq!(put.1, [5.0, 9.0]);
+        assert!(make(&Make::Gather(0), &[one.clone(), mask]).is_none());
+        assert!(make(&Make::Gather(0), &[one.clone(), of(&[1], &[0.0])]).is_none());
+        let clamp = Make::Clamp([Some(5.5), None]);
+        assert_eq!(made(clamp, std::slice::from_ref(&one)).1, [5.5, 6.0]);
+        let wrong_way = Make::Clamp([Some(7.0), Some(1.0)]);
+        assert_eq!(made(wrong_way, std::slice::from_ref(&one)).1, [1.0, 1.0]);
+        let all = Make::All(|a, b| a + b);
+        assert_eq!(made(all, &[one.clone(), one.clone(), one]).1, [15.0, 18.0]);
+    }
+
+    #[test]
+    fn a_kernel_that_slides_may_have_a_bias() {
+        let slide = Slide {
+            stride: vec![1],
+            dilation: vec![1],
+            pads: vec![[0, 0]],
+            groups: 1,
+        };
+        let (maps, kernel) = (
+            of(&[1, 1, 3], &[1.0, 2.0, 4.0]),
+            of(&[1, 1, 2], &[1.0, 10.0]),
+        );
+        let slid = made(Make::Slide(slide.clone()), &[maps.clone(), kernel.clone()]);
+        assert_eq!(slid, (vec![1, 1, 2], vec![21.0, 42.0]));
+        let bias = of(&[1], &[0.5]);
+        let slid = made(
+            Make::Slide(slide.clone()),
+            &[maps.clone(), kernel.clone(), bias],
+        );
+        assert_eq!(slid.1, [21.5, 42.5]);
+        let long = of(&[2], &[0.5; 2]);
+        assert!(make(&Make::Slide(slide.clone()), &[maps, kernel, long]).is_none());
+        assert!(make(&Make::Slide(slide), &[of(&[1], &[1.0])]).is_none());
+    }
+
+    #[test]
+    fn what_was_made_in_vain_counts_as_well() {
+        let one = of(&[1], &[1.0]);
+        let (wide, mut budget) = (Make::Expand(vec![1 << 22]), Budget(1 << 21));
+        assert!(super::make(&wide, std::slice::from_ref(&one), &mut budget).is_none());
+        assert!(!budget.allows(1));
     }
 
     #[test]

@@ -133,9 +133,24 @@ pub(super) fn linear(len: usize, wanted: usize, corners_stay: bool) -> Option<Ve
     Some((0..wanted).map(blend).collect())
 }
 
+/// For each axis that becomes longer the element that stands in each place, where all are there as many times; none where not.
+pub(super) fn repeats(of: &[usize], wanted: &[usize]) -> Option<Vec<(usize, Vec<usize>)>> {
+    let mut axes = Vec::new();
+    for (axis, (len, wanted)) in of.iter().zip(wanted).enumerate() {
+        if *len == 0 || !wanted.is_multiple_of(*len) || !within(&[*wanted]) {
+            return None;
+        }
+        let times = wanted / len;
+        if times != 1 {
+            axes.push((axis, (0..*wanted).map(|i| i / times).collect()));
+        }
+    }
+    Some(axes)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Slide, blended, convolved, linear, size};
+    use super::{Slide, blended, convolved, linear, repeats, size};
     use ndarray::{ArrayD, IxDyn};
 
     fn counted(shape: &[usize]) -> ArrayD<f64> {
@@ -288,6 +303,11 @@ mod tests {
         );
         assert_eq!(stretch(1, true), Some(vec![0.0]));
         assert_eq!(stretch(0, true), None);
+        assert_eq!(repeats(&[2, 3], &[4, 3]), Some(vec![(0, vec![0, 0, 1, 1])]));
+        assert_eq!(repeats(&[2], &[0]), Some(vec![(0, Vec::new())]));
+        for (of, wanted) in [(2, 3), (0, 4), (1, usize::MAX)] {
+            assert_eq!(repeats(&[of], &[wanted]), None);
+        }
         assert!(linear(0, 2, false).is_none() && linear(2, usize::MAX, false).is_none());
     }
 }

@@ -14,6 +14,7 @@ pub(super) enum Kind {
     Float(Float),
     I64,
     I32,
+    U8,
     /// One for what is true, zero for what is not.
     Bool,
 }
@@ -29,6 +30,7 @@ impl Kind {
         match dtype {
             Dtype::Known(Known::I64) => Some(Kind::I64),
             Dtype::Known(Known::I32) => Some(Kind::I32),
+            Dtype::Known(Known::U8) => Some(Kind::U8),
             Dtype::Known(Known::BOOL) => Some(Kind::Bool),
             other => other.float().map(Kind::Float),
         }
@@ -39,6 +41,7 @@ impl Kind {
             Kind::Float(float) => Dtype::from(float),
             Kind::I64 => Dtype::Known(Known::I64),
             Kind::I32 => Dtype::Known(Known::I32),
+            Kind::U8 => Dtype::Known(Known::U8),
             Kind::Bool => Dtype::Known(Known::BOOL),
         }
     }
@@ -49,11 +52,11 @@ impl Kind {
             Kind::Float(float) => float.size(),
             Kind::I64 => 8,
             Kind::I32 => 4,
-            Kind::Bool => 1,
+            Kind::U8 | Kind::Bool => 1,
         }
     }
 
-    /// Whether its numbers point at elements of an axis.
+    /// Whether its numbers point at elements of an axis. (Bytes say where something holds, as truths do.)
     pub fn is_whole(self) -> bool {
         matches!(self, Kind::I64 | Kind::I32)
     }
@@ -64,6 +67,7 @@ impl Kind {
             Kind::Float(float) => return Some(float.round(x)),
             Kind::I64 => (-MOST_WHOLE, MOST_WHOLE),
             Kind::I32 => (f64::from(i32::MIN), f64::from(i32::MAX)),
+            Kind::U8 => (0.0, 255.0),
             Kind::Bool => (0.0, 1.0),
         };
         (x.fract() == 0.0 && least <= x && x <= most).then_some(x)
@@ -73,7 +77,7 @@ impl Kind {
     pub fn cast(self, x: f64) -> Option<f64> {
         match self {
             Kind::Float(_) => self.rounded(x),
-            Kind::I64 | Kind::I32 => self.rounded(x.trunc()),
+            Kind::I64 | Kind::I32 | Kind::U8 => self.rounded(x.trunc()),
             Kind::Bool => Some(f64::from(x != 0.0)),
         }
     }
@@ -110,7 +114,7 @@ impl Kind {
             Kind::I32 => (numbers.iter())
                 .flat_map(|x| (*x as i32).to_le_bytes())
                 .collect(),
-            Kind::Bool => numbers.iter().map(|x| u8::from(*x != 0.0)).collect(),
+            Kind::U8 | Kind::Bool => numbers.iter().map(|x| *x as u8).collect(),
         }
     }
 
@@ -118,7 +122,7 @@ impl Kind {
     pub fn with(self, other: Kind) -> Option<Kind> {
         let rank = |kind: Kind| match kind {
             Kind::Bool => 0,
-            Kind::I32 | Kind::I64 => 1,
+            Kind::U8 | Kind::I32 | Kind::I64 => 1,
             Kind::Float(_) => 2,
         };
         match rank(self).cmp(&rank(other)) {
@@ -140,6 +144,7 @@ mod tests {
         for (kind, numbers) in [
             (Kind::I64, [-1.0, 9e15]),
             (Kind::I32, [-2147483648.0, 7.0]),
+            (Kind::U8, [255.0, 0.0]),
             (Kind::Bool, [1.0, 0.0]),
             (Kind::Float(Float::F16), [0.5, -2.0]),
         ] {
@@ -158,6 +163,7 @@ mod tests {
         assert_eq!(Kind::I64.rounded(0.5), None);
         assert_eq!(Kind::I32.rounded(3e9), None);
         assert_eq!(Kind::I64.rounded(f64::NAN), None);
+        assert_eq!(Kind::U8.rounded(-1.0), None);
         assert_eq!(Kind::I64.cast(-1.5), Some(-1.0));
         assert_eq!(Kind::I32.cast(f64::INFINITY), None);
         assert_eq!(Kind::Bool.cast(-0.25), Some(1.0));

@@ -10,7 +10,7 @@ use super::windows;
 use crate::graph::arrays::{Reduction, larger, smaller, within};
 use crate::graph::constants::{Budget, Constant, Make, make};
 use crate::graph::contract::Equation;
-use crate::graph::convolve::{Slide, linear};
+use crate::graph::convolve::{Slide, linear, repeats};
 use crate::graph::kinds::Kind;
 use crate::tensor::{Float, Tensor};
 
@@ -208,11 +208,7 @@ fn plan(reading: &Reading<'_>, node: &Node) -> Option<(Make, Vec<Operand>)> {
         "Conv" => slid(reading, node),
         "Resize" => alone(resized(reading, node, &shape)?),
         "Where" => Some((Make::Choose, all().collect::<Option<_>>()?)),
-        "Not" => {
-            let kind = Kind::of(first.tensor.dtype())?;
-            let not = |x: f64| 1.0 - x;
-            alone((kind == Kind::Bool).then_some(Make::Each(not))?)
-        }
+        "Not" => alone(Make::Holds(|a, b| a == b)),
         "Mod" => {
             let make = match reading.attribute_int(node, "fmod", 0) {
                 0 => Make::Both(|a, b| a - b * (a / b).floor()),
@@ -243,6 +239,9 @@ fn target(reading: &Reading<'_>, node: &Node) -> Option<Kind> {
     }
 }
 
+/// Whole numbers up to this are in single precision what they are.
+const MOST_EXACT: f64 = (1 << 24) as f64;
+
 /// Numbers that a node makes of whole ones: in as many places as these say, that count, or with ones on a diagonal.
 fn of_ints(reading: &Reading<'_>, node: &Node, budget: &mut Budget) -> Option<Constant> {
     let input = |index: usize| node.inputs.get(index).copied().flatten();
@@ -253,17 +252,28 @@ fn of_ints(reading: &Reading<'_>, node: &Node, budget: &mut Budget) -> Option<Co
             Constant::filled(|_| number, &shape, kind, budget)
         }
         "Range" => {
+            let kind = match reading.constant(input(0)) {
+                Some(tensor) => Kind::of(tensor.dtype())?,
+                None => Kind::I64,
+            };
             let of = |index: usize| {
-                let ints = reading.known_ints(input(index)?)?;
-                let &[number] = &ints.numbers[..] else {
-                    return None;
+                let number = match (reading.known_ints(input(index)?), kind) {
+                    (Some(ints), _) => {
+                        let &[number] = &ints.numbers[..] else {
+                            return None;
+                        };
+                        number as f64
+                    }
+                    (None, _) => reading.number(reading.constant(input(index))?)?,
                 };
-                Kind::I64.rounded(number as f64)
+                // Whole numbers up to this are in single precision what they are.
+                let exact = number.fract() == 0.0 && number.abs() <= MOST_EXACT;
+                exact.then_some(number)
             };
             let (start, limit, step) = (of(0)?, of(1)?, of(2)?);
             let count = ((limit - start) / step).ceil().max(0.0);
             let shape = (step != 0.0).then_some([count as usize])?;
-            Constant::filled(|at| start + at[0] as f64 * step, &shape, Kind::I64, budget)
+            Constant::filled(|at| start + at[0] as f64 * step, &shape, kind, budget)
         }
         "EyeLike" => {
             let ints = reading.known_ints(input(0)?);
@@ -399,13 +409,9 @@ fn normalised(reading: &Reading<'_>, node: &Node, output: Name) -> Option<Plan> 
 
 /// A conv of constants.
 fn slid(reading: &Reading<'_>, node: &Node) -> Option<(Make, Vec<Operand>)> {
-    let is_plain = matches!(
-        reading.attribute_text(node, "auto_pad"),
-        None | Some(b"NOTSET" | b"VALID")
-    );
     let conv = match windows::conv(reading, node, false) {
-        Ok(conv) if is_plain => conv,
-        Ok(_) | Err(Trouble::Opaque(_) | Trouble::File(_)) => return None,
+        Ok(conv) => conv,
+        Err(Trouble::Opaque(_) | Trouble::File(_)) => return None,
     };
     let pads = conv.pads.before.iter().zip(&conv.pads.after);
     let slide = Slide {
@@ -426,6 +432,8 @@ fn resized(reading: &Reading<'_>, node: &Node, shape: &[usize]) -> Option<Make> 
     let stay = match text("coordinate_transformation_mode") {
         None | Some(b"half_pixel" | b"pytorch_half_pixel") => false,
         Some(b"align_corners") => true,
+        // Of the nearest ones.
+        Some(b"asymmetric") => false,
         Some(_) => return None,
     };
     let known = [
@@ -441,18 +449,29 @@ fn resized(reading: &Reading<'_>, node: &Node, shape: &[usize]) -> Option<Make> 
     ];
     let off = |key: &str| reading.attribute_int(node, key, 0) == 0;
     let stretches = matches!(text("keep_aspect_ratio_policy"), None | Some(b"stretch"));
-    if text("mode") != Some(b"linear") || given(2).is_some() || !says_only(node, &known) {
+    let nearest = match (text("mode"), text("nearest_mode")) {
+        (Some(b"linear"), _) => false,
+        (None | Some(b"nearest"), Some(b"floor")) => true,
+        _ => return None,
+    };
+    if given(2).is_some() || !says_only(node, &known) {
         return None;
     }
     if !off("antialias") || !off("exclude_outside") || !stretches {
         return None;
     }
     let sizes = numbers(&reading.ints(given(3)?)?)?;
+    if nearest {
+        let counts = text("coordinate_transformation_mode") == Some(b"asymmetric");
+        return (counts && sizes.len() == shape.len())
+            .then(|| repeats(shape, &sizes).map(Make::Take))?;
+    }
     let mut axes = Vec::new();
     for (axis, (len, size)) in shape.iter().zip(&sizes).enumerate() {
         let one_pixel =
             *size == 1 && text("coordinate_transformation_mode") != Some(b"align_corners");
-        if len != size && one_pixel {
+        let is_asymmetric = text("coordinate_transformation_mode") == Some(b"asymmetric");
+        if len != size && (one_pixel || is_asymmetric) {
             // The two ways of half a pixel differ.
             return None;
         }

@@ -250,7 +250,25 @@ impl Reading<'_> {
                 dims::known(&dims::reshaped(&shape, &wanted)?)?
             }
             "Unsqueeze" => dims::unsqueezed(shape, &ints(1, "axes")?)?,
+            "Squeeze"
+                if node.inputs.get(1).copied().flatten().is_none()
+                    && !node.attributes.contains_key("axes") =>
+            {
+                shape.iter().copied().filter(|n| *n != 1).collect()
+            }
             "Squeeze" => dims::squeezed(shape, &ints(1, "axes")?)?,
+            "Flatten" => {
+                let axis = self.attribute_int(node, "axis", 1);
+                let rank = i64::try_from(shape.len()).ok()?;
+                let at = if axis < 0 {
+                    axis.checked_add(rank)?
+                } else {
+                    axis
+                };
+                let (before, behind) = shape.split_at_checked(usize::try_from(at).ok()?)?;
+                let size = |of: &[usize]| of.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+                vec![size(before)?, size(behind)?]
+            }
             _ => return None,
         };
         let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));

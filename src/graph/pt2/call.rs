@@ -135,17 +135,27 @@ impl Call<'_> {
 
     /// A list of constants, of which some are left out.
     pub(super) fn optional_constants(&self, name: &str) -> Result<Vec<Option<Tensor>>, Opaque> {
-        let list = self
-            .argument(name)
-            .filter(|arg| arg.tag == "as_optional_tensors")
-            .ok_or(None)?;
-        let list: Vec<Tagged<'_>> = read(list.value).map_err(|_| None)?;
-        let one = |arg: &Tagged<'_>| match self.input_of(arg)? {
+        let arg = self.argument(name).ok_or(None)?;
+        let one = |found: Input| match found {
             Input::Absent => Ok(None),
             Input::Constant(tensor) => Ok(Some(tensor)),
             Input::Value(_) => Err(None),
         };
-        list.iter().map(one).collect()
+        match &*arg.tag {
+            "as_optional_tensors" => {
+                let list: Vec<Tagged<'_>> = read(arg.value).map_err(|_| None)?;
+                let all = list.iter().map(|arg| one(self.input_of(arg)?));
+                all.collect()
+            }
+            "as_tensors" => {
+                let constant = |name: &String| self.context.constants.get(name).cloned();
+                let all = names(arg);
+                all.iter()
+                    .map(|name| Ok(Some(constant(name).ok_or(None)?)))
+                    .collect()
+            }
+            _ => Err(None),
+        }
     }
 
     /// Whether an argument is there.

@@ -9,7 +9,7 @@ use super::schema::{STRIDED, names};
 use crate::graph::arrays::{Reduction, larger, smaller, within};
 use crate::graph::constants::{Budget, Constant, Make, make};
 use crate::graph::contract::Equation;
-use crate::graph::convolve::{Slide, linear};
+use crate::graph::convolve::{Slide, linear, repeats};
 use crate::graph::kinds::Kind;
 use crate::graph::model::{Conv, Dim};
 use crate::tensor::{Checkpoint, Float, Tensor};
@@ -28,8 +28,12 @@ pub(super) fn computed(
     checkpoint: &Checkpoint,
     budget: &mut Budget,
 ) -> Option<Computed> {
-    let name = call.node.aten()?;
-    let name = name.strip_suffix('_').unwrap_or(name);
+    let name = match call.node.aten()? {
+        "__and__" => "bitwise_and",
+        "__or__" => "bitwise_or",
+        "__xor__" => "bitwise_xor",
+        name => name.strip_suffix('_').unwrap_or(name),
+    };
     let of: Vec<Tensor> = call
         .reads()
         .iter()
@@ -178,6 +182,16 @@ fn plans(
             };
             Ok(outputs.into_iter().enumerate().map(pick).collect())
         }
+        // The indices beside the numbers are not worked out.
+        ("max" | "min", "dim", [tensor]) => {
+            let how = reduction(
+                call,
+                if name == "max" { "amax" } else { "amin" },
+                tensor.shape(),
+            )?;
+            let plan = Plan::new(how.ok_or(None)?, one(tensor));
+            Ok(vec![(first.clone(), Some(plan))])
+        }
         ("_native_batch_norm_legit", "no_stats", _) => {
             let plan = standardised(call)?.ok_or(None)?;
             Ok(vec![(first.clone(), Some(plan))])
@@ -279,6 +293,11 @@ fn plan(
         ("upsample_linear1d" | "upsample_bilinear2d" | "upsample_trilinear3d", "vec") => {
             resized(call, first, shape)
         }
+        ("upsample_nearest1d" | "upsample_nearest2d" | "upsample_nearest3d", "vec")
+            if !call.is_given("scale_factors") =>
+        {
+            alone(Make::Take(repeats(first, shape).ok_or(None)?))
+        }
         ("pad" | "constant_pad_nd", "default") => {
             Ok(padding(call, first)?.map(|make| Plan::new(make, all())))
         }
@@ -292,19 +311,33 @@ fn plan(
             _ => Some(call.axis("dim", 0, rank)?),
         })),
         ("expand" | "expand_as" | "broadcast_to", _) => alone(Make::Expand(shape.to_vec())),
-        ("repeat", "default") => {
-            let times = call.ints("repeats")?.ok_or(None)?;
+        ("repeat" | "tile", "default") => {
+            let key = if name == "tile" { "dims" } else { "repeats" };
+            let times = call.ints(key)?.ok_or(None)?;
             let times = times.iter().map(|n| usize::try_from(*n).map_err(|_| None));
-            plain(Make::Repeat(times.collect::<Result<_, Opaque>>()?))
+            let mut times = times.collect::<Result<Vec<usize>, Opaque>>()?;
+            if name == "tile" && times.len() < rank {
+                times.splice(0..0, vec![1; rank - times.len()]);
+            }
+            plain(Make::Repeat(times))
         }
         ("permute", "default") => {
             let dims = call.ints("dims")?.ok_or(None)?;
             plain(Make::Permute(axes(&dims, rank)?))
         }
-        ("transpose", "int") => {
+        ("transpose", "int") | ("swapdims" | "swapaxes" | "mT", "default") => {
+            let [a, b] = match name {
+                "swapaxes" => ["axis0", "axis1"],
+                _ => ["dim0", "dim1"],
+            };
+            // The last two, where it says none.
             let mut order: Vec<usize> = (0..rank).collect();
-            order.swap(call.axis("dim0", 0, rank)?, call.axis("dim1", 0, rank)?);
+            order.swap(call.axis(a, -2, rank)?, call.axis(b, -1, rank)?);
             plain(Make::Permute(order))
+        }
+        ("copy", "default") => {
+            let of = [operand(call, "src")?];
+            Ok(Some(Plan::new(Make::Expand(shape.to_vec()), of)))
         }
         ("cat" | "concat" | "stack", "default") => listed(call, of, name == "stack"),
         ("to", "dtype" | "dtype_layout") | ("_to_copy" | "type_as", "default") => {
@@ -618,8 +651,8 @@ fn reduction(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<Make
         ("sum", _) => Reduction::Sum,
         ("mean", _) => Reduction::Mean,
         ("prod", "default" | "dim_int") => Reduction::Product,
-        ("amax", "default") | ("max", "default") => Reduction::Max,
-        ("amin", "default") | ("min", "default") => Reduction::Min,
+        ("amax", _) | ("max", "default") => Reduction::Max,
+        ("amin", _) | ("min", "default") => Reduction::Min,
         ("var", _) => Reduction::Variance(correction()?),
         ("std", _) => Reduction::Deviation(correction()?),
         ("linalg_vector_norm", _) => match call.number("ord")? {

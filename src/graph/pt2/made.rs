@@ -19,6 +19,7 @@ pub(super) fn made(
         ("zeros" | "zeros_like" | "new_zeros", "default") => all(0.0),
         ("ones" | "ones_like" | "new_ones", "default") => all(1.0),
         ("full" | "full_like" | "new_full", "default") => all(number(call, "fill_value")?),
+        ("fill", "Scalar") => all(number(call, "value")?),
         ("scalar_tensor", "default") => all(number(call, "s")?),
         ("eye", "default" | "m") if shape.len() == 2 => {
             let diagonal = |at: &[usize]| f64::from(at[0] == at[1]);
