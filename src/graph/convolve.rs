@@ -245,6 +245,22 @@ mod tests {
         ] {
             none(&plain, of, kernel);
         }
+    }
+
+    #[test]
+    fn a_slide_that_goes_nowhere_or_for_ever_is_none() {
+        let plain = Slide {
+            stride: vec![1],
+            dilation: vec![1],
+            pads: vec![[0, 0]],
+            groups: 1,
+        };
+        let none = |slide: &Slide, of: &[usize], kernel: &[usize]| {
+            assert!(
+                size(slide, of, kernel).is_none(),
+                "{slide:?} {of:?} {kernel:?}"
+            );
+        };
         for changed in [
             Slide {
                 stride: vec![0],

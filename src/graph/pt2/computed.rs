@@ -161,18 +161,7 @@ fn plans(
                 .collect())
         }
         ("split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk", _, [tensor]) => {
-            let axis = call.axis("dim", 0, tensor.shape().len())?;
-            let mut at = 0usize;
-            let mut part = |name: String| {
-                let (shape, _) = known(call, &name).ok_or(None)?;
-                let end = at.checked_add(*shape.get(axis).ok_or(None)?).ok_or(None)?;
-                let fits = end <= tensor.shape()[axis];
-                let indices = fits.then(|| (at..end).collect()).ok_or(None)?;
-                at = end;
-                let how = Make::Take(vec![(axis, indices)]);
-                Ok((name, Some(Plan::new(how, one(tensor)))))
-            };
-            outputs.into_iter().map(&mut part).collect()
+            parts(call, tensor, outputs)
         }
         ("unbind", "int", [tensor]) => {
             let axis = call.axis("dim", 0, tensor.shape().len())?;
@@ -203,6 +192,26 @@ fn plans(
         }
         _ => Err(None),
     }
+}
+
+/// Parts of a constant that lie one behind the other; their shapes say how long they are.
+fn parts(
+    call: &Call<'_>,
+    tensor: &Tensor,
+    outputs: Vec<String>,
+) -> Result<Vec<(String, Option<Plan>)>, Opaque> {
+    let axis = call.axis("dim", 0, tensor.shape().len())?;
+    let mut at = 0usize;
+    let part = |name: String| {
+        let (shape, _) = known(call, &name).ok_or(None)?;
+        let end = at.checked_add(*shape.get(axis).ok_or(None)?);
+        let end = end.filter(|end| *end <= tensor.shape()[axis]).ok_or(None)?;
+        let how = Make::Take(vec![(axis, (at..end).collect())]);
+        at = end;
+        let plan = Plan::new(how, [Operand::Tensor(tensor.clone())]);
+        Ok((name, Some(plan)))
+    };
+    outputs.into_iter().map(part).collect()
 }
 
 /// How a call makes its one result; none where it makes it of nothing, or is not known.
@@ -600,29 +609,7 @@ fn taken(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<Vec<Make
                 dims.into_iter().zip(shifts).map(rolled).collect(),
             )]
         }
-        ("rot90", "default") => {
-            let dims = match call.ints("dims")? {
-                Some(dims) => axes(&dims, rank)?,
-                None => axes(&[0, 1], rank)?,
-            };
-            let [a, b] = dims[..] else {
-                return Ok(None);
-            };
-            let mut order: Vec<usize> = (0..rank).collect();
-            order.swap(a, b);
-            let quarters = call.int("k", 1)?.rem_euclid(4);
-            let flipped = match quarters {
-                0 => Vec::new(),
-                1 => vec![b],
-                2 => vec![a, b],
-                _ => vec![a],
-            };
-            let flip = Make::Take(flipped.into_iter().map(reversed).collect());
-            match quarters % 2 {
-                0 => vec![flip],
-                _ => vec![flip, Make::Permute(order)],
-            }
-        }
+        ("rot90", "default") => return turned(call, shape).map(Some),
         ("repeat_interleave", "self_int") if call.is_given("dim") => {
             let axis = call.axis("dim", 0, rank)?;
             let times = usize::try_from(call.int("repeats", 1)?).map_err(|_| None)?;
@@ -632,6 +619,29 @@ fn taken(call: &Call<'_>, name: &str, shape: &[usize]) -> Result<Option<Vec<Make
         }
         _ => return Ok(None),
     }))
+}
+
+/// Quarters of a turn, as a flip and an exchange of two axes.
+fn turned(call: &Call<'_>, shape: &[usize]) -> Result<Vec<Make>, Opaque> {
+    let dims = call.ints("dims")?.unwrap_or_else(|| vec![0, 1]);
+    let [a, b] = axes(&dims, shape.len())?[..] else {
+        return Err(None);
+    };
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    order.swap(a, b);
+    let quarters = call.int("k", 1)?.rem_euclid(4);
+    let flipped = match quarters {
+        0 => Vec::new(),
+        1 => vec![b],
+        2 => vec![a, b],
+        _ => vec![a],
+    };
+    let reversed = |axis: usize| (axis, (0..shape[axis]).rev().collect());
+    let flip = Make::Take(flipped.into_iter().map(reversed).collect());
+    Ok(match quarters % 2 {
+        0 => vec![flip],
+        _ => vec![flip, Make::Permute(order)],
+    })
 }
 
 fn axes(dims: &[i64], rank: usize) -> Result<Vec<usize>, Opaque> {
