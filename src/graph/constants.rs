@@ -210,15 +210,16 @@ fn common<'c>(of: impl IntoIterator<Item = &'c Constant>) -> Option<Kind> {
 /// What becomes of some constants; none where they do not fit, or it would be too much.
 pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<Constant> {
     // Which are numbers, and which point at some or say where something holds.
-    let numbers = match (how, of) {
-        (Make::Gather(_) | Make::GatherRows, [one, index]) => {
-            index.kind?.is_whole().then_some([one].to_vec())?
+    let points = |index: &Constant| index.kind.is_some_and(Kind::is_whole);
+    let (numbers, other): (Vec<&Constant>, Option<&ArrayD<f64>>) = match (how, of) {
+        (Make::Gather(_) | Make::GatherRows, [one, index]) if points(index) => {
+            (vec![one], Some(&index.numbers))
         }
-        (Make::Put(_) | Make::PutRows, [one, index, others]) => {
-            index.kind?.is_whole().then_some([one, others].to_vec())?
+        (Make::Put(_) | Make::PutRows, [one, index, others]) if points(index) => {
+            (vec![one, others], Some(&index.numbers))
         }
-        (Make::Choose, [_, a, b]) => [a, b].to_vec(),
-        _ => of.iter().collect(),
+        (Make::Choose, [holds, a, b]) => (vec![a, b], Some(&holds.numbers)),
+        _ => (of.iter().collect(), None),
     };
     let kind = common(numbers.iter().copied())?;
     let compared = matches!(how, Make::Holds(_));
@@ -234,12 +235,12 @@ pub(super) fn make(how: &Make, of: &[Constant], budget: &mut Budget) -> Option<C
             .allows(steps / STEPS_OF_A_NUMBER + 4 * turns)
             .then_some(())?;
     }
-    let mut made = match how {
-        Make::Gather(axis) => indexed::gathered(&met[0], *axis, &of[1].numbers)?,
-        Make::GatherRows => indexed::gathered_rows(&met[0], &of[1].numbers)?,
-        Make::Put(axis) => indexed::put(&met[0], *axis, &of[1].numbers, &met[1])?,
-        Make::PutRows => indexed::put_rows(&met[0], &of[1].numbers, &met[1])?,
-        Make::Choose => arrays::chosen(&of.first()?.numbers, &met[0], &met[1])?,
+    let mut made = match (how, other, &met[..]) {
+        (Make::Gather(axis), Some(index), [one]) => indexed::gathered(one, *axis, index)?,
+        (Make::GatherRows, Some(index), [one]) => indexed::gathered_rows(one, index)?,
+        (Make::Put(axis), Some(index), [one, others]) => indexed::put(one, *axis, index, others)?,
+        (Make::PutRows, Some(index), [one, others]) => indexed::put_rows(one, index, others)?,
+        (Make::Choose, Some(holds), [a, b]) => arrays::chosen(holds, a, b)?,
         _ => of_numbers(how, &met, kind)?,
     };
     if !budget.has_allowed(made.len()) {
@@ -495,6 +496,15 @@ mod tests {
         let put = made(Make::Put(0), &[one.clone(), index, of(&[], &[9.0])]);
         assert_eq!(put.1, [5.0, 9.0]);
         assert!(make(&Make::Gather(0), &[one.clone(), mask]).is_none());
+        for how in [
+            Make::Gather(0),
+            Make::GatherRows,
+            Make::Put(0),
+            Make::PutRows,
+            Make::Choose,
+        ] {
+            assert!(make(&how, std::slice::from_ref(&one)).is_none() && make(&how, &[]).is_none());
+        }
         assert!(make(&Make::Gather(0), &[one.clone(), of(&[1], &[0.0])]).is_none());
         let clamp = Make::Clamp([Some(5.5), None]);
         assert_eq!(made(clamp, std::slice::from_ref(&one)).1, [5.5, 6.0]);

@@ -573,6 +573,16 @@ fn no_file_makes_it_slow() {
     ] {
         stays(what, &nodes, 20);
     }
+    // A shape of as many axes.
+    let nodes = calls(&[
+        ("ReduceMean", &["x"], "mean", &[]),
+        ("Reshape", &["mean", "huge"], "shape", &[]),
+        ("Expand", &["four", "shape"], "m", &[]),
+        ("Add", &["a", "m"], "w", &[]),
+    ]);
+    stays("axes", &nodes, 20);
+    let without = calls(&[("Gather", &["a"], "w", &[])]);
+    stays("no index", &without, 20);
     // One large constant after the other.
     let mut nodes = Vec::new();
     for i in 0..3000 {
