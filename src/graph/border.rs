@@ -67,10 +67,11 @@ impl Around {
         (rank, channels): (usize, usize),
         budget: &mut Budget,
     ) -> Option<Around> {
+        let float = tensor.dtype().float()?;
         let constant = Constant::read(checkpoint, tensor, budget)?;
         Some(Around {
             numbers: per_channel(&constant.numbers, rank, channels)?,
-            float: constant.float?,
+            float,
         })
     }
 }

@@ -6,7 +6,7 @@ use super::model::Dim;
 
 /// No product takes more multiply-adds than this. (A kernel of 512×512×3×3 put together over 512 channels takes 1.2 · 10⁹.) What a
 /// file may ask for in all follows from how many numbers its constants may have.
-const MOST_STEPS: usize = 1 << 33;
+pub(super) const MOST_STEPS: usize = 1 << 33;
 
 /// Which axes of some operands are the same, and which are left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,13 +89,25 @@ impl Equation {
         self.result.iter().map(of).collect()
     }
 
-    /// The product of matrices, with as many axes before these as both have.
-    pub fn of_matrices(rank: usize) -> Option<Equation> {
-        let before: Vec<char> = ('a'..='j').take(rank.checked_sub(2)?).collect();
-        let with = |two: [char; 2]| before.iter().copied().chain(two).collect::<Vec<_>>();
-        Some(Equation {
-            operands: vec![with(['x', 'y']), with(['y', 'z'])],
-            result: with(['x', 'z']),
+    /// The product of matrices, with other axes before these, of which the last ones of both are the same. A vector is a row before a
+    /// matrix, and a column behind one.
+    pub fn of_product(first: usize, second: usize) -> Option<Equation> {
+        let before = |rank: usize| {
+            let letters: Vec<char> = ('a'..='j').rev().take(rank.saturating_sub(2)).collect();
+            letters.into_iter().rev().collect::<Vec<char>>()
+        };
+        let with = |rank: usize, own: &[char]| [&before(rank)[..], own].concat();
+        let (row, column): (&[char], &[char]) = (
+            if first > 1 { &['x'] } else { &[] },
+            if second > 1 { &['z'] } else { &[] },
+        );
+        let fits = (1..=12).contains(&first) && (1..=12).contains(&second);
+        fits.then(|| Equation {
+            operands: vec![
+                with(first, &[row, &['y']].concat()),
+                with(second, &[&['y'], column].concat()),
+            ],
+            result: with(first.max(second), &[row, column].concat()),
         })
     }
 }
@@ -271,11 +283,32 @@ mod tests {
     #[test]
     fn matrices_are_multiplied_one_by_one() {
         let (a, b) = (counted(&[2, 3, 4]), counted(&[2, 4, 5]));
-        let equation = Equation::of_matrices(3).expect("a product");
+        let equation = Equation::of_product(3, 3).expect("a product");
         let made = contracted(&equation, &[&a, &b], &|_| true).expect("it fits");
         assert_eq!(made.shape(), [2, 3, 5]);
         let sum: f64 = (0..4).map(|i| a[[1, 2, i]] * b[[1, i, 3]]).sum();
         assert!((made[[1, 2, 3]] - sum).abs() < 1e-12);
+    }
+
+    #[test]
+    fn vectors_and_stacks_are_multiplied_as_matrices() {
+        let (stack, matrix) = (counted(&[2, 3, 4]), counted(&[4, 5]));
+        let (row, column) = (counted(&[3]), counted(&[4]));
+        let product = |a: &ArrayD<f64>, b: &ArrayD<f64>| {
+            contracted(&Equation::of_product(a.ndim(), b.ndim())?, &[a, b], &|_| {
+                true
+            })
+        };
+        let shape = |a, b| product(a, b).map(|made| made.shape().to_vec());
+        assert_eq!(shape(&stack, &matrix), Some(vec![2, 3, 5]));
+        assert_eq!(shape(&row, &stack), Some(vec![2, 4]));
+        assert_eq!(shape(&stack, &column), Some(vec![2, 3]));
+        assert_eq!(shape(&column, &matrix), Some(vec![5]));
+        assert_eq!(shape(&row, &matrix), None);
+        let dot = product(&column, &column).expect("it fits");
+        assert_eq!(dot.shape(), [0usize; 0]);
+        assert!((dot.sum() - column.iter().map(|x| x * x).sum::<f64>()).abs() < 1e-12);
+        assert!(Equation::of_product(0, 2).is_none());
     }
 
     #[test]

@@ -4,14 +4,18 @@
 //! paddings too. It answers the one question that a recipe answers otherwise: which tensors form a block?
 
 mod agree;
+mod arrays;
 mod border;
 mod constants;
 mod contract;
+mod convolve;
 mod cost;
 mod diagonal;
 pub mod file;
 mod fits;
 mod form;
+mod indexed;
+mod kinds;
 mod layer;
 pub mod learn;
 pub mod model;

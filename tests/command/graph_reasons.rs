@@ -162,7 +162,10 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
             &one("Conv", &["x", "whole"], &[]),
             "its weight is no floating-point tensor",
         ),
-        (&one("Conv", &["k1", "k1"], &[]), "its input is a constant"),
+        (
+            &one("AveragePool", &["k1"], &[ints("kernel_shape", &[1, 1])]),
+            "its input is a constant",
+        ),
         (
             &one("Conv", &["x", "matrix"], &[]),
             "its weight has another number of axes than that of a conv",
@@ -235,7 +238,7 @@ fn operators_that_are_nearly_linear_say_what_stops_them() {
                 "BatchNormalization",
                 &["k1", "b", "b", "b", "b"],
                 &["y"],
-                &[int("training_mode", 1)],
+                &[int("training_mode", 1), int("spatial", 0)],
             )],
             "it standardises a weight, which is not worked out",
         ),

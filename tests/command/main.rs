@@ -11,6 +11,7 @@ mod broken_torch;
 mod cli_json;
 mod cli_report;
 mod cli_text;
+mod computed_weights;
 mod documents;
 mod exported;
 mod facts;

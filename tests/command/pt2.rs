@@ -72,7 +72,7 @@ fn largest_difference(a: &[Map], b: &[Map]) -> f64 {
 }
 
 /// Every program: its convs, linear layers and norms as exported, and what is left of them.
-const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 43] = [
+const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 46] = [
     ("repvgg", [4, 0, 5], [2, 0, 0]),
     ("mobileone", [6, 0, 7], [3, 0, 0]),
     ("fastvit", [6, 0, 8], [3, 0, 0]),
@@ -112,6 +112,9 @@ const PROGRAMS: [(&str, [usize; 3], [usize; 3]); 43] = [
     ("pooled-decomposed", [1, 1, 2], [1, 1, 0]),
     ("einsum", [1, 0, 1], [1, 0, 0]),
     ("einsum-decomposed", [1, 0, 1], [1, 0, 0]),
+    ("worked", [1, 0, 1], [1, 0, 0]),
+    ("pointed", [1, 0, 1], [1, 0, 0]),
+    ("pointed-decomposed", [1, 0, 1], [1, 0, 0]),
     ("attention", [0, 3, 2], [1, 2, 0]),
     ("attention-in-place", [0, 3, 2], [1, 2, 1]),
     ("tokens-decomposed", [0, 2, 0], [0, 1, 0]),

@@ -266,12 +266,12 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     // Every check of a conv's arguments, then the plan that they make.
     ("conv2d/plan.rs", "new"),
     // One arm for each way to make a constant.
-    ("graph/constants.rs", "make"),
+    ("graph/constants.rs", "of_numbers"),
     // One arm for each operator.
-    ("graph/onnx/computed.rs", "computed"),
+    ("graph/onnx/computed.rs", "plan"),
     ("graph/onnx/ints.rs", "computed"),
     ("graph/onnx/shapes.rs", "one"),
-    ("graph/pt2/computed.rs", "how"),
+    ("graph/pt2/computed.rs", "plan"),
     // One check of a tensor's description after the other.
     ("graph/onnx/constants.rs", "add"),
     ("graph/pt2/weights.rs", "stored"),

@@ -174,17 +174,14 @@ impl Kept {
                 read.insert(*source);
                 continue;
             }
-            let makes_constants = node
-                .outputs
-                .iter()
-                .flatten()
-                .all(|name| onnx.made.contains(name));
+            let outputs = || node.outputs.iter().flatten();
+            let makes_constants = outputs().all(|name| onnx.made.contains(name));
             nodes[i] = match makes_constants {
-                true => node
-                    .outputs
-                    .iter()
-                    .flatten()
-                    .any(|name| read.contains(name) || !read_before.contains(name)),
+                true => {
+                    let is_read = outputs().any(|name| read.contains(name));
+                    let was_read = outputs().any(|name| read_before.contains(name));
+                    is_read || (!was_read && outputs().next().is_some())
+                }
                 false => regions.stays[i],
             };
             match nodes[i] {

@@ -4,6 +4,7 @@ use super::computed::target;
 use super::constants::dtype;
 use super::proto::{Name, Node};
 use super::reading::Reading;
+use crate::graph::kinds::Kind;
 use crate::tensor::Float;
 
 /// Operators whose output has the type of all of their inputs, or of the first one.
@@ -63,7 +64,7 @@ pub(super) fn float(reading: &Reading<'_>, name: Name) -> Option<Float> {
 /// The type of what a node gives.
 pub(super) fn given(reading: &Reading<'_>, node: &Node) -> Option<Float> {
     match &*node.op {
-        "Cast" | "CastLike" => target(reading, node),
+        "Cast" | "CastLike" => cast_to(reading, node),
         // The next inputs of some of these are whole numbers.
         op if KEEP.contains(&op) => float(reading, (*node.inputs.first()?)?),
         _ => None,
@@ -74,5 +75,12 @@ pub(super) fn given(reading: &Reading<'_>, node: &Node) -> Option<Float> {
 pub(super) fn is_kept(reading: &Reading<'_>, node: &Node) -> bool {
     let first = node.inputs.first().copied().flatten();
     let own = first.and_then(|name| float(reading, name));
-    own.is_some() && own == target(reading, node)
+    own.is_some() && own == cast_to(reading, node)
+}
+
+fn cast_to(reading: &Reading<'_>, node: &Node) -> Option<Float> {
+    match target(reading, node)? {
+        Kind::Float(float) => Some(float),
+        _ => None,
+    }
 }

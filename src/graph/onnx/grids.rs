@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::dims::axis_of;
 use super::proto::{Attribute, Name, Node};
-use super::reading::Reading;
+use super::reading::{MOST_INTS, Reading};
 use crate::graph::border::{Around, Rows};
 use crate::graph::constants::Budget;
 use crate::graph::model::Dim;
@@ -238,7 +238,8 @@ fn wanted(reading: &Reading<'_>, name: Name) -> Option<usize> {
     }
     let id = reading.values.numbers.get(&name)?;
     match reading.values.values[id.0].shape.as_ref()?[..] {
-        [Dim::Known(n)] => Some(n),
+        // No shape has more axes than there are numbers in one.
+        [Dim::Known(n)] => (n <= MOST_INTS).then_some(n),
         _ => None,
     }
 }

@@ -55,34 +55,23 @@ impl Reading<'_> {
     pub fn node(&mut self, node: &Node) -> Result<model::Node, Error> {
         self.check_names(node)?;
         let constant = match self.constant_node(node) {
-            Some(tensor) => Some((tensor, Vec::new())),
+            Some(tensor) => {
+                let names = node.outputs.iter().flatten();
+                let values = names.map(|name| (*name, tensor.clone())).collect();
+                Some((values, None))
+            }
+            None if self.remember_ints(node) => Some((Vec::new(), None)),
             None if self.is_known(node) => {
                 let mut budget = std::mem::take(&mut self.budget);
                 let found = computed::computed(self, node, &mut budget);
                 self.budget = budget;
-                found
+                found.map(|found| (found.values, Some(found.of)))
             }
             None => None,
         };
-        if constant.is_none() && self.remember_ints(node) {
-            return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
-        }
         let shaped_by = self.shaped_by(node);
-        if let Some((tensor, of)) = constant {
-            if !of.is_empty() {
-                let of = self.stored(&of);
-                self.parts.insert(tensor.name().to_owned(), of);
-            }
-            for name in node.outputs.iter().flatten() {
-                self.constants.insert(*name, tensor.clone());
-                self.made.insert(*name);
-                let values = node.inputs.iter().flatten();
-                let values = values.filter_map(|name| self.values.numbers.get(name));
-                let all: Vec<ValueId> = values.chain(&shaped_by).copied().collect();
-                if !all.is_empty() {
-                    self.shaped_by.insert(*name, all);
-                }
-            }
+        if let Some((values, of)) = constant {
+            self.made_of_constants(node, values, of, &shaped_by);
             return Ok(self.ours(node, Op::Opaque(None), Vec::new(), Vec::new()));
         }
         // What a function of the model does is not what its name says.
@@ -108,6 +97,36 @@ impl Reading<'_> {
         let inputs = inputs.into_iter().chain(shaped_by).collect();
         let outputs = self.name_outputs(node, inferred);
         Ok(self.ours(node, op, inputs, outputs))
+    }
+
+    /// Takes note of constants that a node makes, and of what, where they have been computed. What it gives beside these is known to be
+    /// constant, and no more.
+    fn made_of_constants(
+        &mut self,
+        node: &Node,
+        constants: Vec<(Name, Tensor)>,
+        of: Option<Vec<Tensor>>,
+        shaped_by: &[ValueId],
+    ) {
+        let of = of.map(|of| self.stored(&of));
+        let inputs = node.inputs.iter().flatten();
+        let values = inputs.filter_map(|name| self.values.numbers.get(name));
+        let needed: Vec<ValueId> = values.chain(shaped_by).copied().collect();
+        for (name, tensor) in constants {
+            if let Some(of) = &of {
+                self.parts.insert(tensor.name().to_owned(), of.clone());
+            }
+            self.constants.insert(name, tensor);
+        }
+        for name in node.outputs.iter().flatten() {
+            self.made.insert(*name);
+            if !self.constants.contains_key(name) {
+                self.unread.insert(*name);
+            }
+            if !needed.is_empty() {
+                self.shaped_by.insert(*name, needed.clone());
+            }
+        }
     }
 
     /// The values that the constants which a node reads have been made in the shape of.
@@ -239,7 +258,25 @@ impl Reading<'_> {
                 dims::known(&dims::reshaped(&shape, &wanted)?)?
             }
             "Unsqueeze" => dims::unsqueezed(shape, &ints(1, "axes")?)?,
+            "Squeeze"
+                if node.inputs.get(1).copied().flatten().is_none()
+                    && !node.attributes.contains_key("axes") =>
+            {
+                shape.iter().copied().filter(|n| *n != 1).collect()
+            }
             "Squeeze" => dims::squeezed(shape, &ints(1, "axes")?)?,
+            "Flatten" => {
+                let axis = self.attribute_int(node, "axis", 1);
+                let rank = i64::try_from(shape.len()).ok()?;
+                let at = if axis < 0 {
+                    axis.checked_add(rank)?
+                } else {
+                    axis
+                };
+                let (before, behind) = shape.split_at_checked(usize::try_from(at).ok()?)?;
+                let size = |of: &[usize]| of.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+                vec![size(before)?, size(behind)?]
+            }
             _ => return None,
         };
         let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));

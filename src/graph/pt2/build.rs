@@ -424,24 +424,13 @@ impl Builder<'_> {
         is_stale: bool,
     ) {
         self.spread(node, step, is_stale);
+        if !is_stale && self.constants(checkpoint, node, step) {
+            return;
+        }
         let call = Call {
             node,
             context: &self.context,
         };
-        let mut constant = || match views::of_constant(&call) {
-            Some(tensor) => Some((tensor, Vec::new())),
-            None => computed::computed(&call, checkpoint, &mut self.budget),
-        };
-        if let [name] = &step.writes[..]
-            && !is_stale
-            && let Some((tensor, of)) = constant()
-        {
-            if !of.is_empty() && !tensor.is_turned() {
-                self.computed.insert(name.clone(), self.stored(&of));
-            }
-            self.context.constants.insert(name.clone(), tensor);
-            return;
-        }
         let (op, reads) = match ops::operator(&call) {
             _ if is_stale => (self.stale(step), None),
             Ok((op, reads)) => (op, Some(reads)),
@@ -471,6 +460,33 @@ impl Builder<'_> {
         {
             self.context.spread.insert(name.clone(), tensor);
         }
+    }
+
+    /// Takes note of what a node makes of constants alone, if that is all that anybody reads of it.
+    fn constants(&mut self, checkpoint: &Checkpoint, node: &NodeText<'_>, step: &Step) -> bool {
+        let call = Call {
+            node,
+            context: &self.context,
+        };
+        if let (Some(tensor), [name]) = (views::of_constant(&call), &step.writes[..]) {
+            self.context.constants.insert(name.clone(), tensor);
+            return true;
+        }
+        let Some(found) = computed::computed(&call, checkpoint, &mut self.budget) else {
+            return false;
+        };
+        let known = |name: &String| found.values.iter().any(|(known, _)| known == name);
+        if !(step.writes.iter()).all(|name| known(name) || !self.read.contains(name)) {
+            return false;
+        }
+        let of = self.stored(&found.of);
+        for (name, tensor) in found.values {
+            if !tensor.is_turned() {
+                self.computed.insert(name.clone(), of.clone());
+            }
+            self.context.constants.insert(name, tensor);
+        }
+        true
     }
 
     /// Adds a node, and gives its number.

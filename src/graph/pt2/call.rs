@@ -135,6 +135,36 @@ impl Call<'_> {
         }
     }
 
+    /// A list of constants, of which some are left out.
+    pub(super) fn optional_constants(&self, name: &str) -> Result<Vec<Option<Tensor>>, Opaque> {
+        let arg = self.argument(name).ok_or(None)?;
+        let one = |found: Input| match found {
+            Input::Absent => Ok(None),
+            Input::Constant(tensor) => Ok(Some(tensor)),
+            Input::Value(_) => Err(None),
+        };
+        match &*arg.tag {
+            "as_optional_tensors" => {
+                let list: Vec<Tagged<'_>> = read(arg.value).map_err(|_| None)?;
+                let all = list.iter().map(|arg| one(self.input_of(arg)?));
+                all.collect()
+            }
+            "as_tensors" => {
+                let constant = |name: &String| self.context.constants.get(name).cloned();
+                let all = names(arg);
+                all.iter()
+                    .map(|name| Ok(Some(constant(name).ok_or(None)?)))
+                    .collect()
+            }
+            _ => Err(None),
+        }
+    }
+
+    /// Whether an argument is there.
+    pub(super) fn is_given(&self, name: &str) -> bool {
+        self.argument(name).is_some()
+    }
+
     /// The names of the values that a list of tensors holds.
     pub(super) fn values(&self, name: &str) -> Result<Vec<String>, Opaque> {
         let list = self

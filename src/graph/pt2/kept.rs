@@ -56,8 +56,11 @@ impl Kept {
         for (i, node) in text.read.iter().enumerate().rev() {
             let writes = || node.outputs.iter().flat_map(names);
             // What is not in the graph is a view of a constant, or dead.
-            let asked_for =
-                || writes().any(|name| read.contains(&name) || !read_before.contains(&name));
+            let asked_for = || {
+                let is_read = writes().any(|name| read.contains(&name));
+                let was_read = writes().any(|name| read_before.contains(&name));
+                is_read || (!was_read && writes().next().is_some())
+            };
             // A size that only folded nodes asked for is gone with these.
             let superfluous = || {
                 let pure = matches!(effect(node), Effect::New | Effect::View);

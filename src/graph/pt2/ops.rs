@@ -120,6 +120,14 @@ fn both(pads: Vec<usize>) -> Pads {
 }
 
 fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
+    Ok((
+        Op::Conv(conv_of(call, spatial)?),
+        vec![maps(call, spatial)?],
+    ))
+}
+
+/// The conv that a call is, whatever it reads.
+pub(super) fn conv_of(call: &Call<'_>, spatial: usize) -> Result<Conv, Opaque> {
     let weight = weight(call, spatial + 2)?;
     let (stride, dilation) = (
         positive(call, "stride", spatial)?,
@@ -131,7 +139,7 @@ fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
         Ok(Some(_)) => return Err(None),
         Ok(None) | Err(_) => both(call.per_axis("padding", spatial, 0)?),
     };
-    let conv = Conv {
+    Ok(Conv {
         bias: call.weight("bias")?,
         groups: groups(call)?,
         transposed: None,
@@ -139,8 +147,7 @@ fn conv(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque> {
         stride,
         pads,
         dilation,
-    };
-    Ok((Op::Conv(conv), vec![maps(call, spatial)?]))
+    })
 }
 
 /// Padding that keeps the size: of an odd number, one more behind.

@@ -106,8 +106,13 @@ pub(super) fn of_constant(call: &Call<'_>) -> Option<Tensor> {
     let Ok(Input::Constant(tensor)) = call.first() else {
         return None;
     };
-    // Where there are as many numbers, only axes of one element are new.
-    if !(same_numbers(name) || name == "expand") || call.reads().len() != 1 {
+    let reads = call.reads();
+    // Where an `expand` gives as many numbers, only axes of one element are new.
+    let same = same_numbers(name) || name == "expand";
+    // The second one only says the shape, or the type.
+    let like = matches!(name, "reshape_as" | "view_as" | "type_as") && reads.len() == 2;
+    let constant = |name: &String| call.context.constants.contains_key(name);
+    if !(same && reads.len() == 1 || like && reads.iter().all(constant)) {
         return None;
     }
     let output = call.output().ok()?;
