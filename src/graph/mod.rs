@@ -18,6 +18,7 @@ mod indexed;
 mod kinds;
 mod layer;
 pub mod learn;
+mod masks;
 pub mod model;
 pub mod numbers;
 pub mod onnx;
@@ -29,6 +30,7 @@ mod sink;
 mod stacks;
 mod tree;
 mod walk;
+mod wanted;
 
 pub use agree::Agreement;
 pub use file::{Folded, GraphFile};

@@ -38,6 +38,7 @@ fn constants() -> Vec<Message> {
         ramp("b3", &[3]),
         ramp("c", &[4, 1, 1]),
         ramp("row", &[4]),
+        tensor("barred", &[4, 1, 1], &[0.0, 0.0, f32::NEG_INFINITY, 0.0]),
         ramp("map", &[4, 8, 8]),
         ramp("one", &[]),
         ramp("ones5", &[1, 1, 1, 1, 1]),
@@ -463,6 +464,13 @@ fn operators_that_do_not_meet_say_why() {
                 node("Mul", &["a", "ones5"], &["y"], &[]),
             ],
             "its constant may have more axes than what it is combined with",
+        ),
+        (
+            &[
+                conv("x", "k1", "a", &[]),
+                node("Add", &["a", "barred"], &["y"], &[]),
+            ],
+            "its constant `barred` is not finite everywhere",
         ),
         (
             &[

@@ -185,3 +185,16 @@ fn a_weight_that_is_described_otherwise_is_found() {
         "{said}"
     );
 }
+
+/// A buffer that the program changes lies where the means of a norm do.
+#[test]
+fn what_shares_its_memory_with_what_is_changed_is_no_constant() {
+    let place = Place::new();
+    let from = fixture("one-storage");
+    let out = place.path("out.pt2");
+    let (code, said) = command(&["fuse", &from, out.to_str().unwrap()]);
+    assert!(code == 0 && said.contains("nothing to fuse"), "{said}");
+    let (_, said) = command(&["inspect", &from]);
+    let why = "`b_norm_running_mean` is changed when the network runs";
+    assert!(said.contains(why), "{said}");
+}

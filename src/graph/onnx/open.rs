@@ -13,7 +13,7 @@ use super::values::Values;
 use super::wire::Wire;
 use super::written::Written;
 use crate::graph::model::{self, Graph, Node, Op, Value, ValueId};
-use crate::graph::stacks;
+use crate::graph::{masks, stacks};
 use crate::tensor::{Checkpoint, Tensor, open};
 
 /// An ONNX file, opened; no weight has been read.
@@ -100,6 +100,7 @@ impl Onnx {
         made.extend(names_made);
         let Values { values, names, .. } = values;
         stacks::as_sums(&mut nodes, &values);
+        masks::leave(&mut nodes, &checkpoint);
         let graph = graph_of(values, nodes, (&model, &given)).map_err(|source| Error::Graph {
             path: path.clone(),
             source,

@@ -5,6 +5,7 @@ use super::proto::{Attribute, Name, Node};
 use super::reading::{Reading, Trouble, because, opaque};
 use super::{computed, dims, floats, ints, parts, products, shapes, windows};
 use crate::graph::model::{self, Dim, Norm, Op, ValueId};
+use crate::graph::wanted::FEW;
 use crate::tensor::{Tensor, quoted};
 
 impl Reading<'_> {
@@ -61,7 +62,7 @@ impl Reading<'_> {
                 Some((values, None))
             }
             None if self.remember_ints(node) => Some((Vec::new(), None)),
-            None if self.is_known(node) => {
+            None if self.is_known(node) && !self.is_too_much(node) => {
                 let mut budget = std::mem::take(&mut self.budget);
                 let found = computed::computed(self, node, &mut budget);
                 self.budget = budget;
@@ -127,6 +128,25 @@ impl Reading<'_> {
                 self.shaped_by.insert(*name, needed.clone());
             }
         }
+    }
+
+    /// Whether a node gives more numbers than are worked out for nobody.
+    fn is_too_much(&mut self, node: &Node) -> bool {
+        let mut outputs = node.outputs.iter().flatten();
+        let mut inputs = node.inputs.iter().flatten();
+        if outputs.any(|name| self.wanted.contains(name))
+            || inputs.any(|name| self.values.numbers.contains_key(name))
+        {
+            return false;
+        }
+        let large = |dims: Vec<Dim>| {
+            let known = dims.iter().filter_map(Dim::known);
+            known.fold(1, usize::saturating_mul) > FEW
+        };
+        let given = shapes::infer(self, node).into_iter().flatten();
+        let read = node.inputs.iter().map(|name| self.constant(*name));
+        let read = read.flatten().map(Tensor::len);
+        given.into_iter().any(large) || read.max().is_some_and(|most| most > FEW)
     }
 
     /// The values that the constants which a node reads have been made in the shape of.

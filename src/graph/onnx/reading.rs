@@ -8,6 +8,7 @@ use super::values::Values;
 use crate::algebra::Values as _;
 use crate::graph::constants::Budget;
 use crate::graph::model::{Dim, ValueId};
+use crate::graph::wanted::{Flow, wanted};
 use crate::tensor::{Checkpoint, Float, Reader, Tensor};
 
 /// What is known while the nodes are read one after the other.
@@ -28,6 +29,8 @@ pub(super) struct Reading<'a> {
     /// Of the constants that are computed here, the tensors of the file behind each.
     pub parts: HashMap<String, Vec<Tensor>>,
     pub budget: Budget,
+    /// Constants that flow into the weights of layers.
+    pub wanted: HashSet<Name>,
     /// Of constants that are made in the shape of values: these.
     pub shaped_by: HashMap<Name, Vec<ValueId>>,
     /// The types of values that are known to be floating-point numbers.
@@ -56,6 +59,32 @@ pub(super) fn opaque<T>() -> Result<T, Trouble> {
     Err(Trouble::Opaque(None))
 }
 
+/// What flows through the nodes of a graph.
+fn flows(model: &Model) -> Vec<Flow<Name>> {
+    let flow = |node: &Node| Flow {
+        reads: node
+            .inputs
+            .iter()
+            .flatten()
+            .chain(&node.captured)
+            .copied()
+            .collect(),
+        writes: node.outputs.iter().flatten().copied().collect(),
+        is_layer: LAYERS.contains(&&*node.op),
+    };
+    model.graph.nodes.iter().map(flow).collect()
+}
+
+/// Operators that may multiply with a weight.
+const LAYERS: &[&str] = &[
+    "BatchNormalization",
+    "Conv",
+    "ConvTranspose",
+    "Einsum",
+    "Gemm",
+    "MatMul",
+];
+
 /// A few whole numbers with a shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ints {
@@ -73,6 +102,7 @@ impl<'a> Reading<'a> {
         constants: HashMap<Name, Tensor>,
         values: &'a mut Values,
     ) -> Reading<'a> {
+        let wanted = wanted(&flows(model), constants.keys().copied());
         let named = model.graph.tensors.iter().filter_map(|tensor| tensor.name);
         let unread = named.chain(model.graph.sparse.iter().copied()).collect();
         Reading {
@@ -86,6 +116,7 @@ impl<'a> Reading<'a> {
             computed: HashMap::new(),
             parts: HashMap::new(),
             budget: Budget::default(),
+            wanted,
             shaped_by: HashMap::new(),
             floats: HashMap::new(),
             turned: HashMap::new(),

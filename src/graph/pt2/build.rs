@@ -12,7 +12,8 @@ use super::{computed, fills, ops, views};
 use crate::graph::border::{Around, Fills};
 use crate::graph::constants::Budget;
 use crate::graph::model::{self, Dim, Graph, Node, Op, Value, ValueId};
-use crate::graph::stacks;
+use crate::graph::wanted::{self, Flow};
+use crate::graph::{masks, stacks};
 use crate::tensor::{Checkpoint, Dtype, Tensor, quoted};
 
 /// What is read of the text of a graph.
@@ -35,7 +36,7 @@ pub(super) fn built(
     path: &Path,
     text: &str,
     checkpoint: &Checkpoint,
-    unread: &HashMap<String, String>,
+    (unread, storages): (&HashMap<String, String>, &HashMap<String, u64>),
 ) -> Result<Built, Error> {
     let wrong = |reason: String| invalid(path, &reason);
     let program: schema::Program<'_> =
@@ -76,22 +77,32 @@ pub(super) fn built(
     let all: HashSet<String> = placeholders.iter().cloned().collect();
     let changed = alias::changed(&steps, &all, &outputs);
     let written_back = written_back(module.signature.output_specs).map_err(wrong)?;
-    let Stored { stored, changing } =
-        stored(specs, checkpoint, (unread, &written_back), &mut context).map_err(wrong)?;
+    let Stored {
+        stored,
+        changing,
+        lies,
+    } = stored(specs, checkpoint, (unread, &written_back), &mut context).map_err(wrong)?;
     if let Some(name) = stored.difference(&all).min() {
         return Err(wrong(format!(
             "its signature describes {}, which is no input of it",
             quoted(name)
         )));
     }
-    for name in changed.stored.intersection(&stored).chain(&changing) {
+    let storage = |name: &String| storages.get(lies.get(name)?);
+    let all_changing = changed.stored.intersection(&stored).chain(&changing);
+    let in_these: HashSet<&u64> = all_changing.clone().filter_map(storage).collect();
+    // What shares its memory with something that is changed is changed, too.
+    let shares = |name: &&String| storage(name).is_some_and(|at| in_these.contains(at));
+    for name in all_changing.chain(stored.iter().filter(shares)) {
         context.constants.remove(name);
         let why = format!("{} is changed when the network runs", quoted(name));
         context.unread.insert(name.clone(), why);
     }
     check_evaluates(path, &nodes, &context)?;
+    let wanted = wanted::wanted(&flows(&nodes, &steps), stored.iter().map(String::as_str));
     let mut builder = Builder {
         context,
+        wanted: wanted.into_iter().map(str::to_owned).collect(),
         ..Builder::default()
     };
     for name in placeholders
@@ -123,6 +134,7 @@ pub(super) fn built(
     }
     std::mem::take(&mut builder.fills).settle(&mut builder.nodes, checkpoint);
     stacks::as_sums(&mut builder.nodes, &builder.values);
+    masks::leave(&mut builder.nodes, checkpoint);
     for value in &mut builder.values {
         value.changes_later = changed.later.contains(&value.name);
         value.layout = builder.context.strides(&value.name);
@@ -181,6 +193,25 @@ fn check_steps<'s>(
     Ok(())
 }
 
+/// What flows through the nodes. A node that changes what it reads writes that, too.
+fn flows<'s>(nodes: &[NodeText<'_>], steps: &'s [Step]) -> Vec<Flow<&'s str>> {
+    let flow = |(node, step): (&NodeText<'_>, &'s Step)| {
+        let in_place = node.aten().is_some_and(|name| name.ends_with('_'));
+        let changed = step.reads.first().filter(|_| in_place);
+        Flow {
+            reads: step.reads.iter().map(String::as_str).collect(),
+            writes: step
+                .writes
+                .iter()
+                .chain(changed)
+                .map(String::as_str)
+                .collect(),
+            is_layer: node.aten().is_some_and(ops::is_layer),
+        }
+    };
+    nodes.iter().zip(steps).map(flow).collect()
+}
+
 fn step(node: &NodeText<'_>) -> Step {
     Step {
         reads: node
@@ -222,6 +253,8 @@ struct Stored {
     stored: HashSet<String>,
     /// Those of tensors to which the program writes.
     changing: HashSet<String>,
+    /// The name that each tensor has among the weights.
+    lies: HashMap<String, String>,
 }
 
 /// Finds them, and what is known of each.
@@ -264,6 +297,7 @@ fn stored(
         if written_back.contains(name) {
             found.changing.insert(value.clone());
         }
+        found.lies.insert(value.clone(), name.to_owned());
         if let Some(twice) = found.stored.replace(value) {
             return Err(format!(
                 "two inputs of its signature are {}",
@@ -355,6 +389,8 @@ struct Builder<'a> {
     ids: HashMap<String, ValueId>,
     /// Every name that is read.
     read: HashSet<String>,
+    /// Constants that flow into the weights of layers.
+    wanted: HashSet<String>,
     /// Constants that are computed when the program is read, and the tensors of the file that they are computed of.
     computed: HashMap<String, Vec<Tensor>>,
     budget: Budget,
@@ -471,6 +507,15 @@ impl Builder<'_> {
         if let (Some(tensor), [name]) = (views::of_constant(&call), &step.writes[..]) {
             self.context.constants.insert(name.clone(), tensor);
             return true;
+        }
+        let is_large = |name: &String| {
+            let shape = self.context.shape(name).unwrap_or_default();
+            let known = shape.iter().filter_map(Dim::known);
+            known.fold(1, usize::saturating_mul) > wanted::FEW
+        };
+        let all = &mut step.writes.iter();
+        if !all.clone().any(|name| self.wanted.contains(name)) && all.any(is_large) {
+            return false;
         }
         let Some(found) = computed::computed(&call, checkpoint, &mut self.budget) else {
             return false;

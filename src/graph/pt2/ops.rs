@@ -9,6 +9,14 @@ use crate::graph::layer::layer_of;
 use crate::graph::model::{Arithmetic, Conv, Dim, Linear, Norm, Op, Pads, Window};
 use crate::tensor::{Dtype, Float, Part, Place, Tensor, quoted};
 
+/// Whether an operator may multiply with a weight.
+pub(super) fn is_layer(name: &str) -> bool {
+    let others = [
+        "linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum",
+    ];
+    name.starts_with("conv") || name.contains("batch_norm") || others.contains(&name)
+}
+
 /// Operators that make maps larger or smaller, each channel by itself.
 const RESAMPLES: [&str; 12] = [
     "upsample_nearest1d",

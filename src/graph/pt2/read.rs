@@ -172,7 +172,11 @@ fn open(path: &Path) -> Result<Pt2, Error> {
     let mut add = |folder: &str, config: &str| tensors.add(folder, config, &entries).map_err(wrong);
     let state = add("data/weights/", &texts.weights)?;
     let beside = add("data/constants/", &texts.constants)?;
-    let Tensors { parts, unread } = tensors;
+    let Tensors {
+        parts,
+        unread,
+        storages,
+    } = tensors;
     let metadata = version_of(&file, &entries).map_err(wrong)?;
     let checkpoint = Checkpoint::of_parts(vec![(path.to_owned(), file)], parts, metadata)?;
     let Built {
@@ -182,7 +186,7 @@ fn open(path: &Path) -> Result<Pt2, Error> {
         part_of,
         dtypes,
         computed,
-    } = built(path, &texts.program, &checkpoint, &unread)?;
+    } = built(path, &texts.program, &checkpoint, (&unread, &storages))?;
     Ok(Pt2 {
         graph,
         checkpoint,
@@ -304,6 +308,8 @@ fn texts(file: &File, entries: &[Entry]) -> Result<Texts, String> {
 struct Tensors {
     parts: Vec<Part>,
     unread: HashMap<String, String>,
+    /// Where in the file the entry of each begins. Several may lie in one.
+    storages: HashMap<String, u64>,
 }
 
 impl Tensors {
@@ -328,6 +334,7 @@ impl Tensors {
                     quoted(&format!("{folder}{}", payload.path_name.0))
                 )
             })?;
+            self.storages.insert(name.clone().into_owned(), range.start);
             match weights::stored(&name, &payload, range)? {
                 Stored::Tensor(part) => self.parts.push(part),
                 Stored::Unread(why) => {

@@ -46,24 +46,35 @@ pub(super) fn operator(call: &Call<'_>, name: &str) -> Result<(Op, Vec<String>),
         },
         ("reshape_as" | "view_as", "default") => with_like(call, Op::Reshape),
         ("to", overload) if !matches!(overload, "dtype" | "dtype_layout") => Err(None),
-        _ if same_numbers(name) => {
-            let value = call.value()?;
-            let (from, to) = (value.as_str(), call.output()?);
-            let context = call.context;
-            if context.dtype(from) != context.dtype(&to) {
-                return because("it changes the type");
-            }
-            if context.shape(from) != context.shape(&to) || context.shape(from).is_none() {
-                return Ok((Op::Reshape, vec![value]));
-            }
-            // Numbers that lie elsewhere are wanted there by a `view` behind it.
-            match context.strides(from) == context.strides(&to) {
-                true => Ok((Op::Identity, vec![value])),
-                false => because("it changes how its numbers lie in memory"),
-            }
-        }
+        _ if same_numbers(name) => moved(call),
         _ => Err(None),
     }
+}
+
+/// The same numbers in the same order, with other dimensions or elsewhere.
+fn moved(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
+    let value = call.value()?;
+    let (from, to) = (value.as_str(), call.output()?);
+    let context = call.context;
+    if context.dtype(from) != context.dtype(&to) {
+        return because("it changes the type");
+    }
+    if context.shape(from) != context.shape(&to) || context.shape(from).is_none() {
+        return Ok((Op::Reshape, vec![value]));
+    }
+    // Numbers that lie elsewhere are wanted there by a `view` behind it. Where only gaps go, what a conv writes has none.
+    let in_order = |name: &str| in_order(&context.strides(name)?);
+    let same = context.strides(from) == context.strides(&to);
+    match same || in_order(from) == Some(true) && in_order(&to) == Some(true) {
+        true => Ok((Op::Identity, vec![value])),
+        false => because("it changes how its numbers lie in memory"),
+    }
+}
+
+/// Whether the last axis lies innermost and each other one around those behind it, as far as the strides tell.
+fn in_order(strides: &[Dim]) -> Option<bool> {
+    let known: Vec<usize> = strides.iter().map(Dim::known).collect::<Option<_>>()?;
+    Some(known.last() == Some(&1) && known.is_sorted_by(|a, b| a > b))
 }
 
 /// An operator on the first argument; the second one, `other`, has to be there and is not computed with.
