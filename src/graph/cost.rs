@@ -140,6 +140,7 @@ fn cost_of_op(op: &Op, channels: u64) -> Cost {
         },
         Op::Concat(_)
         | Op::Slice { .. }
+        | Op::Cut { .. }
         | Op::Reshape
         | Op::Transpose(_)
         | Op::Identity

@@ -102,6 +102,7 @@ pub(super) fn moves(op: &Op) -> bool {
             | Op::Transpose(_)
             | Op::Reshape
             | Op::Slice { .. }
+            | Op::Cut { .. }
             | Op::AvgPool(_)
             | Op::Mean { .. }
             | Op::Resample
@@ -169,7 +170,7 @@ fn keeps(op: &Op, axis: Option<usize>, adds: bool) -> bool {
     match op {
         Op::Identity => true,
         Op::Transpose(_) | Op::Reshape | Op::Mean { .. } => axis.is_none(),
-        Op::Slice { axis: cut, .. } => Some(*cut) != axis,
+        Op::Slice { axis: cut, .. } | Op::Cut { axis: cut, .. } => Some(*cut) != axis,
         Op::AvgPool(window) => {
             let mut pads = window.pads.before.iter().chain(&window.pads.after);
             is_channels && !(adds && pads.any(|n| *n > 0))

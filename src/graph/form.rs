@@ -66,6 +66,8 @@ const MOST_OPERATORS: usize = 1024;
 /// More convs than this, one behind another, no block has.
 const DEEPEST: usize = 32;
 
+const CUTS_ANOTHER: &str = "it cuts another axis than that of the channels";
+
 /// Why an operator cannot join what stands before it.
 pub(super) type Why = String;
 
@@ -130,6 +132,11 @@ impl Form {
                 Some(range) => self.slice(*axis, *range, input)?,
                 None => return why("it has more outputs than parts"),
             },
+            Op::Cut {
+                axis,
+                before,
+                after,
+            } => self.cut(*axis, [*before, *after])?,
             Op::Transpose(order) => self.transpose(order, input)?,
             Op::Sum(_) | Op::Concat(_) => return why("it has several inputs"),
             Op::Shape
@@ -369,17 +376,15 @@ impl Form {
     }
 
     /// A range of the channels, or of a spatial axis.
-    fn slice(&self, axis: usize, range: [usize; 2], input: &Value) -> Result<Form, Why> {
-        let another = "it cuts another axis than that of the channels";
+    fn slice(&self, axis: usize, [begin, end]: [usize; 2], input: &Value) -> Result<Form, Why> {
         if self.cuts_maps(axis) {
-            return self
-                .cut(axis, range, input)
-                .ok_or_else(|| another.to_owned());
+            let behind = known(input, axis).and_then(|len| len.checked_sub(end));
+            let behind = behind.filter(|_| begin < end);
+            return self.cut(axis, [begin, behind.ok_or(CUTS_ANOTHER)?]);
         }
-        let [begin, end] = range;
         let lanes = match self.lanes_along(axis, input) {
             Ok(lanes) => lanes,
-            Err(_) => return why(another),
+            Err(_) => return why(CUTS_ANOTHER),
         };
         let Some(channels) = known(input, axis) else {
             return why("how many channels it cuts is not known");
@@ -493,17 +498,22 @@ impl Form {
         is_spatial && self.turned.is_none()
     }
 
-    /// A part of maps, where no more is cut off than what a kernel makes of zeros around its input: with fewer zeros, it does not make that.
-    fn cut(&self, axis: usize, [begin, end]: [usize; 2], input: &Value) -> Option<Form> {
-        let Lanes::Maps(axes) = &self.lanes else {
-            return None;
+    /// Maps without so much at the beginning and the end of an axis, where no more is cut off than what a kernel makes of zeros around its
+    /// input: with fewer zeros, it does not make that.
+    fn cut(&self, axis: usize, [before, after]: [usize; 2]) -> Result<Form, Why> {
+        let without = |axes: &[Axis]| {
+            let mut axes = axes.to_vec();
+            let cut = axes.get_mut(axis.checked_sub(2)?)?;
+            cut.before = cut.before.checked_sub(before.checked_mul(cut.stride)?)?;
+            cut.after = cut.after.checked_sub(after.checked_mul(cut.stride)?)?;
+            Some(axes)
         };
-        let behind = known(input, axis)?.checked_sub(end)?;
-        let mut axes = axes.clone();
-        let cut = axes.get_mut(axis.checked_sub(2)?)?;
-        cut.before = cut.before.checked_sub(begin.checked_mul(cut.stride)?)?;
-        cut.after = cut.after.checked_sub(behind.checked_mul(cut.stride)?)?;
-        (begin < end).then(|| Form {
+        let axes = match &self.lanes {
+            Lanes::Maps(axes) if self.cuts_maps(axis) => without(axes),
+            _ => None,
+        };
+        let axes = axes.ok_or(CUTS_ANOTHER)?;
+        Ok(Form {
             lanes: Lanes::Maps(axes),
             ..self.clone()
         })

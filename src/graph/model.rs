@@ -108,6 +108,15 @@ pub enum Op {
         /// `[begin, end)` of each output.
         ranges: Vec<[usize; 2]>,
     },
+    /// An axis, whose length need not be known, without so many elements at its beginning and its end.
+    Cut {
+        /// The axis that is cut.
+        axis: usize,
+        /// How many are left out before the first one that stays.
+        before: usize,
+        /// How many are left out behind the last one.
+        after: usize,
+    },
     /// The same numbers in the same order with other dimensions: the shapes of input and output say which.
     Reshape,
     /// Means along these axes: over the whole of each, or over windows in which all numbers count alike and nothing else does.

@@ -161,7 +161,13 @@ fn operator(op: &Op, within: &Within<'_>, steps: &mut Vec<Expr<Tensor>>) -> Resu
         Op::WithConstant(how, constant) => with_constant(*how, constant, steps),
         Op::Neg => steps.push(Expr::Scale(Factor::Number(-1.0))),
         Op::AvgPool(window) => steps.push(Expr::AvgPool(of_window(window, within.dilation)?)),
-        Op::Pad(_) | Op::Border { .. } | Op::Reshape | Op::Identity | Op::Transpose(_) => {}
+        // Of these the walk knows, or nothing is to be known.
+        Op::Pad(_)
+        | Op::Border { .. }
+        | Op::Cut { .. }
+        | Op::Reshape
+        | Op::Identity
+        | Op::Transpose(_) => {}
         Op::Sum(_)
         | Op::Concat(_)
         | Op::Stack(_)

@@ -160,6 +160,47 @@ fn causal_branches_lie_at_the_end_of_the_kernel() {
     is_one_conv(&nodes, &tensors, &[1, 4, 9]);
 }
 
+/// The classic causal layer: too many zeros on both sides, and the end cut off, of an input of any length.
+#[test]
+fn the_end_of_a_map_of_any_length_is_cut_off() {
+    let place = Place::new();
+    let tensors = [
+        tensor("three.weight", &[4, 4, 3], &numbers(48)),
+        tensor("bn.weight", &[4], &numbers(4)),
+        tensor("bn.var", &[4], &[0.5, 1.0, 1.5, 2.0]),
+        list("0", &[0]),
+        list("-2", &[-2]),
+        list("axis", &[2]),
+    ];
+    let [weight, var] = ["bn.weight", "bn.var"];
+    let [strides, dilations] = ["strides", "dilations"].map(|name| ints(name, &[1]));
+    let around = [ints("pads", &[2, 2]), strides, dilations];
+    let nodes = [
+        node("Conv", &["x", "three.weight"], &["a"], &around),
+        node("Slice", &["a", "0", "-2", "axis"], &["b"], &[]),
+        node(
+            "BatchNormalization",
+            &["b", weight, weight, weight, var],
+            &["c"],
+            &[],
+        ),
+        node("Add", &["c", "x"], &["y"], &[]),
+    ];
+    let ends = [value("x", &[1, 4, 0]), value("y", &[1, 4, 0])];
+    let graph = graph(&nodes, &tensors, &ends[..1], &ends[1..]);
+    place.write("in.onnx", &model(&graph, 17).0);
+    let ran = place.run("fuse in.onnx out.onnx --verify");
+    assert_eq!(ran.code(), Some(0), "{}", ran.stderr);
+    assert_eq!(counts(&place.path("out.onnx")), [1, 0, 0, 0]);
+    for len in [1, 2, 9] {
+        let x = ArrayD::from_shape_fn(IxDyn(&[1, 4, len]), |at| {
+            ((at[1] * 12 + at[2] * 5) as f64).cos()
+        });
+        let [before, after] = ["in.onnx", "out.onnx"].map(|name| run(&place.path(name), &x));
+        assert!(apart(&before, &after) < 1e-6, "{len}");
+    }
+}
+
 /// Rows that are put side by side before a matrix, and stay so: the region begins behind the reshape.
 #[test]
 fn a_matrix_behind_a_reshape_folds() {

@@ -63,12 +63,22 @@ pub(super) fn slice(reading: &Reading<'_>, node: &Node) -> Found {
     let Some(axis) = axis_of(axis, shape.len()) else {
         return opaque();
     };
-    let Dim::Known(len) = shape[axis] else {
-        return opaque();
-    };
     if step != 1 {
         return because("it takes every second element, or turns their order");
     }
+    let Dim::Known(len) = shape[axis] else {
+        return match without(start, end) {
+            Some([before, after]) => Ok((
+                Op::Cut {
+                    axis,
+                    before,
+                    after,
+                },
+                with_helpers(reading, node, id),
+            )),
+            None => opaque(),
+        };
+    };
     let range = match taken(len, start, end, 1).as_deref() {
         Some([first, .., last]) => [*first, last + 1],
         Some([only]) => [*only, only + 1],
@@ -79,6 +89,17 @@ pub(super) fn slice(reading: &Reading<'_>, node: &Node) -> Found {
         ranges: vec![range],
     };
     Ok((op, with_helpers(reading, node, id)))
+}
+
+/// How many elements a slice leaves out at the beginning and the end of an axis of any length, where it says that.
+fn without(start: i64, end: i64) -> Option<[usize; 2]> {
+    let after = match end {
+        // More than any axis has: up to the end.
+        end if end >= i64::from(i32::MAX) => 0,
+        ..0 => end.checked_neg()?,
+        _ => return None,
+    };
+    Some([usize::try_from(start).ok()?, usize::try_from(after).ok()?])
 }
 
 pub(super) fn split(reading: &Reading<'_>, node: &Node) -> Found {

@@ -161,10 +161,23 @@ fn extent(call: &Call<'_>, value: &str, axis: usize) -> Result<usize, Opaque> {
 fn slice(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let value = call.value()?;
     let axis = call.axis("dim", 0, call.shape(&value)?.len())?;
-    let len = extent(call, &value, axis)? as i64;
     if call.int("step", 1)? != 1 {
         return because("it takes every second element, or fewer");
     }
+    let len = match (extent(call, &value, axis), call.int("end", i64::MAX)) {
+        (Ok(len), _) => len as i64,
+        // Without so many at the end of an axis of any length.
+        (Err(_), Ok(end)) if end < 0 || end == i64::MAX => {
+            let count = |n: Option<i64>| n.and_then(|n| usize::try_from(n).ok()).ok_or(None);
+            let op = Op::Cut {
+                axis,
+                before: count(Some(call.int("start", 0)?))?,
+                after: count(if end < 0 { end.checked_neg() } else { Some(0) })?,
+            };
+            return Ok((op, vec![value]));
+        }
+        (Err(why), _) => return Err(why),
+    };
     let bound = |n: i64| (if n < 0 { n.saturating_add(len) } else { n }).clamp(0, len) as usize;
     let begin = bound(call.int("start", 0)?);
     let end = bound(call.int("end", len)?).max(begin);

@@ -188,6 +188,11 @@ fn step(
             index[*axis] = at;
             part.unwrap().at(&index)
         })],
+        Op::Cut { axis, before, .. } => vec![Map::of(shape_of(0), |index| {
+            let mut at = index.to_vec();
+            at[*axis] += before;
+            x.at(&at)
+        })],
         Op::Slice { axis, ranges } => (ranges.iter().zip(0..))
             .map(|([begin, _], i)| {
                 Map::of(shape_of(i), |index| {
