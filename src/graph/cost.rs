@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::form::{Form, Forms, Lanes};
+use super::form::{Form, Forms};
+use super::lanes::Lanes;
 use super::model::{Arithmetic, Graph, NodeId, Op, ValueId};
 use crate::algebra::{Operand, Resolved};
 use crate::tensor::Tensor;

@@ -16,6 +16,7 @@ mod fits;
 mod form;
 mod indexed;
 mod kinds;
+mod lanes;
 mod layer;
 pub mod learn;
 mod masks;

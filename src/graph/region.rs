@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::cost::{Cost, cost_of, cost_of_one};
-use super::form::{Form, Forms, Lanes, rank};
+use super::form::{Form, Forms, rank};
+use super::lanes::Lanes;
 use super::model::{Dim, Graph, NodeId, Op, Value, ValueId};
 use super::tree::tree;
 pub use super::walk::{Step, Walk};

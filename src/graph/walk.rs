@@ -1,6 +1,6 @@
 //! How an operator walks over the axes of its input.
 
-use super::form::{Axis, Lanes};
+use super::lanes::{Axis, Lanes};
 
 /// How an operator walks over the axes of its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
