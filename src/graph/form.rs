@@ -68,6 +68,11 @@ impl Form {
     /// What an operator with one input makes of it; `input` is the value that has this form, `output` what it makes, as the operator's
     /// output of this number.
     pub fn then(&self, op: &Op, input: &Value, output: &Value, number: usize) -> Result<Form, Why> {
+        // What is given the shape that it has stays what it is.
+        let op = match op {
+            Op::Reshape if self.turned.is_some() && same_shape(input, output) => &Op::Identity,
+            op => op,
+        };
         if self.turned.is_some()
             && matches!(
                 op,
@@ -543,6 +548,14 @@ impl Linear {
 /// The number of axes of a value, where it is known.
 pub(super) fn rank(value: &Value) -> Option<usize> {
     value.shape.as_ref().map(Vec::len)
+}
+
+/// Whether two values certainly have one shape.
+fn same_shape(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (&a.shape, &b.shape) else {
+        return false;
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
 }
 
 fn known(value: &Value, axis: usize) -> Option<usize> {

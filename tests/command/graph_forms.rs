@@ -160,6 +160,26 @@ fn causal_branches_lie_at_the_end_of_the_kernel() {
     is_one_conv(&nodes, &tensors, &[1, 4, 9]);
 }
 
+/// As `tensordot` is exported: what is turned is given the shape that it has, before a matrix and behind it.
+#[test]
+fn a_shape_that_a_value_has_is_nothing_new() {
+    let tensors = [
+        tensor("m.weight", &[4, 4], &numbers(16)),
+        tensor("scale", &[4, 1, 1], &numbers(4)),
+        list("same", &[1, 5, 6, 4]),
+    ];
+    let perm = |order: &[i64]| [ints("perm", order)];
+    let nodes = [
+        node("Transpose", &["x"], &["a"], &perm(&[0, 2, 3, 1])),
+        node("Reshape", &["a", "same"], &["b"], &[]),
+        node("MatMul", &["b", "m.weight"], &["c"], &[]),
+        node("Reshape", &["c", "same"], &["d"], &[]),
+        node("Transpose", &["d"], &["e"], &perm(&[0, 3, 1, 2])),
+        node("Mul", &["e", "scale"], &["y"], &[]),
+    ];
+    is_one_conv(&nodes, &tensors, &[1, 4, 5, 6]);
+}
+
 /// The classic causal layer: too many zeros on both sides, and the end cut off, of an input of any length.
 #[test]
 fn the_end_of_a_map_of_any_length_is_cut_off() {

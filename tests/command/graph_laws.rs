@@ -468,7 +468,7 @@ impl Growing {
         let at = self.values.len() - 1 - self.below(self.values.len().min(3));
         let (x, channels) = self.values[at].clone();
         let out = [channels, channels, 4][self.below(3)];
-        let grown = match self.below(24) {
+        let grown = match self.below(25) {
             0 | 1 => (self.same(&x, channels, out), out),
             2 => (self.any(&x, channels, out), out),
             3 => (self.norm(&x, channels), channels),
@@ -476,6 +476,10 @@ impl Growing {
             5 => (self.pool(&x), channels),
             6 => (self.pad(&x), channels),
             7 if channels > 1 => self.cut(&x, channels),
+            23 => {
+                let shape = self.push("Shape", &[&x], &[]);
+                (self.push("Reshape", &[&x, &shape], &[]), channels)
+            }
             8 => {
                 let op = ["Neg", "Identity", "Relu"][self.below(3)];
                 (self.push(op, &[&x], &[]), channels)
