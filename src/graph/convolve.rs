@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayD, Axis, Dimension as _, IxDyn, Slice};
 use super::arrays::{padded, within};
 use super::contract::MOST_STEPS;
 use super::indexed::taken;
+use super::model::Conv;
 
 /// How a kernel slides.
 #[derive(Clone, Debug)]
@@ -14,6 +15,19 @@ pub(super) struct Slide {
     /// The zeros before and behind each spatial axis.
     pub pads: Vec<[usize; 2]>,
     pub groups: usize,
+}
+
+impl Slide {
+    /// How the kernel of a conv slides, which is not transposed.
+    pub fn of(conv: &Conv) -> Slide {
+        let pads = conv.pads.before.iter().zip(&conv.pads.after);
+        Slide {
+            stride: conv.stride.clone(),
+            dilation: conv.dilation.clone(),
+            pads: pads.map(|(before, after)| [*before, *after]).collect(),
+            groups: conv.groups,
+        }
+    }
 }
 
 /// The shape of what a kernel makes, and how many multiply-adds that takes; none where it does not fit.
@@ -219,20 +233,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_does_not_fit_or_is_too_much_is_none() {
-        let plain = Slide {
+    /// Along one axis, step by step.
+    fn one_by_one() -> Slide {
+        Slide {
             stride: vec![1],
             dilation: vec![1],
             pads: vec![[0, 0]],
             groups: 1,
-        };
-        let none = |slide: &Slide, of: &[usize], kernel: &[usize]| {
-            assert!(
-                size(slide, of, kernel).is_none(),
-                "{slide:?} {of:?} {kernel:?}"
-            );
-        };
+        }
+    }
+
+    fn none(slide: &Slide, of: &[usize], kernel: &[usize]) {
+        assert!(
+            size(slide, of, kernel).is_none(),
+            "{slide:?} {of:?} {kernel:?}"
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_or_is_too_much_is_none() {
+        let plain = one_by_one();
         assert!(size(&plain, &[1, 2, 3], &[4, 2, 3]).is_some());
         for (of, kernel) in [
             (&[1, 2, 3][..], &[4, 2, 4][..]),
@@ -249,18 +269,7 @@ mod tests {
 
     #[test]
     fn a_slide_that_goes_nowhere_or_for_ever_is_none() {
-        let plain = Slide {
-            stride: vec![1],
-            dilation: vec![1],
-            pads: vec![[0, 0]],
-            groups: 1,
-        };
-        let none = |slide: &Slide, of: &[usize], kernel: &[usize]| {
-            assert!(
-                size(slide, of, kernel).is_none(),
-                "{slide:?} {of:?} {kernel:?}"
-            );
-        };
+        let plain = one_by_one();
         for changed in [
             Slide {
                 stride: vec![0],

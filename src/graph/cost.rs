@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::form::{Form, Forms};
+use super::form::{Form, Forms, form_of};
 use super::lanes::Lanes;
 use super::model::{Arithmetic, Graph, NodeId, Op, ValueId};
 use crate::algebra::{Operand, Resolved};
@@ -76,11 +76,6 @@ pub(super) fn cost_of(
         total.macs = total.macs.saturating_add(one.macs.saturating_mul(times));
     }
     total
-}
-
-fn form_of(forms: &Forms, source: ValueId, value: ValueId) -> Option<&Form> {
-    let mut of = forms[value.0].iter();
-    of.find(|(from, _)| *from == source).map(|(_, form)| form)
 }
 
 /// How often an operator runs for one position of the last output: a stride behind it skips most of what it makes.

@@ -1,7 +1,7 @@
 //! How a value depends on another one: the shape of the linear map, worked out operator by operator without a number of it.
 
 use super::lanes::{Axis, Lanes, Why, why};
-use super::model::{Arithmetic, Conv, Linear, Norm, Op, Pads, Value, ValueId, Window};
+use super::model::{Arithmetic, Conv, Linear, Norm, Op, Pads, Value, ValueId, Window, same_shape};
 use crate::tensor::Tensor;
 
 /// A value as a linear map of a source, plus a constant for each channel.
@@ -25,6 +25,12 @@ pub(super) struct Form {
 
 /// The forms of each value by their sources, the nearest first.
 pub(super) type Forms = Vec<Vec<(ValueId, Form)>>;
+
+/// The form of a value over a source, if it has one.
+pub(super) fn form_of(forms: &Forms, source: ValueId, value: ValueId) -> Option<&Form> {
+    let mut of = forms[value.0].iter();
+    of.find(|(from, _)| *from == source).map(|(_, form)| form)
+}
 
 /// More operators than this no block has; expressions are trees, and a graph may name one value often.
 const MOST_OPERATORS: usize = 1024;
@@ -69,8 +75,10 @@ impl Form {
     /// output of this number.
     pub fn then(&self, op: &Op, input: &Value, output: &Value, number: usize) -> Result<Form, Why> {
         // What is given the shape that it has stays what it is.
+        let shapes = input.shape.as_ref().zip(output.shape.as_ref());
+        let one_shape = shapes.is_some_and(|(from, to)| same_shape(from, to));
         let op = match op {
-            Op::Reshape if self.turned.is_some() && same_shape(input, output) => &Op::Identity,
+            Op::Reshape if self.turned.is_some() && one_shape => &Op::Identity,
             op => op,
         };
         if self.turned.is_some()
@@ -548,14 +556,6 @@ impl Linear {
 /// The number of axes of a value, where it is known.
 pub(super) fn rank(value: &Value) -> Option<usize> {
     value.shape.as_ref().map(Vec::len)
-}
-
-/// Whether two values certainly have one shape.
-fn same_shape(a: &Value, b: &Value) -> bool {
-    let (Some(a), Some(b)) = (&a.shape, &b.shape) else {
-        return false;
-    };
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
 }
 
 fn known(value: &Value, axis: usize) -> Option<usize> {

@@ -8,6 +8,14 @@ use crate::tensor::{Dtype, Float};
 /// Whole numbers beyond this are not all numbers that f64 has.
 const MOST_WHOLE: f64 = (1u64 << 53) as f64;
 
+/// Whole numbers up to this are in single precision what they are.
+const MOST_EXACT: f64 = (1 << 24) as f64;
+
+/// Whether a number is a whole one that every type of so many digits has.
+pub(super) fn is_exact(number: f64) -> bool {
+    number.fract() == 0.0 && number.abs() <= MOST_EXACT
+}
+
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

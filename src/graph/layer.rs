@@ -25,13 +25,7 @@ pub(super) fn layer_of(
         false => (matrix.clone(), in_first),
     };
     if axis + 1 == rank {
-        return Some(Op::Linear(Linear {
-            weight: matrix,
-            in_first,
-            bias: None,
-            alpha: 1.0,
-            beta: 1.0,
-        }));
+        return Some(Op::Linear(Linear::product(matrix, in_first)));
     }
     let spatial = rank
         .checked_sub(2)

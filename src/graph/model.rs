@@ -359,6 +359,24 @@ impl Conv {
     }
 }
 
+impl Linear {
+    /// A product with a matrix, and nothing more.
+    pub(super) fn product(weight: Tensor, in_first: bool) -> Linear {
+        Linear {
+            weight,
+            in_first,
+            bias: None,
+            alpha: 1.0,
+            beta: 1.0,
+        }
+    }
+}
+
+/// Whether two shapes are certainly the same.
+pub(super) fn same_shape(a: &[Dim], b: &[Dim]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
+}
+
 impl Dim {
     /// The number, where the file says it.
     pub fn known(&self) -> Option<usize> {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::cost::{Cost, cost_of, cost_of_one};
 use super::form::{Form, Forms, rank};
 use super::lanes::Lanes;
-use super::model::{Dim, Graph, NodeId, Op, Value, ValueId};
+use super::model::{Dim, Graph, NodeId, Op, Value, ValueId, same_shape};
 use super::tree::tree;
 pub use super::walk::{Step, Walk};
 use crate::algebra::shape::{resolve, resolve_over};
@@ -275,8 +275,8 @@ impl<'a> Search<'a> {
         let (Some(a), Some(b)) = (a, b) else {
             return false;
         };
-        let mut pairs = a.iter().zip(b).take(a.len().saturating_sub(but));
-        a.len() == b.len() && pairs.all(|(a, b)| a.same(b))
+        let first = a.len().saturating_sub(but);
+        a.len() == b.len() && same_shape(&a[..first], &b[..first])
     }
 
     fn sums(&mut self, id: NodeId, inputs: &[ValueId]) -> Vec<(ValueId, Form)> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::model::{Dim, Node, Op, Value, ValueId};
+use super::model::{Dim, Node, Op, Value, ValueId, same_shape};
 
 /// Makes sums of all such nodes.
 pub(super) fn as_sums(nodes: &mut [Node], values: &[Value]) {
@@ -46,7 +46,7 @@ fn shape(values: &[Value], id: ValueId) -> &[Dim] {
 
 /// Whether two shapes are certainly the same, and of as many axes as maps or rows have.
 fn same(a: &[Dim], b: &[Dim]) -> bool {
-    a.len() >= 2 && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
+    a.len() >= 2 && same_shape(a, b)
 }
 
 struct Stacks<'a> {

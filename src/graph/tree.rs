@@ -1,6 +1,6 @@
 //! The expression of a part of a graph: its nodes as the algebra's operators.
 
-use super::form::{Form, Forms};
+use super::form::{Form, Forms, form_of};
 use super::model::{Arithmetic, Conv, Dim, Graph, Linear, NodeId, Op, ValueId, Window};
 use super::walk::Walk;
 use crate::algebra::{self, Bn, Channels, Expr, Extent, Factor, Margins, Through, Vector};
@@ -48,12 +48,8 @@ impl Within<'_> {
         if value == self.source {
             return Ok(Form::identity());
         }
-        let mut forms = self.forms[value.0].iter();
-        let found = forms.find(|(source, _)| *source == self.source);
-        found.map_or_else(
-            || Err("it does not come from its source".to_owned()),
-            |(_, form)| Ok(form.clone()),
-        )
+        let found = form_of(self.forms, self.source, value).cloned();
+        found.ok_or_else(|| "it does not come from its source".to_owned())
     }
 
     /// What leads to a value that is part of a sum or a stack.

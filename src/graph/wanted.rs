@@ -4,8 +4,16 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
+use super::model::Dim;
+
 /// Constants of no more numbers are worked out in any case: a vector may be combined with a value, and a list may say a shape.
 pub(super) const FEW: usize = 1 << 16;
+
+/// Whether a shape certainly has more.
+pub(super) fn is_large(shape: &[Dim]) -> bool {
+    let known = shape.iter().filter_map(Dim::known);
+    known.fold(1, usize::saturating_mul) > FEW
+}
 
 /// What a node reads and writes, by name.
 pub(super) struct Flow<N> {

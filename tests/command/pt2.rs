@@ -322,6 +322,13 @@ fn what_a_recipe_folds_and_the_graph_does_not_is_told() {
     assert_eq!(edit.agreement.differences, [expected]);
 }
 
+/// Whether a file is accepted, and what is wrong with it.
+fn verdict(pt2: &Pt2, edit: &Edit, path: &Path) -> (bool, Vec<String>) {
+    let made = Pt2::open(path).unwrap();
+    let verdict = verify(pt2, edit, Some(&made), &Default::default()).unwrap();
+    (verdict.accepted(), verdict.failures_in_words())
+}
+
 /// The weight is square, so that another operator may read it as well, and computes something else.
 #[test]
 fn a_matrix_that_is_read_otherwise_is_noticed() {
@@ -330,11 +337,7 @@ fn a_matrix_that_is_read_otherwise_is_noticed() {
     let pt2 = open("root");
     let edit = planned(&pt2);
     write(&pt2, &edit, &to, 1);
-    let why = |path: &Path| {
-        let made = Pt2::open(path).unwrap();
-        let verdict = verify(&pt2, &edit, Some(&made), &Default::default()).unwrap();
-        verdict.failures_in_words()
-    };
+    let why = |path: &Path| verdict(&pt2, &edit, path).1;
     assert!(why(&to).is_empty());
     let argument = |name: &str, value: &str| json!({"name": name, "arg": {"as_tensor": {"name": value}}, "kind": 1});
     let across = json!([argument("self", "x"), argument("mat2", "p_weight")]);
@@ -363,16 +366,7 @@ fn every_change_of_the_fused_program_is_noticed() {
     let pt2 = open("repvgg");
     let edit = planned(&pt2);
     write(&pt2, &edit, &to, 1);
-    let accepted = |path: &Path| {
-        let verdict = verify(
-            &pt2,
-            &edit,
-            Some(&Pt2::open(path).unwrap()),
-            &Default::default(),
-        )
-        .unwrap();
-        (verdict.accepted(), verdict.failures_in_words())
-    };
+    let accepted = |path: &Path| verdict(&pt2, &edit, path);
     assert_eq!(accepted(&to), (true, Vec::new()));
     let replaced = |what: &'static str, with: &'static str| {
         changed(&to, &other, |name, text| {

@@ -39,15 +39,19 @@ impl Window {
         }
     }
 
-    /// The positions that count, and the factor of each.
-    fn positions(&self) -> (Vec<Extent>, f64) {
+    /// How many positions count. All have the same factor.
+    fn count(&self) -> usize {
         match self {
-            Window::Mean(extent) => {
-                let count = volume(*extent);
-                let all = (0..count).map(|i| position(i, *extent));
-                (all.collect(), 1.0 / count as f64)
-            }
-            Window::Crop(margins) => (vec![margins.before], 1.0),
+            Window::Mean(extent) => volume(*extent),
+            Window::Crop(_) => 1,
+        }
+    }
+
+    /// The position that counts as the one of this number.
+    fn position(&self, number: usize) -> Extent {
+        match self {
+            Window::Mean(extent) => position(number, *extent),
+            Window::Crop(margins) => margins.before,
         }
     }
 }
@@ -68,15 +72,16 @@ pub(super) fn seen_through<'a>(
     let mut extent = extent;
     for window in windows {
         let to = grown(extent, window.extent());
-        let (positions, weight) = window.positions();
+        let weight = 1.0 / window.count() as f64;
         next.clear();
         next.resize(result.len() / volume(extent) * volume(to), 0.0);
         for (kernel, map) in result
             .chunks_exact(volume(extent))
             .zip(next.chunks_exact_mut(volume(to)))
         {
-            for position in &positions {
-                add_at(kernel, extent, weight, &mut map[flat(*position, to)..], to);
+            for i in 0..window.count() {
+                let at = flat(window.position(i), to);
+                add_at(kernel, extent, weight, &mut map[at..], to);
             }
         }
         std::mem::swap(result, next);

@@ -11,7 +11,7 @@ use crate::graph::arrays::{Reduction, larger, smaller, within};
 use crate::graph::constants::{Budget, Constant, Make, make};
 use crate::graph::contract::Equation;
 use crate::graph::convolve::{Slide, linear, repeats};
-use crate::graph::kinds::Kind;
+use crate::graph::kinds::{Kind, is_exact};
 use crate::tensor::{Float, Tensor};
 
 /// What a node computes of constants alone.
@@ -239,9 +239,6 @@ pub(super) fn target(reading: &Reading<'_>, node: &Node) -> Option<Kind> {
     }
 }
 
-/// Whole numbers up to this are in single precision what they are.
-const MOST_EXACT: f64 = (1 << 24) as f64;
-
 /// Numbers that a node makes of whole ones: in as many places as these say, that count, or with ones on a diagonal.
 fn of_ints(reading: &Reading<'_>, node: &Node, budget: &mut Budget) -> Option<Constant> {
     let input = |index: usize| node.inputs.get(index).copied().flatten();
@@ -266,9 +263,7 @@ fn of_ints(reading: &Reading<'_>, node: &Node, budget: &mut Budget) -> Option<Co
                     }
                     (None, _) => reading.number(reading.constant(input(index))?)?,
                 };
-                // Whole numbers up to this are in single precision what they are.
-                let exact = number.fract() == 0.0 && number.abs() <= MOST_EXACT;
-                exact.then_some(number)
+                is_exact(number).then_some(number)
             };
             let (start, limit, step) = (of(0)?, of(1)?, of(2)?);
             let count = ((limit - start) / step).ceil().max(0.0);
@@ -413,16 +408,9 @@ fn slid(reading: &Reading<'_>, node: &Node) -> Option<(Make, Vec<Operand>)> {
         Ok(conv) => conv,
         Err(Trouble::Opaque(_) | Trouble::File(_)) => return None,
     };
-    let pads = conv.pads.before.iter().zip(&conv.pads.after);
-    let slide = Slide {
-        stride: conv.stride,
-        dilation: conv.dilation,
-        pads: pads.map(|(before, after)| [*before, *after]).collect(),
-        groups: conv.groups,
-    };
     let given = (0..node.inputs.len()).filter(|i| node.inputs[*i].is_some());
     let of = given.map(|i| operand(reading, node, i));
-    Some((Make::Slide(slide), of.collect::<Option<_>>()?))
+    Some((Make::Slide(Slide::of(&conv)), of.collect::<Option<_>>()?))
 }
 
 /// Maps that are stretched to a size by lines between neighbours.

@@ -5,7 +5,7 @@ use super::proto::{Attribute, Name, Node};
 use super::reading::{Reading, Trouble, because, opaque};
 use super::{computed, dims, floats, ints, parts, products, shapes, windows};
 use crate::graph::model::{self, Dim, Norm, Op, ValueId};
-use crate::graph::wanted::FEW;
+use crate::graph::wanted::{FEW, is_large};
 use crate::tensor::{Tensor, quoted};
 
 impl Reading<'_> {
@@ -139,14 +139,10 @@ impl Reading<'_> {
         {
             return false;
         }
-        let large = |dims: Vec<Dim>| {
-            let known = dims.iter().filter_map(Dim::known);
-            known.fold(1, usize::saturating_mul) > FEW
-        };
-        let given = shapes::infer(self, node).into_iter().flatten();
+        let mut given = shapes::infer(self, node).into_iter().flatten();
         let read = node.inputs.iter().map(|name| self.constant(*name));
         let read = read.flatten().map(Tensor::len);
-        given.into_iter().any(large) || read.max().is_some_and(|most| most > FEW)
+        given.any(|shape| is_large(&shape)) || read.max().is_some_and(|most| most > FEW)
     }
 
     /// The values that the constants which a node reads have been made in the shape of.

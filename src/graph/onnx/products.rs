@@ -143,14 +143,7 @@ pub(super) fn product(reading: &Reading<'_>, node: &Node) -> Result<(Op, Vec<Val
     match (left, right) {
         (Some(value), _) if constant(1) && !constant(0) => {
             let (weight, turned) = matrix(reading, node, 1)?;
-            let linear = Linear {
-                weight,
-                in_first: !turned,
-                bias: None,
-                alpha: 1.0,
-                beta: 1.0,
-            };
-            Ok((Op::Linear(linear), vec![value]))
+            Ok((Op::Linear(Linear::product(weight, !turned)), vec![value]))
         }
         (_, Some(value)) if constant(0) && !constant(1) => {
             let rank = reading.values.values[value.0].shape.as_ref().map(Vec::len);

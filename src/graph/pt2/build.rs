@@ -509,9 +509,8 @@ impl Builder<'_> {
             return true;
         }
         let is_large = |name: &String| {
-            let shape = self.context.shape(name).unwrap_or_default();
-            let known = shape.iter().filter_map(Dim::known);
-            known.fold(1, usize::saturating_mul) > wanted::FEW
+            let shape = self.context.shape(name);
+            shape.is_some_and(|shape| wanted::is_large(&shape))
         };
         let all = &mut step.writes.iter();
         if !all.clone().any(|name| self.wanted.contains(name)) && all.any(is_large) {

@@ -377,13 +377,7 @@ fn slid(call: &Call<'_>, conv: Conv) -> Result<Option<Plan>, Opaque> {
     let Input::Constant(maps) = call.first()? else {
         return Err(None);
     };
-    let pads = conv.pads.before.iter().zip(&conv.pads.after);
-    let slide = Slide {
-        stride: conv.stride,
-        dilation: conv.dilation,
-        pads: pads.map(|(before, after)| [*before, *after]).collect(),
-        groups: conv.groups,
-    };
+    let slide = Slide::of(&conv);
     let of = [Some(maps), Some(conv.weight), conv.bias];
     let of = of.into_iter().flatten().map(Operand::Tensor);
     Ok(Some(Plan::new(Make::Slide(slide), of)))

@@ -2,10 +2,7 @@
 
 use super::call::{Call, Opaque};
 use crate::graph::constants::{Budget, Constant};
-use crate::graph::kinds::Kind;
-
-/// Whole numbers up to this are in single precision what they are.
-const MOST_EXACT: f64 = (1 << 24) as f64;
+use crate::graph::kinds::{Kind, is_exact};
 
 /// What a call makes; the program says the shape and the type.
 pub(super) fn made(
@@ -29,10 +26,9 @@ pub(super) fn made(
             let start = call.number("start")?.unwrap_or(0.0);
             let step = call.number("step")?.unwrap_or(1.0);
             let end = call.number("end")?.ok_or(None)?;
-            let exact = |x: f64| x.fract() == 0.0 && x.abs() <= MOST_EXACT;
             let count = ((end - start) / step).ceil();
             let fits = matches!(shape, [len] if *len as f64 == count);
-            if ![start, step, end].into_iter().all(exact) || !fits {
+            if ![start, step, end].into_iter().all(is_exact) || !fits {
                 return Ok(None);
             }
             let counted = |at: &[usize]| start + at[0] as f64 * step;

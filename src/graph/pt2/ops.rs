@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::call::{Call, Input, Opaque, because};
+use super::moved::axes;
 use super::views;
 use crate::graph::contract::Equation;
 use crate::graph::layer::layer_of;
@@ -200,11 +201,8 @@ fn convolution(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
 
 fn linear(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let linear = Linear {
-        weight: weight(call, 2)?,
-        in_first: false,
         bias: call.weight("bias")?,
-        alpha: 1.0,
-        beta: 1.0,
+        ..Linear::product(weight(call, 2)?, false)
     };
     Ok((Op::Linear(linear), vec![call.value()?]))
 }
@@ -242,13 +240,7 @@ fn addmm(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
 fn product(call: &Call<'_>, right: &str) -> Result<(Op, Vec<String>), Opaque> {
     match (call.first()?, call.input(right)?) {
         (Input::Value(value), Input::Constant(_)) => {
-            let linear = Linear {
-                weight: matrix(call, right)?,
-                in_first: false,
-                bias: None,
-                alpha: 1.0,
-                beta: 1.0,
-            };
+            let linear = Linear::product(matrix(call, right)?, false);
             Ok((Op::Linear(linear), vec![value]))
         }
         (Input::Constant(left), Input::Value(value))
@@ -276,14 +268,7 @@ fn batched(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let Some(weight) = weight.filter(|weight| weight.dtype().float().is_some()) else {
         return Err(None);
     };
-    let linear = Linear {
-        weight,
-        in_first: false,
-        bias: None,
-        alpha: 1.0,
-        beta: 1.0,
-    };
-    Ok((Op::Linear(linear), vec![value]))
+    Ok((Op::Linear(Linear::product(weight, false)), vec![value]))
 }
 
 /// A product with a constant matrix that names the axes: over the last axis, or over that of the channels.
@@ -375,9 +360,7 @@ fn arithmetic(call: &Call<'_>, how: Arithmetic) -> Result<(Op, Vec<String>), Opa
                 Arithmetic::SubFrom => [-alpha, 1.0],
                 Arithmetic::Mul | Arithmetic::Div => return Err(None),
             };
-            if call.shape(&a)? != call.shape(&b)? || call.shape(&a)?.contains(&Dim::Any) {
-                return because("its inputs have different shapes");
-            }
+            alike(call, [&a, &b])?;
             (Op::Sum(factors.to_vec()), vec![a, b])
         }
         _ if alpha != 1.0 => return because("it multiplies a constant by `alpha`"),
@@ -488,6 +471,14 @@ fn pooling(call: &Call<'_>, spatial: usize) -> Result<(Op, Vec<String>), Opaque>
 }
 
 /// The mean over the whole of some axes.
+/// Whether two values certainly have one shape.
+fn alike(call: &Call<'_>, [a, b]: [&str; 2]) -> Result<(), Opaque> {
+    match call.shape(a)? != call.shape(b)? || call.shape(a)?.contains(&Dim::Any) {
+        true => because("its inputs have different shapes"),
+        false => Ok(()),
+    }
+}
+
 /// What lies between two values: so much of the way from the first to the second.
 fn lerp(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let Input::Value(end) = call.input("end")? else {
@@ -495,9 +486,7 @@ fn lerp(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     };
     let (start, weight) = (call.value()?, call.number("weight")?.ok_or(None)?);
     floating(call, &start)?;
-    if call.shape(&start)? != call.shape(&end)? || call.shape(&start)?.contains(&Dim::Any) {
-        return because("its inputs have different shapes");
-    }
+    alike(call, [&start, &end])?;
     match weight.is_finite() {
         true => Ok((Op::Sum(vec![1.0 - weight, weight]), vec![start, end])),
         false => Err(None),
@@ -522,13 +511,8 @@ fn mean(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     floating(call, &value)?;
     let rank = call.shape(&value)?.len();
     let list = call.ints("dim")?.filter(|list| !list.is_empty());
-    let from_end = |n: &i64| if *n < 0 { n + rank as i64 } else { *n };
-    let axes = list.ok_or(None)?;
-    let axes: Option<Vec<usize>> = (axes.iter())
-        .map(|n| usize::try_from(from_end(n)).ok().filter(|n| *n < rank))
-        .collect();
     let op = Op::Mean {
-        axes: axes.ok_or(None)?,
+        axes: axes(&list.ok_or(None)?, rank)?,
         keeps: call.flag("keepdim", false)?,
     };
     Ok((op, vec![value]))

@@ -2,6 +2,7 @@
 
 use super::call::{Call, Input, Opaque, because};
 use super::fills::is_whole;
+use super::moved::axes;
 use crate::graph::model::{Dim, Op};
 use crate::tensor::Tensor;
 
@@ -235,12 +236,7 @@ fn parts(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
 fn permute(call: &Call<'_>) -> Result<(Op, Vec<String>), Opaque> {
     let value = call.value()?;
     let rank = call.shape(&value)?.len();
-    let from_end = |n: &i64| if *n < 0 { n + rank as i64 } else { *n };
-    let dims = call.ints("dims")?.ok_or(None)?;
-    let permutation: Vec<usize> = dims
-        .iter()
-        .filter_map(|n| usize::try_from(from_end(n)).ok())
-        .collect();
+    let permutation = axes(&call.ints("dims")?.ok_or(None)?, rank)?;
     let mut sorted = permutation.clone();
     sorted.sort_unstable();
     match sorted.into_iter().eq(0..rank) {
